@@ -1,0 +1,46 @@
+"""How often each class occurs in the targets of a data set."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from tqdm import tqdm
+
+from datasets.loader import available_cores
+from datasets.voc import IGNORE_INDEX, SegmentationDataset
+
+
+@dataclasses.dataclass
+class ClassStatistics:
+    """Counts over a data set of C classes.
+
+    Attributes:
+        pixel_counts: int64 (C,), pixels of each class.
+        void_pixels: pixels that are 255.
+        image_counts: int64 (C,), images that hold the class.
+        image_pixels: int64 (C,), pixels that are not void in the images that hold the class.
+    """
+
+    pixel_counts: torch.Tensor
+    void_pixels: int
+    image_counts: torch.Tensor
+    image_pixels: torch.Tensor
+
+
+def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
+    """Count the classes of all targets; reads masks alone, on all cores, with a progress bar."""
+
+    def count(index: int) -> torch.Tensor:
+        return torch.bincount(dataset.read_target(index).flatten(), minlength=IGNORE_INDEX + 1)
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        bar = tqdm(pool.map(count, range(len(dataset))), "count classes", len(dataset), leave=False)
+        counts = torch.stack(list(bar))  # (images, 256)
+    classes = counts[:, : dataset.num_classes]
+    present = classes > 0
+    return ClassStatistics(
+        pixel_counts=classes.sum(0),
+        void_pixels=int(counts[:, IGNORE_INDEX].sum()),
+        image_counts=present.sum(0),
+        image_pixels=(present * classes.sum(1, keepdim=True)).sum(0),
+    )

@@ -1,0 +1,292 @@
+"""Train a DeepLab, or evaluate one.
+
+    python main.py --dataset shapes                                  # a first run, offline
+    python main.py --model deeplabv3plus_resnet50 --loss focal       # the course's run on VOC 2012
+    python main.py --dataset custom --data_root DIR                  # a data set of your own
+    python main.py --test_only --ckpt runs/NAME/best.pth             # scores alone
+
+A run leaves args.json, log.jsonl, best.pth and last.pth in `runs/<run_name>/`.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets import build_dataset
+from datasets.loader import build_train_loader, build_val_loader
+from datasets.statistics import class_statistics
+from datasets.voc import IGNORE_INDEX, SegmentationDataset
+from network.modeling import build_model
+from utils.checkpoint import load_checkpoint, model_from_checkpoint, start_from
+from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
+from utils.errors import UserError, run_script
+from utils.loss import build_criterion, class_weights
+from utils.metrics import StreamSegMetrics, format_scores
+from utils.optim import build_optimizer, build_scheduler
+from utils.options import parse_args, run_dir_of, settings_to_store
+from utils.precision import choose_device, choose_precision
+from utils.runs import (
+    ARGS_FILE,
+    BEST_FILE,
+    LAST_FILE,
+    describe_environment,
+    prepare_run_dir,
+    read_log,
+    write_json,
+    write_log,
+)
+from utils.state import AfterStep, TrainingState
+from utils.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop, ShortSideCenterCrop
+
+
+def set_seed(seed: int, deterministic: bool) -> None:
+    """Seed the weights and dropout; order and augmentation have seeds of their own."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def build_train_set(args: argparse.Namespace) -> SegmentationDataset:
+    """The training set: random scale 0.5 to 2.0, random crop, horizontal flip."""
+    crop_size = (args.crop_size[0], args.crop_size[-1])
+    transform = Compose(RandomScaleCrop(crop_size), RandomHorizontalFlip())
+    return build_dataset(args, args.image_set, transform)
+
+
+def build_val_data(
+    args: argparse.Namespace, pin_memory: bool
+) -> tuple[SegmentationDataset, DataLoader]:
+    """The evaluation's data set and batches: whole images, or the crops of `--crop_val`."""
+    crop = args.crop_size[0]
+    transform = ShortSideCenterCrop(crop) if args.crop_val else None
+    val_set = build_dataset(args, args.val_image_set, transform)
+    sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
+    loader = build_val_loader(val_set, sizes, args.val_batch_size, args.num_workers, pin_memory)
+    return val_set, loader
+
+
+def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:
+    """The training loss; class weights are counted in the training set."""
+    weights = None
+    if args.class_weights != "none":
+        counts = class_statistics(train_set)
+        weights = class_weights(
+            args.class_weights, counts.pixel_counts, counts.image_counts, counts.image_pixels
+        )
+    return build_criterion(args.loss, IGNORE_INDEX, weights, args.focal_gamma)
+
+
+def test(args: argparse.Namespace, device: torch.device, precision: str) -> None:
+    """Evaluate a checkpoint, print its scores and leave them in `scores.json` beside it."""
+    path = Path(args.ckpt) if args.ckpt else run_dir_of(args) / BEST_FILE
+    checkpoint = load_checkpoint(path)
+    val_set, loader = build_val_data(args, pin_memory=device.type == "cuda")
+    if val_set.num_classes != checkpoint.num_classes:
+        raise UserError(
+            f"{path}: has {checkpoint.num_classes} classes, but --dataset {args.dataset} has "
+            f"{val_set.num_classes}: give the data set that it was trained on"
+        )
+    model = model_from_checkpoint(checkpoint, args.output_stride)
+    model = model.to(device, memory_format=torch.channels_last)
+    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
+    scores = {
+        "checkpoint": str(path),
+        "image_set": args.val_image_set,
+        "images": len(val_set),
+        "protocol": protocol(args),
+        **evaluate(model, loader, metrics, precision, device),
+    }
+    print(f"{path} on {args.val_image_set} ({len(val_set)} images, {scores['protocol']})")
+    print(format_scores(scores, val_set.class_names))
+    scores["class_iou"] = dict(zip(val_set.class_names, scores["class_iou"], strict=True))
+    write_json(path.with_name("scores.json"), scores)
+
+
+def protocol(args: argparse.Namespace) -> str:
+    """How the evaluation looks at images; every score says so."""
+    if args.crop_val:
+        return f"centre crops: short side {args.crop_size[0]}, centre square"
+    return "whole images at native size"
+
+
+def validate(
+    state: TrainingState,
+    val_set: SegmentationDataset,
+    loader: DataLoader,
+    run_dir: Path,
+    precision: str,
+    device: torch.device,
+) -> None:
+    """Score the model, keep it in `best.pth` if it is the best so far, and log the scores."""
+    start = time.perf_counter()
+    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
+    scores = evaluate(state.model, loader, metrics, precision, device)
+    class_iou = scores.pop("class_iou")
+    record = {
+        "iteration": state.cur_itrs,
+        "epoch": state.epoch,
+        "train_loss": state.losses.mean(),
+        "lr": state.optimizer.param_groups[-1]["lr"],
+        "backbone_lr": state.optimizer.param_groups[0]["lr"],
+        **scores,
+        "class_iou": dict(zip(val_set.class_names, class_iou, strict=True)),
+        "seconds": state.seconds(),
+        "val_seconds": time.perf_counter() - start,
+        "max_memory_mb": max_memory_mb(device),
+    }
+    state.losses.reset()
+    is_best = scores["miou"] > state.best_score or not (run_dir / BEST_FILE).exists()
+    if is_best:
+        state.best_score = scores["miou"]
+        state.save(run_dir / BEST_FILE)
+    write_log(run_dir, [*read_log(run_dir), record])
+    tqdm.write(
+        f"iteration {state.cur_itrs}, epoch {state.epoch}: loss {record['train_loss']:.4f}, "
+        f"mIoU {100 * scores['miou']:.2f}, pixel acc {100 * scores['pixel_acc']:.2f}, "
+        f"{state.seconds():.0f} s{' (best so far)' if is_best else ''}"
+    )
+
+
+def max_memory_mb(device: torch.device) -> float | None:
+    """Peak memory of the GPU so far, in MB; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
+def train(
+    state: TrainingState,
+    criterion: nn.Module,
+    train_loader: DataLoader,
+    val_set: SegmentationDataset,
+    val_loader: DataLoader,
+    run_dir: Path,
+    precision: str,
+    device: torch.device,
+) -> None:
+    """Train to `--total_itrs`, evaluating every `--val_interval` epochs and at the end."""
+    args, sampler = state.args, train_loader.batch_sampler
+    per_epoch = sampler.batches_per_epoch
+    evaluated = {record["iteration"] for record in read_log(run_dir)}
+    with progress_bar(args.total_itrs, state.cur_itrs) as bar:
+        after_step = AfterStep(state, bar, run_dir / LAST_FILE, args.save_interval)
+        while True:
+            at_end = state.cur_itrs >= args.total_itrs
+            epoch, first = divmod(state.cur_itrs, per_epoch)
+            is_due = state.cur_itrs > 0 and first == 0 and epoch % args.val_interval == 0
+            if (is_due or at_end) and state.cur_itrs not in evaluated:
+                validate(state, val_set, val_loader, run_dir, precision, device)
+            if state.cur_itrs > 0:
+                state.save(run_dir / LAST_FILE)
+            if at_end:
+                break
+            sampler.set_range(epoch, first, first + args.total_itrs - state.cur_itrs)
+            train_one_epoch(
+                state.model, criterion, train_loader, state.optimizer, state.scheduler,
+                state.scaler, precision, device, state.losses, after_step,
+            )  # fmt: skip
+            state.epoch = state.cur_itrs // per_epoch
+
+
+def progress_bar(total: int, initial: int) -> tqdm:
+    """The bar over iterations; in a log file a line every half a minute is enough."""
+    interval = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(desc="train", total=total, initial=initial, unit="it", mininterval=interval)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the flags say."""
+    args = parse_args(__doc__, argv)
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    if args.test_only:
+        return test(args, device, precision)
+    run_dir = run_dir_of(args)
+    prepare_run_dir(run_dir, args.resume, args.overwrite)
+    set_seed(args.seed, args.deterministic)
+
+    train_set = build_train_set(args)
+    pin_memory = device.type == "cuda"
+    train_loader = build_train_loader(
+        train_set, args.batch_size, args.seed, args.num_workers, pin_memory
+    )
+    val_set, val_loader = build_val_data(args, pin_memory)
+    print_settings(args, train_set, val_set, device, precision)
+
+    model = build_model(
+        args.model,
+        num_classes=train_set.num_classes,
+        output_stride=args.output_stride,
+        separable_conv=args.separable_conv,
+        backbone_weights=args.backbone_weights,
+        bn_momentum=args.bn_momentum,
+    )
+    if args.ckpt:
+        print(start_from(model, args.model, load_checkpoint(args.ckpt)))
+    model = model.to(device, memory_format=torch.channels_last)
+    criterion = build_loss(args, train_set).to(device)
+    optimizer = build_optimizer(
+        model, args.lr, args.backbone_lr_factor, args.momentum, args.weight_decay
+    )
+    scheduler = build_scheduler(optimizer, args.lr_policy, args.step_size, args.total_itrs)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    losses = LossMeter()
+    state = TrainingState(model, optimizer, scheduler, scaler, losses, args, train_set.class_names)
+    if args.resume:
+        state.load(run_dir / LAST_FILE)
+        write_log(run_dir, [r for r in read_log(run_dir) if r["iteration"] <= state.cur_itrs])
+        print(f"resumed {run_dir / LAST_FILE} at iteration {state.cur_itrs}")
+    settings = {"args": settings_to_store(args), "class_names": train_set.class_names}
+    write_json(run_dir / ARGS_FILE, {**settings, "environment": describe_environment()})
+    try:
+        train(state, criterion, train_loader, val_set, val_loader, run_dir, precision, device)
+    except NonFiniteLossError as error:
+        raise UserError(explain_non_finite(error, train_set, run_dir)) from None
+    print(f"best mIoU {100 * state.best_score:.2f} in {run_dir / BEST_FILE}")
+
+
+def print_settings(
+    args: argparse.Namespace,
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset,
+    device: torch.device,
+    precision: str,
+) -> None:
+    """Say what applies, defaults included."""
+    print(
+        f"{args.model}, output stride {args.output_stride}, backbone weights "
+        f"{args.backbone_weights} (lr x{args.backbone_lr_factor:g}, BN momentum "
+        f"{args.bn_momentum:g}), {precision} on {device}\n"
+        f"{args.dataset}: {len(train_set)} images of {args.image_set}, evaluated on "
+        f"{len(val_set)} of {args.val_image_set} ({protocol(args)}), {train_set.num_classes} "
+        f"classes\n"
+        f"{args.loss}, SGD lr {args.lr:g}, {args.lr_policy}, {args.total_itrs} iterations of "
+        f"{args.batch_size} images, crop {args.crop_size}\n"
+        f"results in {run_dir_of(args)}"
+    )
+
+
+def explain_non_finite(
+    error: NonFiniteLossError, train_set: SegmentationDataset, run_dir: Path
+) -> str:
+    """One line: when, with which learning rates and samples, and what is left."""
+    samples = ", ".join(train_set.ids[index] for index in error.indices)
+    lrs = ", ".join(f"{lr:g}" for lr in error.lrs)
+    kept = run_dir / LAST_FILE
+    return (
+        f"the loss is {error.value} at iteration {error.iteration} (learning rates {lrs}; samples "
+        f"{samples}): lower --lr, or use --precision fp32; "
+        + (f"{kept} holds the last good weights" if kept.exists() else "nothing was saved yet")
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

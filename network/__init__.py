@@ -1,0 +1,6 @@
+"""DeepLabV3 and DeepLabV3+ on torchvision's backbones."""
+
+from network._deeplab import DeepLab
+from network.modeling import MODELS, build_model
+
+__all__ = ["MODELS", "DeepLab", "build_model"]

@@ -1,0 +1,78 @@
+"""The models by name, and `build_model()`."""
+
+from torch import nn
+
+from network._deeplab import DeepLab, DeepLabHead, DeepLabHeadPlus
+from network.backbone import build_backbone
+from utils.errors import UserError
+
+MODELS = {
+    "deeplabv3_resnet50": (DeepLabHead, "resnet50"),
+    "deeplabv3plus_resnet50": (DeepLabHeadPlus, "resnet50"),
+    "deeplabv3_resnet101": (DeepLabHead, "resnet101"),
+    "deeplabv3plus_resnet101": (DeepLabHeadPlus, "resnet101"),
+    "deeplabv3_mobilenet": (DeepLabHead, "mobilenet_v2"),
+    "deeplabv3plus_mobilenet": (DeepLabHeadPlus, "mobilenet_v2"),
+}
+
+# By output stride: "the rates are doubled when output_stride = 8" (V3, section 3.3).
+ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
+
+
+def build_model(
+    name: str,
+    num_classes: int = 21,
+    output_stride: int = 16,
+    separable_conv: bool = False,
+    backbone_weights: str = "none",
+    bn_momentum: float | None = None,
+) -> DeepLab:
+    """Build a model of the table, in training mode, on the CPU.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: channels of the logits.
+        output_stride: image size over size of the backbone's output, 8 or 16.
+        separable_conv: separable 3x3 convolutions in the head.
+        backbone_weights: `none`, `imagenet1k_v1`, `imagenet1k_v2`, or the path of a state dict of
+            torchvision's classification network.
+        bn_momentum: momentum of the backbone's batch norms; None leaves torch's 0.1. The head's
+            keep 0.1: they have no ImageNet statistics to protect.
+
+    Raises:
+        UserError: a value is out of range, or the weights cannot be loaded.
+    """
+    check_arguments(name, num_classes, output_stride, bn_momentum)
+    head, backbone_name = MODELS[name]
+    backbone = build_backbone(backbone_name, output_stride, backbone_weights)
+    classifier = head(
+        backbone.low_level_channels,
+        backbone.out_channels,
+        num_classes,
+        ATROUS_RATES[output_stride],
+        separable_conv,
+    )
+    if bn_momentum is not None:
+        set_bn_momentum(backbone, bn_momentum)
+    return DeepLab(backbone, classifier)
+
+
+def check_arguments(
+    name: str, num_classes: int, output_stride: int, bn_momentum: float | None
+) -> None:
+    """Raise a `UserError` for a value that no model has."""
+    if name not in MODELS:
+        raise UserError(f"--model {name}: unknown: choose from {', '.join(MODELS)}")
+    if output_stride not in ATROUS_RATES:
+        raise UserError(f"--output_stride {output_stride}: must be 8 or 16")
+    if num_classes < 2:
+        raise UserError(f"--num_classes {num_classes}: must be at least 2, background included")
+    if bn_momentum is not None and not 0 <= bn_momentum <= 1:
+        raise UserError(f"--bn_momentum {bn_momentum}: must be between 0 and 1")
+
+
+def set_bn_momentum(module: nn.Module, momentum: float) -> None:
+    """Set the share that a new batch has in the running statistics of every batch norm."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.momentum = momentum

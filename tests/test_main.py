@@ -1,0 +1,316 @@
+"""`main.py` as a user runs it, on small data and the smallest model."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from main import main
+from tests.conftest import make_voc, save_mask, write_list
+from utils.options import parse_args
+from utils.runs import read_log
+
+SMALL = (
+    "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", "--crop_size", 48,
+    "--batch_size", 2, "--num_workers", 0, "--precision", "fp32", "--device", "cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("voc")
+    make_voc(root, num_train=6, num_val=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """The folder of a finished run of 7 iterations: two epochs of 3, and one more."""
+    runs = tmp_path_factory.mktemp("runs")
+    argv = [*SMALL, "--data_root", data, "--runs_dir", runs, "--total_itrs", 7]
+    main([str(word) for word in argv])
+    return runs / "voc_deeplabv3plus_mobilenet_ce"
+
+
+def flags(data, runs, *more):
+    return (*SMALL, "--data_root", data, "--runs_dir", runs, "--total_itrs", 7, *more)
+
+
+def test_run_leaves_its_four_files(finished):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "args.json",
+        "best.pth",
+        "last.pth",
+        "log.jsonl",
+    ]
+
+
+def test_log_has_a_line_per_evaluation(finished):
+    records = read_log(finished)
+    assert [record["iteration"] for record in records] == [3, 6, 7]
+    assert [record["epoch"] for record in records] == [1, 2, 2]
+    for record in records:
+        assert {"train_loss", "lr", "backbone_lr", "seconds"} <= set(record)
+        assert all(0 <= record[key] <= 1 for key in ("miou", "pixel_acc", "mean_acc", "fw_iou"))
+        ious = [iou for iou in record["class_iou"].values() if iou is not None]
+        assert record["miou"] == pytest.approx(np.mean(ious))
+        assert list(record["class_iou"])[15] == "person"
+
+
+def test_best_and_last_hold_plain_values_and_the_best_score(finished):
+    best_score = max(record["miou"] for record in read_log(finished))
+    for name in ("best.pth", "last.pth"):
+        content = torch.load(finished / name, weights_only=True)
+        assert {"model_state", "optimizer_state", "scheduler_state", "cur_itrs", "best_score"} <= (
+            set(content)
+        )
+        assert {"epoch", "rng", "args"} <= set(content)
+    assert content["best_score"] == best_score and content["cur_itrs"] == 7
+
+
+def test_args_json_tells_settings_versions_and_commit(finished):
+    stored = json.loads((finished / "args.json").read_text())
+    assert stored["args"]["total_itrs"] == 7 and stored["args"]["backbone_lr_factor"] == 1.0
+    assert stored["environment"]["torch"] == torch.__version__
+    assert "git_commit" in stored["environment"]
+    assert len(stored["class_names"]) == 21
+
+
+def test_test_only_repeats_the_logged_scores(run, finished, data, tmp_path):
+    ended = run(main, *flags(data, tmp_path, "--test_only", "--ckpt", finished / "last.pth"))
+    scores = json.loads((finished / "scores.json").read_text())
+    (finished / "scores.json").unlink()
+    record = read_log(finished)[-1]
+    assert ended.status == 0 and f"mIoU {100 * record['miou']:.2f}" in ended.stdout
+    assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
+    assert scores["protocol"] == "whole images at native size"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
+    run, finished, data, tmp_path, num_workers, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def kill_after_5(self):
+        state = type(self).call(self)
+        if self.state.cur_itrs == 5:
+            raise Killed
+        return state
+
+    from utils.state import AfterStep
+
+    monkeypatch.setattr(AfterStep, "call", AfterStep.__call__, raising=False)
+    monkeypatch.setattr(AfterStep, "__call__", kill_after_5)
+    with pytest.raises(Killed):
+        main([str(word) for word in flags(data, tmp_path, "--save_interval", 1)])
+    monkeypatch.undo()
+    folder = tmp_path / finished.name
+    assert len(read_log(folder)) == 1
+    torch.manual_seed(99)
+    ended = run(main, *flags(data, tmp_path, "--resume", "--num_workers", num_workers))
+    assert ended.status == 0 and "at iteration 5" in ended.stdout
+    for name in ("best.pth", "last.pth"):
+        one = torch.load(finished / name, weights_only=True)
+        other = torch.load(folder / name, weights_only=True)
+        assert one["best_score"] == other["best_score"] and one["cur_itrs"] == other["cur_itrs"]
+        for key, value in one["model_state"].items():
+            assert torch.equal(value, other["model_state"][key]), key
+    for one, other in zip(read_log(finished), read_log(folder), strict=True):
+        timing = ("seconds", "val_seconds")
+        assert {k: v for k, v in one.items() if k not in timing} == {
+            k: v for k, v in other.items() if k not in timing
+        }
+
+
+def test_a_run_is_never_overwritten_unasked(run, finished, data):
+    before = (finished / "last.pth").read_bytes()
+    error = run(main, *flags(data, finished.parent)).error
+    assert all(word in error for word in (str(finished), "--resume", "--overwrite", "--run_name"))
+    assert (finished / "last.pth").read_bytes() == before
+
+
+def test_overwrite_starts_again(run, finished, data, tmp_path):
+    shutil.copytree(finished, tmp_path / finished.name)
+    argv = [*flags(data, tmp_path, "--overwrite"), "--total_itrs", 1]
+    assert run(main, *argv).status == 0
+    assert [record["iteration"] for record in read_log(tmp_path / finished.name)] == [1]
+
+
+def test_resume_takes_settings_from_the_run_and_refuses_to_change_them(run, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / finished.name)
+    resume = ("--runs_dir", tmp_path, "--resume", "--run_name", finished.name)
+    assert run(main, *resume).status == 0  # nothing left to do
+    assert "--lr 0.5" in run(main, *resume, "--lr", 0.5).error
+    assert "--resume" in run(main, "--runs_dir", tmp_path / "none", "--resume").error
+
+
+def test_args_file_runs_the_same_again(run, finished, tmp_path):
+    ended = run(main, "--args", finished / "args.json", "--runs_dir", tmp_path)
+    assert ended.status == 0
+    one = torch.load(finished / "last.pth", weights_only=True)["model_state"]
+    other = torch.load(tmp_path / finished.name / "last.pth", weights_only=True)["model_state"]
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_ckpt_starts_from_weights_and_drops_foreign_classes(run, finished, tmp_path):
+    folder = make_voc(tmp_path, num_classes=3)
+    (folder / "class_names.txt").write_text("background\ncat\ndog\n")
+    argv = list(SMALL)
+    del argv[2:4]  # --backbone_weights
+    ended = run(
+        main, *argv, "--dataset", "custom", "--data_root", folder, "--runs_dir", tmp_path / "runs",
+        "--ckpt", finished / "best.pth", "--total_itrs", 1,
+    )  # fmt: skip
+    assert ended.status == 0, ended.stderr
+    assert "3 classes, not 21" in ended.stdout and "lr x0.1" in ended.stdout
+    assert (tmp_path / "runs" / "VOC2012_deeplabv3plus_mobilenet_ce").is_dir()
+
+
+@pytest.mark.parametrize("loss", ["focal", "ohem", "dice", "lovasz"])
+def test_every_loss_trains(run, data, tmp_path, loss):
+    ended = run(main, *flags(data, tmp_path, "--loss", loss, "--crop_val"), "--total_itrs", 1)
+    assert ended.status == 0, ended.stderr
+    assert "centre crops" in ended.stdout
+
+
+def test_class_weights_are_counted_and_used(run, data, tmp_path):
+    argv = flags(data, tmp_path, "--class_weights", "median_frequency")
+    assert run(main, *argv, "--total_itrs", 2).status == 0
+
+
+# What bad input gets: one line, status 2.
+
+
+def edited(data, tmp_path):
+    """A copy of the data set to spoil."""
+    shutil.copytree(data, tmp_path / "data")
+    return tmp_path / "data", tmp_path / "data" / "VOCdevkit" / "VOC2012"
+
+
+def spoil_missing_image(folder):
+    (folder / "JPEGImages" / "2007_000002.jpg").unlink()
+    return "2007_000002.jpg"
+
+
+def spoil_missing_mask(folder):
+    (folder / "SegmentationClass" / "2007_000002.png").unlink()
+    return "2007_000002.png"
+
+
+def spoil_size(folder):
+    save_mask(folder / "SegmentationClass" / "2007_000002.png", np.zeros((9, 9)))
+    return "2007_000002.png"
+
+
+def spoil_value(folder):
+    save_mask(folder / "SegmentationClass" / "2007_000002.png", np.full((48, 64), 30))
+    return "value 30"
+
+
+def spoil_jpeg(folder):
+    path = folder / "JPEGImages" / "2007_000002.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+    return "2007_000002.jpg"
+
+
+def spoil_rgb_mask(folder):
+    Image.new("RGB", (64, 48)).save(folder / "SegmentationClass" / "2007_000002.png")
+    return "stored as RGB"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_missing_image,
+        spoil_missing_mask,
+        spoil_size,
+        spoil_value,
+        spoil_jpeg,
+        spoil_rgb_mask,
+    ],
+)
+def test_spoiled_data_is_named(run, data, tmp_path, spoil, num_workers):
+    root, folder = edited(data, tmp_path)
+    name = spoil(folder)
+    argv = flags(root, tmp_path / "runs", "--num_workers", num_workers)
+    assert name in run(main, *argv).error
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--batch_size", 1], ["--batch_size 1", "at least 2"]),
+        (["--batch_size", 7], ["--batch_size 7", "only 6 images"]),
+        (["--ckpt", "nowhere.pth"], ["nowhere.pth"]),
+        (["--test_only", "--ckpt", "nowhere.pth"], ["nowhere.pth"]),
+        (["--backbone_weights", "nowhere.pth"], ["nowhere.pth", "--backbone_weights"]),
+        (["--image_set", "nowhere"], ["nowhere.txt"]),
+        (["--crop_size", 0], ["--crop_size"]),
+        (["--crop_size", 40, 48, "--crop_val"], ["--crop_val"]),
+        (["--total_itrs", 0], ["--total_itrs 0"]),
+        (["--loss", "dice", "--class_weights", "median_frequency"], ["--class_weights", "dice"]),
+        (["--loss", "ce", "--focal_gamma", 3], ["--focal_gamma", "--loss focal"]),
+        (["--loss", "focal", "--focal_gamma", -1], ["--focal_gamma -1"]),
+        (["--lr", 1e30], ["loss is", "iteration", "--lr", "2007_"]),
+        (["--device", "cuda:77"], ["--device cuda:77"]),
+        (["--args", "nowhere.json"], ["nowhere.json"]),
+        (["--val_batch_size", 0], ["--val_batch_size 0"]),
+    ],
+)
+def test_impossible_flags_are_named(run, data, tmp_path, argv, words):
+    if "--ckpt" in argv and "--test_only" not in argv:
+        argv = [*argv, "--backbone_weights", "none"]
+    error = run(main, *flags(data, tmp_path), *argv).error
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("argv", [["--model", "resnet"], ["--loss", "mse"], ["--dataset", "coco"]])
+def test_unknown_names_get_argparses_own_error(capsys, argv):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert f"argument {argv[0]}: invalid choice: '{argv[1]}'" in capsys.readouterr().err
+
+
+def test_explicit_flags_win_over_what_other_flags_imply():
+    args = parse_args("", ["--dataset", "shapes"])
+    assert (args.backbone_weights, args.bn_momentum, args.backbone_lr_factor) == ("none", 0.1, 1)
+    args = parse_args("", ["--dataset", "shapes", "--lr", "0.5", "--bn_momentum", "0.01"])
+    assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.5, 0.01, 1)
+    args = parse_args("", ["--backbone_weights", "none"])
+    assert (args.bn_momentum, args.backbone_lr_factor) == (0.1, 1)
+
+
+def test_recipe_is_the_courses():
+    args = vars(parse_args("", []))
+    expected = {
+        "model": "deeplabv3plus_resnet50", "dataset": "voc", "image_set": "train",
+        "backbone_weights": "imagenet1k_v1", "output_stride": 16, "crop_size": [513],
+        "loss": "ce", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
+        "backbone_lr_factor": 0.1, "lr_policy": "step", "step_size": 1000, "total_itrs": 5000,
+        "batch_size": 8, "bn_momentum": 0.01, "val_interval": 1, "crop_val": False,
+        "precision": "auto",
+    }  # fmt: skip
+    assert {key: args[key] for key in expected} == expected
+
+
+def test_training_does_not_import_matplotlib():
+    import subprocess
+    import sys
+
+    code = "import sys, main; print('matplotlib' in sys.modules, 'segment_anything' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.stdout.strip() == "False False", output.stderr
+
+
+def test_one_list_for_training_and_evaluation_is_allowed(run, data, tmp_path):
+    root, folder = edited(data, tmp_path)
+    write_list(folder, "few", ["2007_000000", "2007_000001"])
+    argv = flags(root, tmp_path / "runs", "--image_set", "few", "--val_image_set", "few")
+    assert run(main, *argv, "--total_itrs", 1).status == 0

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from utils.metrics import StreamSegMetrics, confusion_matrix, format_scores, scores_from_confusion
+
+
+def test_confusion_matrix_counts_by_hand():
+    target = torch.tensor([[[0, 0, 1], [1, 2, 255]]], dtype=torch.uint8)
+    pred = torch.tensor([[[0, 1, 1], [1, 0, 2]]])
+    assert confusion_matrix(target, pred, 3).tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+
+
+def test_confusion_matrix_equals_an_independent_count():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 22, (3, 17, 19), generator=generator)
+    target[target == 21] = 255
+    pred = torch.randint(0, 21, (3, 17, 19), generator=generator)
+    expected = np.zeros((21, 21), int)
+    for t, p in zip(target.flatten().tolist(), pred.flatten().tolist(), strict=True):
+        if t != 255:
+            expected[t, p] += 1
+    for dtype in (torch.uint8, torch.int64):
+        assert np.array_equal(confusion_matrix(target.to(dtype), pred, 21).numpy(), expected)
+
+
+def test_scores_by_hand():
+    # 10 pixels: class 0 has 6 (5 right), class 1 has 4 (3 right); class 2 is nowhere.
+    scores = scores_from_confusion(torch.tensor([[5, 1, 0], [1, 3, 0], [0, 0, 0]]))
+    assert scores["pixel_acc"] == pytest.approx(8 / 10)
+    assert scores["mean_acc"] == pytest.approx((5 / 6 + 3 / 4) / 2)
+    assert scores["class_iou"] == [pytest.approx(5 / 7), pytest.approx(3 / 5), None]
+    assert scores["miou"] == pytest.approx((5 / 7 + 3 / 5) / 2)
+    assert scores["fw_iou"] == pytest.approx(0.6 * 5 / 7 + 0.4 * 3 / 5)
+
+
+def test_class_that_is_only_predicted_counts_as_zero():
+    scores = scores_from_confusion(torch.tensor([[3, 1], [0, 0]]))
+    assert scores["class_iou"] == [pytest.approx(3 / 4), 0.0]
+    assert scores["miou"] == pytest.approx(3 / 8)
+    assert scores["mean_acc"] == pytest.approx(3 / 4)
+
+
+def test_perfect_and_empty():
+    assert scores_from_confusion(torch.diag(torch.tensor([4, 2])))["miou"] == 1.0
+    empty = scores_from_confusion(torch.zeros(2, 2, dtype=torch.int64))
+    assert (empty["miou"], empty["pixel_acc"], empty["class_iou"]) == (0.0, 0.0, [None, None])
+
+
+def test_stream_does_not_depend_on_how_it_is_cut():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 4, (6, 9, 9), generator=generator)
+    pred = torch.randint(0, 4, (6, 9, 9), generator=generator)
+    whole, parts = StreamSegMetrics(4), StreamSegMetrics(4)
+    whole.update(target, pred)
+    for index in range(6):
+        parts.update(target[index : index + 1], pred[index : index + 1])
+    assert torch.equal(whole.confusion, parts.confusion)
+    assert whole.compute() == parts.compute()
+
+
+def test_counts_beyond_32_bits_are_exact():
+    huge = 2**40
+    scores = scores_from_confusion(torch.tensor([[huge, 0], [huge, 2 * huge]]))
+    assert scores["class_iou"] == [pytest.approx(1 / 2), pytest.approx(2 / 3)]
+
+
+def test_table_is_in_percent_and_marks_absent_classes():
+    scores = scores_from_confusion(torch.tensor([[5, 1, 0], [1, 3, 0], [0, 0, 0]]))
+    table = format_scores(scores, ["background", "cat", "dog"])
+    assert "cat          60.00" in table and "dog              -" in table
+    assert "mIoU 65.71, pixel acc 80.00, mean acc 79.17, fw IoU 66.86" in table

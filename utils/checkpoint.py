@@ -1,0 +1,244 @@
+"""Checkpoints: our own, whole or not at all, and everybody else's DeepLab weights.
+
+Nothing here runs code from a file: `torch.load(..., weights_only=True)` throughout.
+"""
+
+import dataclasses
+import pickle
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from network.modeling import build_model
+from utils.errors import UserError
+from utils.runs import write_atomically
+
+# What the public ancestor's files hold beside tensors: its best score, a NumPy scalar. NumPy 1 and
+# 2 pickle it under different names.
+_NUMPY_SCALARS = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+]
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A DeepLab checkpoint, whatever wrote it.
+
+    Attributes:
+        path: the file.
+        kind: "own", "VainF-style", "torchvision" or "bare state dict".
+        state_dict: the weights under this project's names.
+        model: the name in `network.modeling.MODELS` that fits them.
+        num_classes: channels of the last layer.
+        output_stride: what it was trained with; None if the file does not say.
+        separable_conv: whether the head has separable convolutions.
+        class_names: None if the file does not say.
+        content: everything in the file.
+    """
+
+    path: Path
+    kind: str
+    state_dict: dict[str, torch.Tensor]
+    model: str
+    num_classes: int
+    output_stride: int | None
+    separable_conv: bool
+    class_names: list[str] | None
+    content: dict[str, Any]
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with write_atomically(path) as partial:
+        torch.save(content, partial)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Read a file of tensors, numbers, strings and NumPy scalars.
+
+    Raises:
+        UserError: it is not there, cut off, no checkpoint, or holds more than such values.
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}): see --ckpt") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: {_explain_refusal(path, str(error))}") from None
+    except Exception as error:  # torch.load documents no list of what a broken file raises
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{path}: not a readable checkpoint, perhaps cut off "
+            f"({reason[0] if reason else type(error).__name__}): get the file again"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def _explain_refusal(path: Path, message: str) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not a checkpoint: the download went wrong; get the file again"
+    if "GLOBAL" in message:
+        return (
+            "refused: it needs more than tensors, numbers and NumPy scalars, which could run code: "
+            "save its state_dict alone"
+        )
+    return "not a readable checkpoint, perhaps cut off: get the file again"
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint and recognise its kind and architecture.
+
+    Known are this project's own files, the public ancestor's (`model_state`), torchvision's
+    `deeplabv3_*` weights and its reference script's (`model`), and bare state dicts; each also with
+    the `module.` prefix of DataParallel.
+
+    Raises:
+        UserError: see `read_file`; or the weights are of no model that is built here.
+    """
+    path = Path(path)
+    content = read_file(path)
+    args = content.get("args") if isinstance(content.get("args"), dict) else {}
+    state_dict = next(
+        (content[key] for key in ("model_state", "model", "state_dict") if key in content), content
+    )
+    if not _is_state_dict(state_dict):
+        raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
+    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    kind = "VainF-style" if "model_state" in content else "bare state dict"
+    output_stride = None
+    if "model_state" in content and "output_stride" in args:
+        kind, output_stride = "own", args["output_stride"]
+    elif "classifier.0.convs.0.0.weight" in state_dict:
+        kind, output_stride = "torchvision", 8
+        state_dict = _rename_torchvision(state_dict)
+    model, num_classes = _recognise(path, state_dict)
+    return Checkpoint(
+        path=path,
+        kind=kind,
+        state_dict=state_dict,
+        model=model,
+        num_classes=num_classes,
+        output_stride=output_stride,
+        separable_conv=any(".body.0.weight" in key for key in state_dict),
+        class_names=content.get("class_names") if kind == "own" else None,
+        content=content,
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(key, str) for key in value)
+        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )
+
+
+def _rename_torchvision(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        f"classifier.{key}" if key.startswith("classifier.") else key: value
+        for key, value in state_dict.items()
+        if not key.startswith("aux_classifier.")
+    }
+
+
+def _recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int]:
+    """The name in `MODELS` and the number of classes, from the names of the weights."""
+    if "classifier.project.0.weight" in state_dict:
+        head, last_layer = "deeplabv3plus", "classifier.classifier.3.weight"
+    else:
+        head, last_layer = "deeplabv3", "classifier.classifier.4.weight"
+    if "backbone.low_level_features.0.0.weight" in state_dict:
+        backbone = "mobilenet"
+    elif "backbone.layer3.22.conv1.weight" in state_dict:
+        backbone = "resnet101"
+    elif "backbone.layer3.5.conv3.weight" in state_dict:
+        backbone = "resnet50"
+    else:
+        backbone = None
+    if backbone is None or last_layer not in state_dict:
+        raise UserError(
+            f"{path}: holds another architecture than DeepLabV3 or V3+ with a ResNet-50, "
+            "ResNet-101 or MobileNetV2: give another --ckpt"
+        )
+    return f"{head}_{backbone}", len(state_dict[last_layer])
+
+
+def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = None) -> nn.Module:
+    """Build the model that the checkpoint describes and load its weights.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        output_stride: 8 or 16, for a file that does not say. Weights of one stride load into a
+            model of the other without complaint, and give wrong results.
+
+    Raises:
+        UserError: the output stride is unknown, or weights are missing or too many.
+    """
+    output_stride = output_stride or checkpoint.output_stride
+    if output_stride is None:
+        raise UserError(
+            f"{checkpoint.path}: this {checkpoint.kind} does not say its output stride: give "
+            "--output_stride 16 or 8, as it was trained (the public ancestor's default is 16)"
+        )
+    model = build_model(
+        checkpoint.model,
+        num_classes=checkpoint.num_classes,
+        output_stride=output_stride,
+        separable_conv=checkpoint.separable_conv,
+    )
+    load_weights(model, checkpoint.state_dict, checkpoint.path)
+    return model
+
+
+def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
+    """Load strictly; a mismatch becomes one line that names the file and the first weights."""
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        detail = textwrap.shorten(str(error).partition("\n")[2], 160, placeholder=" ...")
+        raise UserError(f"{path}: does not fit the model ({detail})") from None
+
+
+def start_from(model: nn.Module, name: str, checkpoint: Checkpoint) -> str:
+    """Start training from a checkpoint's weights; the last layer stays new if its classes differ.
+
+    Args:
+        model: changed in place.
+        name: its name in `MODELS`.
+        checkpoint: from `load_checkpoint`.
+
+    Returns:
+        One line that says what was done.
+
+    Raises:
+        UserError: it is of another architecture.
+    """
+    if checkpoint.model != name:
+        raise UserError(
+            f"{checkpoint.path}: holds a {checkpoint.model}, not a {name}: give --model "
+            f"{checkpoint.model}"
+        )
+    own = model.state_dict()
+    last_layer = list(own)[-2:]  # weight and bias of the convolution that gives the classes
+    num_classes = len(own[last_layer[0]])
+    state_dict = dict(checkpoint.state_dict)
+    note = f"starts from {checkpoint.path} ({checkpoint.kind})"
+    if checkpoint.num_classes != num_classes:
+        state_dict.update({key: own[key] for key in last_layer})
+        note += f"; the last layer is new: {num_classes} classes, not {checkpoint.num_classes}"
+    load_weights(model, state_dict, checkpoint.path)
+    return note

@@ -1,0 +1,136 @@
+"""One epoch of training, and an evaluation."""
+
+import math
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.metrics import StreamSegMetrics
+from utils.precision import autocast
+from utils.transforms import normalize
+
+CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
+
+
+class NonFiniteLossError(Exception):
+    """The loss became infinite or NaN.
+
+    Attributes:
+        value: the loss.
+        iteration: the iteration, counted from 1.
+        lrs: the learning rate of each parameter group then.
+        indices: the samples of the batch.
+    """
+
+    def __init__(self, value: float, iteration: int, lrs: list[float], indices: list[int]) -> None:
+        super().__init__(f"loss {value} at iteration {iteration}")
+        self.value, self.iteration, self.lrs, self.indices = value, iteration, lrs, indices
+
+
+class LossMeter:
+    """The mean loss since the last evaluation, and the guard against a loss that is not finite.
+
+    On a GPU the losses stay there until `check()`, so that training need not wait for each.
+
+    Attributes:
+        iteration: iterations added so far.
+        total: sum of the losses since the last `reset()`.
+        count: their number.
+        latest: the newest loss that was read.
+    """
+
+    def __init__(self) -> None:
+        self.iteration = 0
+        self.total, self.count, self.latest = 0.0, 0, math.nan
+        self._pending: list[tuple[torch.Tensor, list[float], torch.Tensor]] = []
+
+    def add(self, loss: torch.Tensor, lrs: list[float], indices: torch.Tensor) -> None:
+        """Add the loss of one iteration, its learning rates and the samples that it saw."""
+        self.iteration += 1
+        self._pending.append((loss.detach(), lrs, indices))
+        if loss.device.type == "cpu" or len(self._pending) >= CHECK_EVERY:
+            self.check()
+
+    def check(self) -> None:
+        """Read the losses that were added.
+
+        Raises:
+            NonFiniteLossError: one of them is infinite or NaN.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        values = torch.stack([loss for loss, _, _ in pending]).tolist()
+        first = self.iteration - len(values) + 1
+        for iteration, value, (_, lrs, indices) in zip(count(first), values, pending, strict=False):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(value, iteration, lrs, indices.tolist())
+            self.total += value
+        self.count += len(values)
+        self.latest = values[-1]
+
+    def mean(self) -> float:
+        """The mean since the last `reset()`; NaN before the first iteration."""
+        self.check()
+        return self.total / self.count if self.count else math.nan
+
+    def reset(self) -> None:
+        """Start a new mean."""
+        self.check()
+        self.total, self.count = 0.0, 0
+
+
+def train_one_epoch(
+    model: nn.Module,
+    criterion: nn.Module,
+    loader: DataLoader,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    scaler: torch.amp.GradScaler,
+    precision: str,
+    device: torch.device,
+    losses: LossMeter,
+    after_step: Callable[[], bool],
+) -> None:
+    """Train on the batches of `loader`; stop early when `after_step()` returns True."""
+    model.train()
+    for images, targets, indices in loader:
+        images = normalize(images.to(device, non_blocking=True))
+        targets = targets.to(device, non_blocking=True)
+        with autocast(precision, device):
+            loss = criterion(model(images), targets)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.add(loss, [group["lr"] for group in optimizer.param_groups], indices)
+        scheduler.step()
+        if after_step():
+            break
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    metrics: StreamSegMetrics,
+    precision: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Score the model on the images of `loader`, against targets of their own size."""
+    model.eval()
+    with tqdm(loader, desc="evaluate", leave=False, disable=None) as batches:
+        for images, targets, _ in batches:
+            images = normalize(images.to(device, non_blocking=True))
+            targets = targets.to(device, non_blocking=True)
+            with autocast(precision, device):
+                pred = model(images).argmax(dim=1)
+            metrics.update(targets, pred)
+    return metrics.compute()

@@ -1,0 +1,27 @@
+"""Errors that a user can mend, and how a script reports them."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input: a file, a flag or a folder that the user can mend.
+
+    The message is one line that names the file or flag and says what to do. Scripts print it and
+    exit with status 2 (`run_script`); library users catch it like any exception.
+    """
+
+
+def run_script(main: Callable[..., int | None], argv: list[str] | None = None) -> None:
+    """Run a script's `main(argv)` and exit with its status; a `UserError` is one line, status 2.
+
+    Every other exception is a fault of the program and keeps its traceback.
+    """
+    try:
+        sys.exit(main(argv))
+    except UserError as error:
+        # A DataLoader worker wraps its exception's traceback around the message, which stays last.
+        line = str(error).strip().splitlines()[-1]
+        line = line.removeprefix(f"{UserError.__module__}.UserError: ")
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,350 @@
+"""Losses: logits (N, C, H, W) and target (N, H, W) to one number.
+
+Every loss computes in float32 at least, whatever the precision of the logits, and gives 0 with zero
+gradients where the batch has no valid pixel. A new loss is a module and a line in `LOSSES`.
+"""
+
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+def prepare_inputs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the shapes; logits to at least float32 (float64 stays), target to int64."""
+    if logits.ndim != 4 or target.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(
+            "a loss needs logits (N, C, H, W) and a target (N, H, W), "
+            f"got {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    if target.is_floating_point():
+        raise ValueError(f"the target must hold integers, got {target.dtype}")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), target.long()
+
+
+class CrossEntropyLoss(nn.Module):
+    """Mean over the valid pixels of -w_y log p_y; the base of losses that are such means.
+
+    As in `torch.nn.functional.cross_entropy`, the divisor is the sum of the pixels' weights.
+
+    Args:
+        ignore_index: target value of the pixels that do not count.
+        class_weights: floating point (C,), or None for equal weights.
+    """
+
+    def __init__(self, ignore_index: int = 255, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            logits: floating point (N, C, H, W).
+            target: any integer type, (N, H, W): class indices and `ignore_index`.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        logits, target = prepare_inputs(logits, target)
+        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            raise ValueError(
+                f"{len(self.class_weights)} class weights for {logits.shape[1]} classes"
+            )
+        # cross_entropy's own mean is NaN without a valid pixel, and not deterministic on CUDA.
+        losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+        weights = self.pixel_weights(target)
+        divisor = weights.sum()
+        total = (weights * self.modulate(losses)).sum()
+        return total / divisor.where(divisor > 0, 1)
+
+    def modulate(self, losses: Tensor) -> Tensor:
+        """What a pixel contributes, from its cross entropy (0 if ignored): float (N, H, W)."""
+        return losses
+
+    def pixel_weights(self, target: Tensor) -> Tensor:
+        """Weight of each pixel, 0 if ignored: (N, H, W), bool without class weights."""
+        target = target.long()  # uint8 would wrap around at an ignore_index of -100
+        valid = target != self.ignore_index
+        if self.class_weights is None:
+            return valid
+        return self.class_weights[target.where(valid, 0)] * valid
+
+    def divisor(self, target: Tensor) -> Tensor:
+        """What the sum over the pixels is divided by: their number, or the sum of their weights.
+
+        Processes with different numbers of valid pixels need it to weight their shares.
+
+        Returns:
+            a floating point scalar, 0 where no pixel counts.
+        """
+        total = self.pixel_weights(target).sum()
+        return total if total.is_floating_point() else total.float()
+
+
+class FocalLoss(CrossEntropyLoss):
+    """Softmax focal loss: -w_y (1 - p_y)^gamma log p_y, averaged as cross entropy is.
+
+    Lin et al., arXiv:1708.02002, section 3.2, with softmax in place of the sigmoid and class
+    weights in place of alpha. The paper divides by the number of objects assigned; here it is the
+    divisor of cross entropy, so that gamma 0 is cross entropy exactly.
+
+    Args:
+        ignore_index: target value of the pixels that do not count.
+        class_weights: floating point (C,), or None for equal weights.
+        gamma: at least 0; larger values leave less to the pixels that are already right.
+
+    Raises:
+        UserError: gamma is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        class_weights: Tensor | None = None,
+        gamma: float = 2.0,
+    ) -> None:
+        super().__init__(ignore_index, class_weights)
+        if not 0 <= gamma < math.inf:
+            raise UserError(f"--focal_gamma {gamma}: give a number that is not negative")
+        self.gamma = gamma
+
+    def modulate(self, losses: Tensor) -> Tensor:
+        """(1 - p)^gamma times the cross entropy -log p."""
+        # expm1 keeps the digits of 1 - p where p is close to 1. At p = 1 the slope of x^gamma is
+        # infinite for gamma < 1, and infinity times a cross entropy of 0 is NaN: hence the clamp.
+        miss = (-torch.expm1(-losses)).clamp(min=torch.finfo(losses.dtype).tiny)
+        return miss.pow(self.gamma) * losses
+
+
+class OhemCrossEntropyLoss(nn.Module):
+    """Mean cross entropy of the hard pixels alone (online hard example mining).
+
+    The bootstrapped cross entropy of Wu et al., arXiv:1605.06885: the pixels whose class has a
+    probability below `threshold`, but never fewer than a share of the valid pixels, the hardest.
+
+    Args:
+        ignore_index: target value of the pixels that do not count.
+        threshold: probability of the right class, in (0, 1], from which a pixel is easy.
+        min_fraction: the least share of the valid pixels to keep, in [0, 1], rounded up. The
+            paper gives a number of pixels; a share fits every crop and batch size.
+    """
+
+    def __init__(
+        self, ignore_index: int = 255, threshold: float = 0.7, min_fraction: float = 1 / 16
+    ) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.max_easy_loss = -math.log(threshold)
+        self.min_fraction = min_fraction
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar; arguments as in `CrossEntropyLoss.forward()`."""
+        logits, target = prepare_inputs(logits, target)
+        losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+        losses = losses.masked_select(target != self.ignore_index)
+        kept = losses.masked_select(losses > self.max_easy_loss)
+        min_kept = math.ceil(self.min_fraction * len(losses))
+        if len(kept) < min_kept:
+            kept = losses.topk(min_kept, sorted=False).values
+        return kept.sum() / max(len(kept), 1)
+
+
+class RegionLoss(nn.Module):
+    """Base of losses that compare each class's region as a whole, over the pixels of the batch.
+
+    The mean is over the classes in the target: one that is absent has no region to overlap with.
+
+    Args:
+        ignore_index: target value of the pixels that do not count.
+    """
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar; arguments as in `CrossEntropyLoss.forward()`."""
+        logits, target = prepare_inputs(logits, target)
+        valid = target != self.ignore_index
+        target = target.masked_select(valid)
+        # One class at a time: neither a one-hot target nor a copy of all probabilities is made.
+        probs = logits.softmax(dim=1).unbind(dim=1)
+        losses = [
+            self.class_loss(probs[index].masked_select(valid), target == index)
+            for index in torch.bincount(target).nonzero().flatten().tolist()
+        ]
+        return torch.stack(losses).mean() if losses else logits[:0].sum()
+
+    @abstractmethod
+    def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
+        """Loss of one class.
+
+        Args:
+            probs: float (P,), the class's probability at each valid pixel.
+            inside: bool (P,), where the target is this class; true at least once.
+
+        Returns:
+            a scalar.
+        """
+
+
+class DiceLoss(RegionLoss):
+    """Multi-class soft Dice: 1 - 2 |p t| / (|p| + |t|), averaged over the classes present.
+
+    After Milletari et al., arXiv:1606.04797, section 3, with |p| the sum of the probabilities and
+    not of their squares: it is the expected size of the region. No smoothing term is needed, as a
+    class that is present makes |t| at least 1.
+    """
+
+    def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
+        """1 - the soft Dice coefficient."""
+        return 1 - 2 * (probs * inside).sum() / (probs.sum() + inside.sum())
+
+
+class LovaszSoftmaxLoss(RegionLoss):
+    """Lovász-Softmax: the convex extension of the Jaccard loss 1 - IoU to probabilities.
+
+    Berman et al., arXiv:1705.08790, over the pixels of the batch and the classes present in it.
+    """
+
+    def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
+        """Each pixel's error times its slope of the Jaccard loss."""
+        errors = torch.where(inside, 1 - probs, probs)
+        return (errors * jaccard_slopes(errors, inside)).sum()
+
+
+def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
+    """How much each pixel adds to the Jaccard loss if pixels turn wrong by falling error.
+
+    The paper takes differences of neighbouring Jaccard losses, which in float32 cancel to noise
+    in a batch of millions of pixels. A pixel inside the region takes one from the intersection
+    I and leaves the union U, so its difference is 1/U; one outside adds one to the union, so it
+    is I/(U - 1) - I/U = I/(U - 1)/U.
+
+    Args:
+        errors: float (P,), in [0, 1].
+        inside: bool (P,), where the target is the class; true at least once.
+
+    Returns:
+        (P,), in the order and type of `errors`, constant to autograd.
+    """
+    order = errors.argsort(descending=True)
+    inside = inside[order]
+    seen_inside = inside.cumsum(0, dtype=torch.int32)
+    seen = torch.arange(1, len(errors) + 1, device=errors.device, dtype=torch.int32)
+    size = seen_inside[-1]
+    intersection = (size - seen_inside).to(errors.dtype)
+    union = (size + seen - seen_inside).to(errors.dtype)
+    slopes = torch.where(inside, 1, intersection / (union - 1)) / union
+    return torch.empty_like(errors).scatter_(0, order, slopes)
+
+
+LOSSES: dict[str, type[nn.Module]] = {
+    "ce": CrossEntropyLoss,
+    "focal": FocalLoss,
+    "ohem": OhemCrossEntropyLoss,
+    "dice": DiceLoss,
+    "lovasz": LovaszSoftmaxLoss,
+}
+
+
+def build_criterion(
+    name: str,
+    ignore_index: int = 255,
+    class_weights: Tensor | None = None,
+    focal_gamma: float | None = None,
+) -> nn.Module:
+    """Build a loss of `LOSSES`; each gets the options that its constructor names.
+
+    Args:
+        name: a key of `LOSSES`.
+        ignore_index: target value of the pixels that do not count.
+        class_weights: floating point (C,); None if not asked for.
+        focal_gamma: None if not asked for, which leaves the loss its own default.
+
+    Raises:
+        UserError: an option was asked for that this loss cannot use.
+    """
+    options = {"class_weights": class_weights, "gamma": focal_gamma}
+    flags = {"class_weights": "--class_weights", "gamma": "--focal_gamma"}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        users = [key for key in LOSSES if option in inspect.signature(LOSSES[key]).parameters]
+        if name not in users:
+            raise UserError(
+                f"--loss {name} does not use {flags[option]}: leave that out, or choose "
+                + " or ".join(f"--loss {key}" for key in users)
+            )
+    return LOSSES[name](ignore_index=ignore_index, **given)
+
+
+def median_frequency(pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor) -> Tensor:
+    """Median of all classes' frequencies, divided by the class's own.
+
+    Eigen and Fergus, arXiv:1411.4734: a class's frequency is its share of the pixels of the images
+    that contain it. The median of an even number is the mean of the two in the middle.
+    """
+    frequency = pixel_counts / image_pixels
+    return frequency.quantile(0.5) / frequency
+
+
+def effective_number(pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor) -> Tensor:
+    """Inverse of the effective number of samples, with a mean of 1.
+
+    Cui et al., arXiv:1901.05555, section 4: (1 - beta) / (1 - beta^n), here with beta 0.999. A
+    sample is an image that contains the class: neighbouring pixels repeat each other, and with
+    millions of them beta^n is 0 for every class, which makes all weights equal.
+    """
+    beta = 0.999
+    weights = (1 - beta) / (1 - beta**image_counts)
+    return weights / weights.mean()
+
+
+CLASS_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
+    "none": None,
+    "median_frequency": median_frequency,
+    "effective_number": effective_number,
+}
+
+
+def class_weights(
+    method: str, pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor
+) -> Tensor | None:
+    """Weights that make rare classes count more, from statistics of the training targets.
+
+    A class that never occurs takes no part in medians and means and gets weight 0: training has
+    no pixel to apply it to, and a rule of 1 / 0 would give infinity.
+
+    Args:
+        method: a key of `CLASS_WEIGHTS`.
+        pixel_counts: (C,), pixels of each class.
+        image_counts: (C,), images that contain the class.
+        image_pixels: (C,), valid pixels of the images that contain the class.
+
+    Returns:
+        float32 (C,), or None for "none".
+
+    Raises:
+        UserError: no class occurs at all.
+    """
+    rule = CLASS_WEIGHTS[method]
+    if rule is None:
+        return None
+    present = pixel_counts > 0
+    if not present.any():
+        raise UserError(
+            f"--class_weights {method}: the training targets hold no valid pixel: check them, or "
+            "give --class_weights none"
+        )
+    weights = torch.zeros(len(pixel_counts), dtype=torch.float32, device=pixel_counts.device)
+    counts = (pixel_counts, image_counts, image_pixels)
+    weights[present] = rule(*(count[present].double() for count in counts)).float()
+    return weights

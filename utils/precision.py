@@ -1,0 +1,53 @@
+"""Which floating-point type the convolutions run in."""
+
+import contextlib
+import textwrap
+from contextlib import AbstractContextManager
+
+import torch
+
+from utils.errors import UserError
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that `--device` names; `auto` takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        UserError: this machine, or this build of torch, has no such device.
+    """
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = textwrap.shorten(str(error), 100, placeholder=" ...")
+            raise UserError(f"--device {name}: not to be had here ({reason})") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Resolve `auto`: bf16 where the hardware has it, fp16 on older CUDA GPUs, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context for forward passes in `precision` ("bf16", "fp16" or "fp32")."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX); emulation is slow."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)

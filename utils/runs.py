@@ -1,0 +1,147 @@
+"""The folder of a run: settings, log and checkpoints, each written whole or not at all."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+
+from utils.errors import UserError
+
+ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
+BEST_FILE, LAST_FILE = "best.pth", "last.pth"
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to, and put it in `path`'s place at the end.
+
+    Whatever happens on the way, `path` is either the old file or the new one, whole.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; the old file is still there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        kept = "the previous file is kept: " if path.exists() else ""
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}): {kept}make room or choose "
+            "another folder"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{path}: cannot be read as JSON ({reason})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def prepare_run_dir(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure that no run is lost: a folder that holds one is only entered on demand.
+
+    Raises:
+        UserError: the folder holds a run and neither flag was given, or `--resume` finds none.
+    """
+    holds_run = any(
+        (folder / name).exists() for name in (ARGS_FILE, LOG_FILE, LAST_FILE, BEST_FILE)
+    )
+    if resume:
+        if not (folder / LAST_FILE).exists():
+            raise UserError(
+                f"--resume: {folder / LAST_FILE} is not there: --overwrite starts again"
+            )
+    elif holds_run and overwrite:
+        shutil.rmtree(folder)
+    elif holds_run:
+        raise UserError(
+            f"{folder}: holds a run: --resume goes on with it, --overwrite starts again, "
+            "--run_name NAME takes another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}): see --runs_dir") from None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run, oldest first; a last line that a kill cut off is left out."""
+    path = folder / LOG_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is not JSON") from None
+    return records
+
+
+def write_log(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Write the log anew: it is small, and so never half a line."""
+    write_text(folder / LOG_FILE, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def describe_environment() -> dict[str, str | None]:
+    """Versions, the git commit and the machine, for `args.json`."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, `-dirty` behind it if files were changed; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        here = Path(__file__).parent
+        return subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
