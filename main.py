@@ -25,6 +25,17 @@ from datasets.statistics import class_statistics
 from datasets.voc import IGNORE_INDEX, SegmentationDataset
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, model_from_checkpoint, start_from
+from utils.distributed import (
+    end_distributed,
+    get_rank,
+    get_world_size,
+    init_distributed,
+    is_main,
+    main_first,
+    print_main,
+    sync_buffers,
+    wrap_model,
+)
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
 from utils.errors import UserError, run_script
 from utils.loss import build_criterion, class_weights
@@ -42,6 +53,7 @@ from utils.runs import (
     write_json,
     write_log,
 )
+from utils.signals import Stopped, StopSignals
 from utils.state import AfterStep, TrainingState
 from utils.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop, ShortSideCenterCrop
 
@@ -70,7 +82,15 @@ def build_val_data(
     transform = ShortSideCenterCrop(crop) if args.crop_val else None
     val_set = build_dataset(args, args.val_image_set, transform)
     sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
-    loader = build_val_loader(val_set, sizes, args.val_batch_size, args.num_workers, pin_memory)
+    loader = build_val_loader(
+        val_set,
+        sizes,
+        args.val_batch_size,
+        args.num_workers,
+        pin_memory,
+        get_rank(),
+        get_world_size(),
+    )
     return val_set, loader
 
 
@@ -125,11 +145,13 @@ def validate(
     run_dir: Path,
     precision: str,
     device: torch.device,
+    signals: StopSignals,
 ) -> None:
     """Score the model, keep it in `best.pth` if it is the best so far, and log the scores."""
     start = time.perf_counter()
     metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
-    scores = evaluate(state.model, loader, metrics, precision, device)
+    sync_buffers(state.model)
+    scores = evaluate(state.model, loader, metrics, precision, device, signals.stop_alone)
     class_iou = scores.pop("class_iou")
     record = {
         "iteration": state.cur_itrs,
@@ -144,10 +166,12 @@ def validate(
         "max_memory_mb": max_memory_mb(device),
     }
     state.losses.reset()
-    is_best = scores["miou"] > state.best_score or not (run_dir / BEST_FILE).exists()
+    is_best = scores["miou"] > state.best_score or state.best_score == 0
     if is_best:
         state.best_score = scores["miou"]
         state.save(run_dir / BEST_FILE)
+    if not is_main():
+        return
     write_log(run_dir, [*read_log(run_dir), record])
     tqdm.write(
         f"iteration {state.cur_itrs}, epoch {state.epoch}: loss {record['train_loss']:.4f}, "
@@ -170,66 +194,93 @@ def train(
     run_dir: Path,
     precision: str,
     device: torch.device,
+    signals: StopSignals,
 ) -> None:
-    """Train to `--total_itrs`, evaluating every `--val_interval` epochs and at the end."""
+    """Train to `--total_itrs`, evaluating every `--val_interval` epochs and at the end.
+
+    Raises:
+        Stopped: a signal came; the state is that after the last whole iteration.
+    """
     args, sampler = state.args, train_loader.batch_sampler
     per_epoch = sampler.batches_per_epoch
     evaluated = {record["iteration"] for record in read_log(run_dir)}
+    model = wrap_model(state.model, device)
     with progress_bar(args.total_itrs, state.cur_itrs) as bar:
-        after_step = AfterStep(state, bar, run_dir / LAST_FILE, args.save_interval)
+        after_step = AfterStep(state, bar, run_dir / LAST_FILE, args.save_interval, signals)
         while True:
             at_end = state.cur_itrs >= args.total_itrs
             epoch, first = divmod(state.cur_itrs, per_epoch)
             is_due = state.cur_itrs > 0 and first == 0 and epoch % args.val_interval == 0
             if (is_due or at_end) and state.cur_itrs not in evaluated:
-                validate(state, val_set, val_loader, run_dir, precision, device)
+                validate(state, val_set, val_loader, run_dir, precision, device, signals)
             if state.cur_itrs > 0:
                 state.save(run_dir / LAST_FILE)
             if at_end:
                 break
             sampler.set_range(epoch, first, first + args.total_itrs - state.cur_itrs)
-            train_one_epoch(
-                state.model, criterion, train_loader, state.optimizer, state.scheduler,
+            stopped = train_one_epoch(
+                model, criterion, train_loader, state.optimizer, state.scheduler,
                 state.scaler, precision, device, state.losses, after_step,
             )  # fmt: skip
             state.epoch = state.cur_itrs // per_epoch
+            if stopped:
+                raise Stopped
 
 
 def progress_bar(total: int, initial: int) -> tqdm:
     """The bar over iterations; in a log file a line every half a minute is enough."""
     interval = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(desc="train", total=total, initial=initial, unit="it", mininterval=interval)
+    return tqdm(
+        desc="train", total=total, initial=initial, unit="it", mininterval=interval,
+        disable=not is_main(),
+    )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train as the flags say."""
+def main(argv: list[str] | None = None) -> int:
+    """Train as the flags say; returns the exit status."""
     args = parse_args(__doc__, argv)
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
+    device = init_distributed(choose_device(args.device))
+    try:
+        return run(args, device, choose_precision(args.precision, device))
+    finally:
+        end_distributed()
+
+
+def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
+    """Everything from the data to the last iteration, top to bottom."""
     if args.test_only:
-        return test(args, device, precision)
+        test(args, device, precision)
+        return 0
     run_dir = run_dir_of(args)
-    prepare_run_dir(run_dir, args.resume, args.overwrite)
+    if is_main():
+        prepare_run_dir(run_dir, args.resume, args.overwrite)
     set_seed(args.seed, args.deterministic)
 
-    train_set = build_train_set(args)
-    pin_memory = device.type == "cuda"
+    with main_first():  # what is downloaded or drawn comes once
+        train_set = build_train_set(args)
+        val_set, val_loader = build_val_data(args, pin_memory=device.type == "cuda")
     train_loader = build_train_loader(
-        train_set, args.batch_size, args.seed, args.num_workers, pin_memory
+        train_set,
+        args.batch_size,
+        args.seed,
+        args.num_workers,
+        pin_memory=device.type == "cuda",
+        rank=get_rank(),
+        world_size=get_world_size(),
     )
-    val_set, val_loader = build_val_data(args, pin_memory)
     print_settings(args, train_set, val_set, device, precision)
 
-    model = build_model(
-        args.model,
-        num_classes=train_set.num_classes,
-        output_stride=args.output_stride,
-        separable_conv=args.separable_conv,
-        backbone_weights=args.backbone_weights,
-        bn_momentum=args.bn_momentum,
-    )
-    if args.ckpt:
-        print(start_from(model, args.model, load_checkpoint(args.ckpt)))
+    with main_first():
+        model = build_model(
+            args.model,
+            num_classes=train_set.num_classes,
+            output_stride=args.output_stride,
+            separable_conv=args.separable_conv,
+            backbone_weights=args.backbone_weights,
+            bn_momentum=args.bn_momentum,
+        )
+    if args.ckpt and not args.resume:
+        print_main(start_from(model, args.model, load_checkpoint(args.ckpt)))
     model = model.to(device, memory_format=torch.channels_last)
     criterion = build_loss(args, train_set).to(device)
     optimizer = build_optimizer(
@@ -237,20 +288,51 @@ def main(argv: list[str] | None = None) -> None:
     )
     scheduler = build_scheduler(optimizer, args.lr_policy, args.step_size, args.total_itrs)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
     losses = LossMeter()
     state = TrainingState(model, optimizer, scheduler, scaler, losses, args, train_set.class_names)
     if args.resume:
-        state.load(run_dir / LAST_FILE)
+        resume(state, run_dir)
+    store_settings(args, train_set, run_dir)
+
+    with StopSignals() as signals:
+        try:
+            train(
+                state, criterion, train_loader, val_set, val_loader, run_dir, precision, device,
+                signals,
+            )  # fmt: skip
+        except Stopped:
+            state.save(run_dir / LAST_FILE)
+            print_main(f"stopped at iteration {state.cur_itrs}: go on with {resume_command(args)}")
+        except NonFiniteLossError as error:
+            raise UserError(explain_non_finite(error, train_set, run_dir)) from None
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{device} is out of memory: lower --batch_size, --crop_size or --val_batch_size, "
+                "or use --precision bf16 or fp16"
+            ) from None
+    if signals.received is None:
+        print_main(f"best mIoU {100 * state.best_score:.2f} in {run_dir / BEST_FILE}")
+    return signals.exit_status
+
+
+def resume(state: TrainingState, run_dir: Path) -> None:
+    """Go on from `last.pth`; what was logged after it will be logged again."""
+    state.load(run_dir / LAST_FILE)
+    if is_main():
         write_log(run_dir, [r for r in read_log(run_dir) if r["iteration"] <= state.cur_itrs])
-        print(f"resumed {run_dir / LAST_FILE} at iteration {state.cur_itrs}")
-    settings = {"args": settings_to_store(args), "class_names": train_set.class_names}
-    write_json(run_dir / ARGS_FILE, {**settings, "environment": describe_environment()})
-    try:
-        train(state, criterion, train_loader, val_set, val_loader, run_dir, precision, device)
-    except NonFiniteLossError as error:
-        raise UserError(explain_non_finite(error, train_set, run_dir)) from None
-    print(f"best mIoU {100 * state.best_score:.2f} in {run_dir / BEST_FILE}")
+    print_main(f"resumed {run_dir / LAST_FILE} at iteration {state.cur_itrs}")
+
+
+def resume_command(args: argparse.Namespace) -> str:
+    """What to type to go on."""
+    return f"python main.py --resume --runs_dir {args.runs_dir} --run_name {args.run_name}"
+
+
+def store_settings(args: argparse.Namespace, train_set: SegmentationDataset, run_dir: Path) -> None:
+    """Write `args.json`: what is needed to run again."""
+    if is_main():
+        settings = {"args": settings_to_store(args), "class_names": train_set.class_names}
+        write_json(run_dir / ARGS_FILE, {**settings, "environment": describe_environment()})
 
 
 def print_settings(
@@ -261,7 +343,7 @@ def print_settings(
     precision: str,
 ) -> None:
     """Say what applies, defaults included."""
-    print(
+    print_main(
         f"{args.model}, output stride {args.output_stride}, backbone weights "
         f"{args.backbone_weights} (lr x{args.backbone_lr_factor:g}, BN momentum "
         f"{args.bn_momentum:g}), {precision} on {device}\n"

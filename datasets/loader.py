@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.voc import SegmentationDataset
 from utils.errors import UserError
+from utils.signals import ignore_signals
 
 
 def derive_seed(*numbers: int) -> int:
@@ -129,7 +130,8 @@ def available_cores() -> int:
 
 def default_num_workers() -> int:
     """One worker per core that is left beside the training process, at most 8."""
-    return min(8, available_cores() - 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return max(min(8, available_cores() // processes - 1), 0)
 
 
 def build_train_loader(
@@ -178,6 +180,10 @@ def build_val_loader(
     return _build_loader(ValSamples(dataset), sampler, num_workers, pin_memory)
 
 
+def _init_worker(_: int) -> None:
+    ignore_signals()  # Ctrl-C goes to all processes of the terminal; the parent ends the workers
+
+
 def _build_loader(
     samples: Dataset, sampler: Sampler, num_workers: int, pin_memory: bool
 ) -> DataLoader:
@@ -187,6 +193,7 @@ def _build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_init_worker,
         # Its own generator: a DataLoader draws a seed from the default one for every epoch, which
         # would make dropout depend on how often a run was resumed.
         generator=torch.Generator(),

@@ -1,6 +1,7 @@
 """One epoch of training, and an evaluation."""
 
 import math
+import sys
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -12,8 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from utils.distributed import all_reduce_sum, get_world_size, loss_share
 from utils.metrics import StreamSegMetrics
 from utils.precision import autocast
+from utils.signals import Stopped
 from utils.transforms import normalize
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
@@ -67,7 +70,8 @@ class LossMeter:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        values = torch.stack([loss for loss, _, _ in pending]).tolist()
+        values = torch.stack([loss for loss, _, _ in pending])
+        values = (all_reduce_sum(values) / get_world_size()).tolist()
         first = self.iteration - len(values) + 1
         for iteration, value, (_, lrs, indices) in zip(count(first), values, pending, strict=False):
             if not math.isfinite(value):
@@ -98,14 +102,14 @@ def train_one_epoch(
     device: torch.device,
     losses: LossMeter,
     after_step: Callable[[], bool],
-) -> None:
-    """Train on the batches of `loader`; stop early when `after_step()` returns True."""
+) -> bool:
+    """Train on the batches of `loader`, until `after_step()` returns True; then return True."""
     model.train()
     for images, targets, indices in loader:
         images = normalize(images.to(device, non_blocking=True))
         targets = targets.to(device, non_blocking=True)
         with autocast(precision, device):
-            loss = criterion(model(images), targets)
+            loss = criterion(model(images), targets) * loss_share(criterion, targets)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -113,7 +117,8 @@ def train_one_epoch(
         losses.add(loss, [group["lr"] for group in optimizer.param_groups], indices)
         scheduler.step()
         if after_step():
-            break
+            return True
+    return False
 
 
 @torch.inference_mode()
@@ -123,14 +128,35 @@ def evaluate(
     metrics: StreamSegMetrics,
     precision: str,
     device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Score the model on the images of `loader`, against targets of their own size."""
+    """Score the model on the images of `loader`, against targets of their own size.
+
+    Raises:
+        Stopped: `should_stop()` returned True between two batches.
+    """
     model.eval()
     with tqdm(loader, desc="evaluate", leave=False, disable=None) as batches:
         for images, targets, _ in batches:
-            images = normalize(images.to(device, non_blocking=True))
-            targets = targets.to(device, non_blocking=True)
-            with autocast(precision, device):
-                pred = model(images).argmax(dim=1)
-            metrics.update(targets, pred)
+            if should_stop():
+                raise Stopped
+            pred = predict_batch(model, images, precision, device)
+            metrics.update(targets.to(device, non_blocking=True), pred)
+    all_reduce_sum(metrics.confusion)
     return metrics.compute()
+
+
+def predict_batch(
+    model: nn.Module, images: torch.Tensor, precision: str, device: torch.device
+) -> torch.Tensor:
+    """Class indices int64 (N, H, W) of uint8 images (N, 3, H, W); in halves if memory runs out."""
+    try:
+        with autocast(precision, device):
+            return model(normalize(images.to(device, non_blocking=True))).argmax(dim=1)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()
+    tqdm.write(f"out of memory in evaluation: {len(images)} images in two halves", file=sys.stderr)
+    halves = images.chunk(2)
+    return torch.cat([predict_batch(model, half, precision, device) for half in halves])

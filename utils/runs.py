@@ -99,22 +99,41 @@ def prepare_run_dir(folder: Path, resume: bool, overwrite: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}): see --runs_dir") from None
+    for partial in folder.glob(".*.partial"):  # a killed run's
+        partial.unlink()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The evaluations of a run, oldest first; a last line that a kill cut off is left out."""
+    return read_log_and_note(folder)[0]
+
+
+def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The evaluations of a run, oldest first, and a note if its last line is cut off.
+
+    Raises:
+        UserError: the log cannot be read, or another line than the last is broken.
+    """
     path = folder / LOG_FILE
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+        return [], None
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            if number < len(lines):
-                raise UserError(f"{path}: line {number} is not JSON") from None
-    return records
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise UserError(f"{path}: line {number} is not a JSON object: take it out of the log")
+        else:
+            return records, f"{path}: the last line is cut off and was left out"
+    return records, None
 
 
 def write_log(folder: Path, records: list[dict[str, Any]]) -> None:

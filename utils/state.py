@@ -13,9 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from datasets.loader import derive_seed
 from utils.checkpoint import load_weights, read_file, save_checkpoint
-from utils.engine import LossMeter
+from utils.distributed import any_process, get_rank, get_world_size, is_main
+from utils.engine import CHECK_EVERY, LossMeter
 from utils.errors import UserError
+from utils.signals import StopSignals
 
 
 @dataclasses.dataclass
@@ -48,6 +51,8 @@ class TrainingState:
     def save(self, path: Path) -> None:
         """Write `best.pth` or `last.pth`: plain values and tensors alone."""
         self.losses.check()
+        if not is_main():
+            return
         save_checkpoint(
             path,
             {
@@ -84,7 +89,7 @@ class TrainingState:
             self.losses.iteration = self.cur_itrs
             self.losses.total = content["train_loss"]["total"]
             self.losses.count = content["train_loss"]["count"]
-            _set_rng_state(content["rng"])
+            _set_rng_state(content["rng"], self)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be resumed from ({error!r}): use --ckpt for its weights alone"
@@ -96,27 +101,34 @@ def _rng_state() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _set_rng_state(rng: dict[str, Any], state: TrainingState) -> None:
+    if not is_main():  # the file holds rank 0's: the others' dropout must not be the same
+        torch.manual_seed(derive_seed(state.args.seed, get_rank(), state.cur_itrs))
+        return
+    torch.set_rng_state(rng["cpu"])
+    if len(rng["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(rng["cuda"])
 
 
 class AfterStep:
-    """What happens between two iterations: count, show, save.
+    """What happens between two iterations: count, show, save, and see whether to stop.
 
     Args:
         state: counted up.
         bar: shows loss and learning rate.
         path: where to save on the way.
         save_interval: iterations between two such saves; 0 for none.
+        signals: a signal that came is a reason to stop, in whatever process it came.
     """
 
-    def __init__(self, state: TrainingState, bar: tqdm, path: Path, save_interval: int) -> None:
+    def __init__(
+        self, state: TrainingState, bar: tqdm, path: Path, save_interval: int, signals: StopSignals
+    ) -> None:
         self.state = state
         self.bar = bar
         self.path = path
         self.save_interval = save_interval
+        self.signals = signals
 
     def __call__(self) -> bool:
         """Return True when training is to stop."""
@@ -127,4 +139,10 @@ class AfterStep:
         self.bar.update()
         if self.save_interval and state.cur_itrs % self.save_interval == 0:
             state.save(self.path)
-        return False
+        if get_world_size() == 1:
+            return self.signals.received is not None
+        # Processes agree on where to stop; on GPUs seldom, since asking waits for the device.
+        device = next(state.model.parameters()).device
+        if device.type == "cuda" and state.cur_itrs % CHECK_EVERY:
+            return False
+        return any_process(self.signals.received is not None, device)

@@ -1,0 +1,53 @@
+"""Ending a run in order when it is asked to end."""
+
+import signal
+from types import FrameType
+
+from utils.distributed import get_world_size
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):  # noqa: N818 (a wish of the user, not an error)
+    """The run was asked to end, and has come to a place where it can."""
+
+
+class StopSignals:
+    """Notes SIGINT (Ctrl-C) and SIGTERM; a second one ends the process at once.
+
+    Use as a context manager around what must not be torn apart.
+
+    Attributes:
+        received: the signal, or None so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+
+    def stop_alone(self) -> bool:
+        """Whether to stop at once; several processes agree on a place instead."""
+        return self.received is not None and get_world_size() == 1
+
+    @property
+    def exit_status(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, as shells have it; 0 if none came."""
+        return 128 + self.received if self.received else 0
+
+
+def ignore_signals() -> None:
+    """For data workers: the terminal sends Ctrl-C to them too, but their parent ends them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
