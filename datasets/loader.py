@@ -6,16 +6,35 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets.voc import SegmentationDataset
 from utils.errors import UserError
 from utils.signals import ignore_signals
 
+MAX_WORKERS = 64
+
 
 def derive_seed(*numbers: int) -> int:
     """A well-mixed 64-bit seed from non-negative numbers, the same on every machine."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class InWork:
+    """Which sample each worker is at, in memory that outlives the worker."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.indices = torch.full((MAX_WORKERS,), -1).share_memory_()
+
+    def note(self, index: int) -> None:
+        """The calling worker begins with this sample."""
+        if worker := get_worker_info():
+            self.indices[worker.id % MAX_WORKERS] = index
+
+    def names(self) -> list[str]:
+        """The ids of the samples that were begun last."""
+        return [self.ids[index] for index in self.indices.tolist() if index >= 0]
 
 
 class TrainSamples(Dataset):
@@ -29,9 +48,11 @@ class TrainSamples(Dataset):
     def __init__(self, dataset: SegmentationDataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.in_work = InWork(dataset.ids)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
         epoch, index = key
+        self.in_work.note(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, index))
             image, target = self.dataset[index]
@@ -43,8 +64,10 @@ class ValSamples(Dataset):
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
+        self.in_work = InWork(dataset.ids)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        self.in_work.note(index)
         image, target = self.dataset[index]
         return image, target, index
 
@@ -134,6 +157,22 @@ def default_num_workers() -> int:
     return max(min(8, available_cores() // processes - 1), 0)
 
 
+class Loader(DataLoader):
+    """A DataLoader that names the samples if a worker dies (memory ran out, a decoder crashed)."""
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            samples = ", ".join(self.dataset.in_work.names())
+            raise UserError(
+                f"a data worker was killed while it read one of {samples}: look at these files, or "
+                "give a smaller --num_workers if memory ran out"
+            ) from None
+
+
 def build_train_loader(
     dataset: SegmentationDataset,
     batch_size: int,
@@ -142,7 +181,7 @@ def build_train_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader:
+) -> Loader:
     """Batches (images uint8 (N, 3, H, W), targets uint8 (N, H, W), indices int64 (N,)).
 
     Call `loader.batch_sampler.set_range(epoch)` before each epoch.
@@ -174,7 +213,7 @@ def build_val_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader:
+) -> Loader:
     """Batches of one size each; `sizes` are those after the data set's transform."""
     sampler = SizeBatchSampler(sizes, batch_size, rank, world_size)
     return _build_loader(ValSamples(dataset), sampler, num_workers, pin_memory)
@@ -184,10 +223,8 @@ def _init_worker(_: int) -> None:
     ignore_signals()  # Ctrl-C goes to all processes of the terminal; the parent ends the workers
 
 
-def _build_loader(
-    samples: Dataset, sampler: Sampler, num_workers: int, pin_memory: bool
-) -> DataLoader:
-    return DataLoader(
+def _build_loader(samples: Dataset, sampler: Sampler, num_workers: int, pin_memory: bool) -> Loader:
+    return Loader(
         samples,
         batch_sampler=sampler,
         num_workers=num_workers,

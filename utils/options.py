@@ -156,8 +156,10 @@ def read_stored_args(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_resume(args: argparse.Namespace, stored: dict[str, Any]) -> None:
     """A resumed run computes what it would have: refuse flags that would change that."""
+    # Steps do not depend on where the run ends, polynomial decay does.
+    free = FREE_ON_RESUME | ({"total_itrs"} if args.lr_policy == "step" else set())
     for key, value in settings_to_store(args).items():
-        if key not in FREE_ON_RESUME and key in stored and stored[key] != value:
+        if key not in free and key in stored and stored[key] != value:
             raise UserError(
                 f"--{key} {value}: the run was started with {stored[key]}: leave the flag out, or "
                 "start a new run with --run_name"

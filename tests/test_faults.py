@@ -1,0 +1,167 @@
+"""What happens to a run that is interrupted: real processes, real signals."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import make_voc
+from utils.runs import read_log
+
+ROOT = Path(__file__).parents[1]
+FLAGS = (
+    "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", "--crop_size", "48",
+    "--batch_size", "2", "--num_workers", "0", "--precision", "fp32", "--device", "cpu",
+    "--total_itrs", "24", "--val_interval", "4", "--save_interval", "1",
+)  # fmt: skip
+
+
+def start(data, runs, *more):
+    command = [sys.executable, "main.py", *FLAGS, "--data_root", data, "--runs_dir", runs, *more]
+    return subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(process, timeout=120):
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_for(path, process, timeout=60):
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run_folder(runs):
+    return Path(runs) / "voc_deeplabv3plus_mobilenet_ce"
+
+
+def assert_same_run(one, other):
+    """Same weights, log (but for the clock) and best score."""
+    for name in ("last.pth", "best.pth"):
+        first = torch.load(run_folder(one) / name, weights_only=True)
+        second = torch.load(run_folder(other) / name, weights_only=True)
+        assert first["cur_itrs"] == second["cur_itrs"]
+        assert first["best_score"] == second["best_score"]
+        for key, value in first["model_state"].items():
+            assert torch.equal(value, second["model_state"][key]), key
+    logs = []
+    for runs in (one, other):
+        logs.append(read_log(run_folder(runs)))
+        for record in logs[-1]:
+            record.pop("seconds"), record.pop("val_seconds")
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_voc(root, num_train=6, num_val=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """The runs folder of a run that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("whole")
+    status, output = finish(start(data, runs))
+    assert status == 0, output
+    return runs
+
+
+def test_killed_run_resumes_to_the_same_end(data, whole, tmp_path):
+    process = start(data, tmp_path)
+    wait_for(run_folder(tmp_path) / "last.pth", process)
+    time.sleep(random.uniform(0, 1))
+    process.kill()
+    process.communicate()
+    status, output = finish(start(data, tmp_path, "--resume", "--num_workers", "1"))
+    assert status == 0 and "resumed" in output, output
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_signal_saves_says_how_to_resume_and_exits(data, whole, tmp_path, number, status):
+    process = start(data, tmp_path, "--num_workers", "1")
+    wait_for(run_folder(tmp_path) / "last.pth", process)
+    began = time.monotonic()
+    process.send_signal(number)
+    ended, output = finish(process)
+    assert ended == status, output
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in output and "error" not in output
+    assert "stopped at iteration" in output and "--resume" in output
+    assert finish(start(data, tmp_path, "--resume"))[0] == 0
+    assert_same_run(whole, tmp_path)
+
+
+def test_second_signal_ends_at_once_and_leaves_whole_files(data, tmp_path):
+    process = start(data, tmp_path, "--total_itrs", "1000")
+    wait_for(run_folder(tmp_path) / "last.pth", process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    status, _ = finish(process)
+    assert status in (-signal.SIGTERM, 143)
+    content = torch.load(run_folder(tmp_path) / "last.pth", weights_only=True)
+    assert content["cur_itrs"] >= 1
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
+    # A limit on the size of files is a disk that is full in the middle of a checkpoint.
+    process = start(data, tmp_path, "--total_itrs", "3")
+    assert finish(process)[0] == 0
+    before = (run_folder(tmp_path) / "last.pth").read_bytes()
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7)); "
+        "from main import main; from utils.errors import run_script; run_script(main)"
+    )
+    command = [
+        sys.executable, "-c", limited, "--runs_dir", tmp_path, "--run_name",
+        "voc_deeplabv3plus_mobilenet_ce", "--resume", "--total_itrs", "6",
+    ]  # fmt: skip
+    process = subprocess.run(
+        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 2, process.stderr
+    error = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and "last.pth" in error[0] and "previous file is kept" in error[0]
+    assert "Traceback" not in process.stderr
+    assert (run_folder(tmp_path) / "last.pth").read_bytes() == before
+    assert not list(run_folder(tmp_path).glob(".*.partial"))
+
+
+def test_worker_that_dies_names_the_samples_in_work(data, tmp_path):
+    deadly = (
+        "import os, signal\n"
+        "from datasets.voc import SegmentationDataset as Data\n"
+        "read = Data.__getitem__\n"
+        "def die(self, index):\n"
+        "    if self.ids[index] == '2007_000004': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return read(self, index)\n"
+        "Data.__getitem__ = die\n"
+        "from main import main; from utils.errors import run_script; run_script(main)"
+    )
+    command = [
+        sys.executable, "-c", deadly, *FLAGS, "--data_root", data, "--runs_dir", tmp_path,
+        "--num_workers", "1",
+    ]  # fmt: skip
+    process = subprocess.run(
+        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 2, process.stderr
+    error = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and "2007_000004" in error[0] and "--num_workers" in error[0]
