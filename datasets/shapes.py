@@ -23,8 +23,8 @@ from datasets.files import read_ids
 from datasets.voc import IGNORE_INDEX, PALETTE, SegmentationDataset, Transform
 from utils.errors import UserError
 
-VERSION = 1  # raise it with every change to what is drawn: sets on disk are then drawn anew
-SEED = 0
+VERSION = 2  # raise it with every change to what is drawn: sets on disk are then drawn anew
+SEED = 5  # every class is in at least 10 images of val
 NUM_TRAIN, NUM_VAL = 480, 120
 IMAGE_SETS = ("train", "val", "trainval")
 
@@ -43,7 +43,6 @@ COLOURS = {
     "blue": (0.62, 0.85, 0.80),
     "purple": (0.77, 0.75, 0.62),
     "pink": (0.91, 0.60, 0.98),
-    "brown": (0.05, 0.70, 0.30),
     "black": (0.65, 0.25, 0.14),
     "white": (0.12, 0.06, 1.00),
 }
@@ -54,20 +53,20 @@ OBJECTS = {
     "checkered_disc": ("red", "white", 1.3),
     "checkered_heart": ("pink", "black", 0.6),
     "checkered_square": ("blue", "yellow", 2.6),
-    "checkered_star": ("orange", "black", 0.8),
+    "checkered_star": ("orange", "white", 0.8),
     "checkered_triangle": ("green", "white", 1.1),
     "dotted_disc": ("white", "red", 1.0),
     "dotted_heart": ("pink", "white", 1.4),
     "dotted_square": ("black", "yellow", 0.6),
-    "dotted_star": ("yellow", "brown", 1.5),
-    "dotted_triangle": ("brown", "yellow", 0.5),
+    "dotted_star": ("yellow", "black", 1.5),
+    "dotted_triangle": ("blue", "pink", 0.5),
     "plain_disc": ("orange", "orange", 1.5),
     "plain_heart": ("red", "red", 0.8),
     "plain_square": ("turquoise", "turquoise", 1.1),
     "plain_star": ("yellow", "yellow", 1.2),
     "plain_triangle": ("purple", "purple", 0.8),
     "striped_disc": ("black", "white", 4.6),
-    "striped_heart": ("red", "green", 0.45),
+    "striped_heart": ("green", "yellow", 0.45),
     "striped_square": ("turquoise", "orange", 1.8),
     "striped_star": ("blue", "white", 1.2),
     "striped_triangle": ("purple", "white", 1.4),
@@ -79,7 +78,7 @@ SHARES = np.array([share for *_, share in OBJECTS.values()])
 class ShapesSegmentation(SegmentationDataset):
     """The generated data set, 21 classes and void (255), drawn into `<root>/shapes` if not there.
 
-    A set that lies there is read as it is, also one that `install_shapes` drew in another number.
+    A set that lies there is read as it is, also one that `install_shapes` drew of fewer images.
 
     Args:
         root: the folder that holds `shapes`, or will.
@@ -103,9 +102,7 @@ class ShapesSegmentation(SegmentationDataset):
                 f"--image_set {image_set}: the data set shapes has no such set: "
                 f"give one of {', '.join(IMAGE_SETS)}"
             )
-        folder = Path(root) / "shapes"
-        if not is_drawn(folder):
-            install_shapes(root)
+        folder = install_shapes(root)
         ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
         super().__init__(folder, ids, CLASS_NAMES, transform, masks_only=masks_only)
 
@@ -132,10 +129,10 @@ def is_drawn(folder: Path) -> bool:
 def install_shapes(
     root: str | Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, seed: int = SEED
 ) -> Path:
-    """Draw the data set into `<root>/shapes`: complete, or not at all.
+    """Draw the data set into `<root>/shapes`, unless a set of this version lies there.
 
-    It is drawn in a temporary folder beside, and renamed. A set of another version is replaced. If
-    another process is done first, its set stays.
+    It is drawn in a temporary folder beside, and renamed: complete, or not at all. A set of another
+    version is replaced. If another process is done first, its set stays.
 
     Returns:
         The folder, with `JPEGImages`, `SegmentationClass`, `ImageSets`, `class_names.txt` and
@@ -145,7 +142,8 @@ def install_shapes(
         UserError: the folder cannot be written, or holds something else.
     """
     folder = Path(root) / "shapes"
-    is_drawn(folder)  # something else there is to be found before the drawing
+    if is_drawn(folder):
+        return folder
     print(f"Drawing the data set shapes ({num_train + num_val} images) into {folder}", flush=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

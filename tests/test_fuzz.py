@@ -1,0 +1,180 @@
+"""Damaged files of every kind: the outcome is a result or the documented one-line error.
+
+`FUZZ_EXAMPLES` sets the number of cases per kind of file (`tests/stress.py` takes many).
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.custom import CustomSegmentation
+from datasets.files import read_ids
+from network.modeling import build_model
+from tests.conftest import save_sample, write_list
+from utils.checkpoint import load_checkpoint, model_from_checkpoint
+from utils.errors import UserError
+from utils.runs import read_log
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 15))
+fuzz = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES < 100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+damages = st.one_of(
+    st.tuples(st.just("replace"), st.binary(max_size=300)),
+    st.tuples(st.just("cut"), st.floats(0, 1)),
+    st.tuples(
+        st.just("overwrite"),
+        st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12),
+    ),
+    st.tuples(st.just("insert"), st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40))),
+)
+
+
+def damage(content: bytes, how) -> bytes:
+    """Apply one of `damages`; places are shares of the length."""
+    kind, detail = how
+    if kind == "replace":
+        return detail
+    if kind == "cut":
+        return content[: int(detail * len(content))]
+    if kind == "insert":
+        place = int(detail[0] * len(content))
+        return content[:place] + detail[1] + content[place:]
+    changed = bytearray(content)
+    for place, value in detail:
+        changed[int(place * len(content))] = value
+    return bytes(changed)
+
+
+def outcome(action) -> object:
+    """The result of `action()`, or None for a one-line `UserError`; anything else is a failure."""
+    try:
+        return action()
+    except UserError as error:
+        message = str(error)
+        assert message and "\n" not in message and "Traceback" not in message
+        return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("fuzz")
+    save_sample(root, "one", (24, 32), num_classes=3)
+    write_list(root, "train", ["one"])
+    (root / "class_names.txt").write_text("background\ncat\ndog\n")
+    return root
+
+
+def read_sample(folder: Path):
+    image, target = CustomSegmentation(folder, "train")[0]
+    assert image.dtype == target.dtype == torch.uint8 and image.shape[1:] == target.shape
+    assert set(target.unique().tolist()) <= {0, 1, 2, 255}
+    return image
+
+
+def check(folder: Path, path: Path, how, action) -> None:
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(damage(whole, how))
+        outcome(action)
+    finally:
+        path.write_bytes(whole)
+
+
+@fuzz
+@given(damages)
+def test_damaged_images(folder, how):
+    path = folder / "JPEGImages" / "one.jpg"
+    check(folder, path, how, lambda: read_sample(folder))
+
+
+@fuzz
+@given(damages)
+def test_damaged_masks(folder, how):
+    path = folder / "SegmentationClass" / "one.png"
+    check(folder, path, how, lambda: read_sample(folder))
+
+
+@fuzz
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["1", "L", "P", "RGB", "I;16"]))
+def test_masks_of_any_size_and_mode(folder, width, height, mode):
+    values = np.random.default_rng(width * height).integers(0, 256, (height, width), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(values).convert(mode).save(buffer, format="PNG")
+    path = folder / "SegmentationClass" / "one.png"
+    check(folder, path, ("replace", buffer.getvalue()), lambda: read_sample(folder))
+
+
+@fuzz
+@given(st.one_of(damages, st.tuples(st.just("replace"), st.text(max_size=200).map(str.encode))))
+def test_damaged_lists(folder, how):
+    path = folder / "ImageSets" / "Segmentation" / "train.txt"
+    check(folder, path, how, lambda: read_sample(folder))
+    ids = outcome(lambda: read_ids(path))
+    assert ids == ["one"]
+
+
+@fuzz
+@given(st.one_of(damages, st.tuples(st.just("replace"), st.text(max_size=200).map(str.encode))))
+def test_damaged_class_names(folder, how):
+    check(folder, folder / "class_names.txt", how, lambda: read_sample(folder))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("fuzz") / "last.pth"
+    model = build_model("deeplabv3plus_mobilenet", num_classes=3, separable_conv=True)
+    content = {"model_state": model.state_dict(), "best_score": 0.5, "args": {"output_stride": 16}}
+    torch.save(content, path)
+    return path
+
+
+@fuzz
+@given(damages)
+def test_damaged_checkpoints(checkpoint, how):
+    check(
+        checkpoint.parent,
+        checkpoint,
+        how,
+        lambda: model_from_checkpoint(load_checkpoint(checkpoint)),
+    )
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=8), st.just(torch.zeros(2))),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = ("model_state", "args", "class_names", "model", "state_dict", "classifier.4.weight")
+
+
+@fuzz
+@given(st.one_of(values, st.dictionaries(st.sampled_from(KEYS), values, max_size=4)))
+def test_checkpoints_of_any_content(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.pth"
+    torch.save(content, path)
+    assert outcome(lambda: model_from_checkpoint(load_checkpoint(path))) is None
+
+
+@fuzz
+@given(damages)
+def test_damaged_logs(tmp_path_factory, how):
+    folder = tmp_path_factory.getbasetemp()
+    lines = [json.dumps({"iteration": k, "miou": 0.5, "class_iou": {"cat": None}}) for k in (1, 2)]
+    (folder / "log.jsonl").write_bytes(damage(("\n".join(lines) + "\n").encode(), how))
+    records = outcome(lambda: read_log(folder))
+    assert records is None or all(isinstance(record, dict) for record in records)
