@@ -189,8 +189,17 @@ def read_weights(name: str, weights: str) -> StateDict:
     return state
 
 
-def download_weights(name: str, version: str) -> StateDict:
+def download_weights(
+    name: str,
+    version: str,
+    instead: str = "--backbone_weights none, or --backbone_weights FILE",
+) -> StateDict:
     """Torchvision's published weights, cached below TORCH_HOME; shows a progress bar.
+
+    Args:
+        name: torchvision's name of the model.
+        version: name of its weights, in any case.
+        instead: the flags that make the download needless, for the message.
 
     Raises:
         UserError: the download fails, or the cached file is damaged.
@@ -212,9 +221,8 @@ def download_weights(name: str, version: str) -> StateDict:
             raise
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise UserError(
-            f"{weights.url}: cannot be downloaded ({reason}): give --backbone_weights none, or "
-            "--backbone_weights FILE, or set TORCH_HOME to a folder with the file at "
-            f"hub/checkpoints/{path.name}"
+            f"{weights.url}: cannot be downloaded ({reason}): give {instead}, or set TORCH_HOME to "
+            f"a folder with the file at hub/checkpoints/{path.name}"
         ) from None
 
 

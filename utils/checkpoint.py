@@ -3,9 +3,12 @@
 Nothing here runs code from a file: `torch.load(..., weights_only=True)` throughout.
 """
 
+import argparse
 import dataclasses
+import errno
 import pickle
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,17 @@ from torch import nn
 from network.modeling import build_model
 from utils.errors import UserError
 from utils.runs import write_atomically
+from utils.transforms import MEAN, STD
 
-# What the public ancestor's files hold beside tensors: its best score, a NumPy scalar. NumPy 1 and
-# 2 pickle it under different names.
-_NUMPY_SCALARS = [
+# What foreign files hold beside tensors, none of which runs code: the public ancestor's best score
+# is a NumPy scalar, which NumPy 1 and 2 pickle under different names; torchvision's reference
+# script adds its arguments, a bag of values.
+_PLAIN_VALUES = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+    *(type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd?"),
+    argparse.Namespace,
 ]
 
 
@@ -57,21 +63,29 @@ class Checkpoint:
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
     with write_atomically(path) as partial:
-        torch.save(content, partial)
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # what torch's zip writer makes of a failed write
+            raise OSError(errno.EIO, f"is the disk full? {error}".splitlines()[0]) from None
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
-    """Read a file of tensors, numbers, strings and NumPy scalars.
+def read_file(path: str | Path, flag: str = "--ckpt") -> dict[str, Any]:
+    """Read a file of tensors, numbers, strings and NumPy scalars; nothing in it runs.
+
+    Args:
+        path: the file.
+        flag: what gave it, for the message if it is not there.
 
     Raises:
         UserError: it is not there, cut off, no checkpoint, or holds more than such values.
     """
     path = Path(path)
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_PLAIN_VALUES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what is wrong with a file
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}): see --ckpt") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}): see {flag}") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: {_explain_refusal(path, str(error))}") from None
     except Exception as error:  # torch.load documents no list of what a broken file raises
@@ -108,8 +122,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         UserError: see `read_file`; or the weights are of no model that is built here.
     """
-    path = Path(path)
-    content = read_file(path)
+    return describe_checkpoint(Path(path), read_file(path))
+
+
+def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """Recognise what was read from a file; see `load_checkpoint`."""
     args = content.get("args") if isinstance(content.get("args"), dict) else {}
     state_dict = next(
         (content[key] for key in ("model_state", "model", "state_dict") if key in content), content
@@ -125,6 +142,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         kind, output_stride = "torchvision", 8
         state_dict = _rename_torchvision(state_dict)
     model, num_classes = _recognise(path, state_dict)
+    class_names = None
+    if kind == "own":
+        class_names = content.get("class_names")
+        _check_own(path, content, num_classes)
     return Checkpoint(
         path=path,
         kind=kind,
@@ -133,9 +154,22 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         num_classes=num_classes,
         output_stride=output_stride,
         separable_conv=any(".body.0.weight" in key for key in state_dict),
-        class_names=content.get("class_names") if kind == "own" else None,
+        class_names=class_names,
         content=content,
     )
+
+
+def _check_own(path: Path, content: dict[str, Any], num_classes: int) -> None:
+    """What an own file says beside its weights must fit them and this code."""
+    names = content.get("class_names")
+    if names is not None and not (isinstance(names, list) and len(names) == num_classes):
+        raise UserError(f"{path}: has {num_classes} classes, but its class_names are {names}")
+    for key, value in (("mean", MEAN), ("std", STD)):
+        if content.get(key) not in (None, list(value)):
+            raise UserError(
+                f"{path}: was trained on images with {key} {content[key]}: set {key.upper()} in "
+                f"utils/transforms.py, which is {list(value)}, to it"
+            )
 
 
 def _is_state_dict(value: Any) -> bool:

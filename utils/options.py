@@ -17,12 +17,11 @@ from utils.runs import ARGS_FILE, read_json
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "shapes": {
         "backbone_weights": "none",
-        "crop_size": [128],
-        "lr": 0.1,
+        "crop_size": [96],
+        "lr": 0.05,
         "lr_policy": "poly",
-        "total_itrs": 300,
-        "val_interval": 1,
-        "val_batch_size": 16,
+        "total_itrs": 480,
+        "val_interval": 2,
     },
 }
 # Without pretrained weights there is nothing to protect in the backbone; explicit flags win.
