@@ -18,9 +18,9 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "shapes": {
         "backbone_weights": "none",
         "crop_size": [96],
-        "lr": 0.05,
+        "lr": 0.03,
         "lr_policy": "poly",
-        "total_itrs": 480,
+        "total_itrs": 500,
         "val_interval": 2,
     },
 }
