@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets.voc import SegmentationDataset
 from utils.errors import UserError
-from utils.signals import ignore_signals
 
 MAX_WORKERS = 64
 
@@ -220,7 +219,9 @@ def build_val_loader(
 
 
 def _init_worker(_: int) -> None:
-    ignore_signals()  # Ctrl-C goes to all processes of the terminal; the parent ends the workers
+    """Leave the terminal's group: Ctrl-C and torchrun signal all of it, but workers end last."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 def _build_loader(samples: Dataset, sampler: Sampler, num_workers: int, pin_memory: bool) -> Loader:

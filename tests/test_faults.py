@@ -27,6 +27,7 @@ def start(data, runs, *more):
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -98,7 +99,7 @@ def test_signal_saves_says_how_to_resume_and_exits(data, whole, tmp_path, number
     process = start(data, tmp_path, "--num_workers", "1")
     wait_for(run_folder(tmp_path) / "last.pth", process)
     began = time.monotonic()
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the whole group, as a terminal and torchrun do
     ended, output = finish(process)
     assert ended == status, output
     assert time.monotonic() - began < 10

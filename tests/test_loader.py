@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -127,3 +131,18 @@ def test_derive_seed_mixes_its_numbers():
 def test_impossible_batch_sizes_name_the_flag(train_set, batch_size, world_size, message):
     with pytest.raises(UserError, match=rf"--batch_size {batch_size}: .*{message}"):
         build_train_loader(train_set, batch_size, 0, 0, world_size=world_size)
+
+
+def test_live_workers_do_not_keep_the_interpreter_from_ending(train_set):
+    code = (
+        "import builtins, sys\n"
+        "from datasets.loader import build_train_loader\n"
+        "from datasets.voc import VOCSegmentation\n"
+        "data = VOCSegmentation(sys.argv[1], transform=lambda i, t: (i[:, :40, :40], t[:40, :40]))\n"
+        "loader = build_train_loader(data, 2, seed=0, num_workers=1)\n"
+        "builtins.kept = batches = iter(loader)\n"
+        "next(batches)\n"
+    )
+    command = [sys.executable, "-c", code, str(train_set.folder)]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], timeout=60)
+    assert ended.returncode == 0

@@ -45,9 +45,3 @@ class StopSignals:
     def exit_status(self) -> int:
         """130 for SIGINT, 143 for SIGTERM, as shells have it; 0 if none came."""
         return 128 + self.received if self.received else 0
-
-
-def ignore_signals() -> None:
-    """For data workers: the terminal sends Ctrl-C to them too, but their parent ends them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
