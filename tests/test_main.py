@@ -89,6 +89,15 @@ def test_test_only_repeats_the_logged_scores(run, finished, data, tmp_path):
     assert scores["protocol"] == "whole images at native size"
 
 
+def test_test_only_takes_data_and_output_stride_from_the_run(run, data, tmp_path):
+    argv = flags(data, tmp_path, "--output_stride", 8, "--run_name", "eight")
+    assert run(main, *argv, "--total_itrs", 1).status == 0
+    ended = run(main, "--test_only", "--ckpt", tmp_path / "eight" / "last.pth", "--device", "cpu")
+    assert ended.status == 0, ended.stderr
+    scores = json.loads((tmp_path / "eight" / "scores.json").read_text())
+    assert scores["miou"] == read_log(tmp_path / "eight")[-1]["miou"]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
     run, finished, data, tmp_path, num_workers, monkeypatch

@@ -61,7 +61,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture"
     )
     model.add_argument(
-        "--output_stride", type=int, choices=[8, 16], default=16, help="of the backbone"
+        "--output_stride",
+        type=int,
+        choices=[8, 16],
+        help="of the backbone (default: 16; with --test_only what the checkpoint says)",
     )
     model.add_argument("--separable_conv", action="store_true", help="separable head convolutions")
     model.add_argument(
@@ -138,13 +141,17 @@ def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_stored_args(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of `--args FILE`, or of the run that `--resume` goes on with."""
+    """The settings of `--args FILE`, or of the run to go on with, or of the one to evaluate."""
     if args.args:
         path = Path(args.args)
     elif args.resume:
         path = run_dir_of(args) / ARGS_FILE
         if not path.exists():
             raise UserError(f"--resume: {path.parent} holds no run: see --run_name and --runs_dir")
+    elif args.test_only:
+        path = (Path(args.ckpt).parent if args.ckpt else run_dir_of(args)) / ARGS_FILE
+        if not path.exists():  # a checkpoint from elsewhere
+            return {}
     else:
         return {}
     stored = read_json(path).get("args")
@@ -178,9 +185,13 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(
             f"--class_weights {args.class_weights}: --loss {args.loss} has no use for it"
         )
+    if args.test_only and args.resume:
+        raise UserError("--test_only: evaluates and does not resume: leave --resume out")
     if args.ckpt and args.backbone_weights != "none" and not args.test_only:
         raise UserError("--ckpt: brings its own backbone: leave --backbone_weights out")
     args.run_name = args.run_name or default_run_name(args)
+    if args.output_stride is None and not args.test_only:
+        args.output_stride = 16
 
 
 def default_run_name(args: argparse.Namespace) -> str:
