@@ -1,6 +1,9 @@
 """How often each class occurs in the targets of a data set."""
 
+import csv
 import dataclasses
+import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -44,3 +47,23 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
         image_counts=present.sum(0),
         image_pixels=(present * classes.sum(1, keepdim=True)).sum(0),
     )
+
+
+def distribution_csv(class_names: Sequence[str], statistics: ClassStatistics) -> str:
+    """One line per class, and one for void: pixels, shares in [0, 1], images."""
+    labelled = max(int(statistics.pixel_counts.sum()), 1)
+    total = labelled + statistics.void_pixels
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["class", "pixels", "share_of_labelled", "share_of_all", "images"])
+    rows = zip(
+        class_names,
+        statistics.pixel_counts.tolist(),
+        statistics.image_counts.tolist(),
+        strict=True,
+    )
+    for name, pixels, images in rows:
+        table.writerow([name, pixels, f"{pixels / labelled:.8f}", f"{pixels / total:.8f}", images])
+    void = statistics.void_pixels
+    table.writerow(["void", void, "", f"{void / total:.8f}", ""])
+    return text.getvalue()

@@ -1,0 +1,263 @@
+"""`visualize.py` as a user runs it, on small data and runs that were never trained."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.voc import CLASS_NAMES
+from network.modeling import build_model
+from tests.conftest import make_voc
+from tests.test_results import write_run
+from utils.checkpoint import save_checkpoint
+from visualize import main
+
+MODEL = "deeplabv3plus_mobilenet"
+FIGURES = ("classes", "distribution", "curves", "compare", "errors", "confusion")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("voc")
+    make_voc(root, num_train=12, num_val=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory, data):
+    """Two runs, `ce` and `focal`, with random weights and invented logs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, (loss, mious) in enumerate({"ce": (0.2, 0.6512), "focal": (0.3, 0.64)}.items()):
+        torch.manual_seed(seed)
+        args = {
+            "model": MODEL, "output_stride": 16, "crop_size": [513], "lr": 0.01,
+            "lr_policy": "step", "step_size": 1000, "total_itrs": 20, "batch_size": 8,
+            "backbone_weights": "none", "device": "cpu", "focal_gamma": None,
+        }  # fmt: skip
+        run = write_run(folder / f"voc_{loss}", mious, loss=loss, data_root=str(data), **args)
+        content = {"model_state": build_model(MODEL).state_dict(), "args": args}
+        save_checkpoint(run / "best.pth", {**content, "class_names": list(CLASS_NAMES)})
+    return folder
+
+
+@pytest.fixture
+def show(run, data, runs_dir, tmp_path):
+    """Run `visualize.py FIGURE` on the data and the runs, into tmp_path/report."""
+
+    def show_figure(figure, *flags):
+        argv = [*figure.split(), "--data_root", data, "--output_dir", tmp_path / "report"]
+        if figure in ("", "curves", "compare", "errors", "report"):
+            argv += ["--runs_dir", runs_dir]
+        if figure in ("", "compare", "errors", "report"):
+            argv += ["--device", "cpu", "--precision", "fp32"]
+        return run(main, *argv, "--dpi", 40, *flags)
+
+    return show_figure
+
+
+def make_sam_results(folder, data, ids, **scores):
+    folder.mkdir()
+    for sample in ids:
+        image = Image.open(data / "VOCdevkit/VOC2012/JPEGImages" / f"{sample}.jpg")
+        Image.new("RGB", image.size, "red").save(folder / f"{sample}.png")
+    (folder / "scores.json").write_text(json.dumps({"dataset": "voc", **scores}))
+
+
+def test_report_is_the_default_and_has_everything(show, data, tmp_path):
+    assert show("classes").status == 0
+    five = json.loads((tmp_path / "report" / "picks.json").read_text())["five"]
+    sam = {
+        "image_set": "train", "images": five, "deeplab": {"miou": 0.5}, "oracle": {"miou": 0.8},
+        "sam_deeplab": {"miou": 0.55}, "borders": {"3": {"deeplab": 0.31}}, "masks_per_image": 40.0,
+    }  # fmt: skip
+    make_sam_results(tmp_path / "sam", data, five, **sam)
+    ended = show("", "--sam_dir", tmp_path / "sam")
+    assert ended.status == 0, ended.stderr
+    assert "missing" not in ended.stdout
+    folder = tmp_path / "report"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(f"{name}.png" for name in FIGURES), "distribution.csv", "picks.json"]
+        + ["report.md", "report.tex"]
+    )
+    report = (folder / "report.md").read_text()
+    for name in FIGURES:
+        assert f"]({name}.png)" in report
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| R1 ")]
+    assert rows[0][1] == "`voc_ce`"
+    assert rows[2][1:6] == ["65.12", "90.00", "50.00", "80.00", "4"]
+    assert "whole images at native size" in report
+    assert "1.12 points less" in report and "`--loss`" in report
+    assert "SAM's masks, classes from the ground truth | 80.00" in report
+    assert "changes the mIoU from 50.00 to 55.00 % (+5.00)" in report
+    assert "What is missing" not in report
+
+
+def test_report_without_runs_has_the_data_and_names_the_rest(show, tmp_path):
+    ended = show("", "--runs_dir", tmp_path / "none")
+    assert ended.status == 0, ended.stderr
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "](classes.png)" in report and "](curves.png)" not in report
+    missing = report.partition("## What is missing")[2]
+    assert "holds no run on voc" in missing and "`python main.py --data_root" in missing
+    assert "not measured" in report
+    assert not (tmp_path / "report" / "curves.png").exists()
+
+
+def test_report_names_a_missing_loss_and_a_missing_checkpoint(show, runs_dir, tmp_path):
+    shutil.copytree(runs_dir / "voc_focal", tmp_path / "runs" / "voc_focal")
+    ended = show("", "--runs_dir", tmp_path / "runs")
+    assert "missing: a model trained with --loss ce" in ended.stdout
+    assert "--loss ce" in (tmp_path / "report" / "report.md").read_text()
+    (tmp_path / "runs" / "voc_focal" / "best.pth").unlink()
+    ended = show("", "--runs_dir", tmp_path / "runs")
+    assert ended.status == 0, ended.stderr
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "best.pth: not there" in report and "](curves.png)" in report
+
+
+def test_report_without_images_still_has_the_distribution(run, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "VOCdevkit" / "VOC2012" / "JPEGImages")
+    argv = ("--data_root", tmp_path / "data", "--output_dir", tmp_path, "--runs_dir", tmp_path)
+    assert run(main, *argv).status == 0
+    report = (tmp_path / "report.md").read_text()
+    assert "](distribution.png)" in report and "](classes.png)" not in report
+    assert "JPEGImages: cannot be read" in report
+
+
+def test_report_is_the_same_every_time(show, tmp_path):
+    contents = []
+    for _ in range(2):
+        show("", "--limit", 2)
+        contents.append({p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()})
+        shutil.rmtree(tmp_path / "report")
+    assert contents[0] == contents[1] and len(contents[0]) == 10
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_report_compiles_also_with_svg_figures(show, tmp_path):
+    assert show("", "--format", "svg").status == 0
+    ended = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
+        cwd=tmp_path / "report", capture_output=True, timeout=100,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout[-1500:]
+
+
+def test_distribution_equals_an_independent_count(show, data, tmp_path):
+    ended = show("distribution")
+    folder = data / "VOCdevkit" / "VOC2012"
+    counts = {}
+    for image_set in ("train", "val"):
+        ids = (folder / "ImageSets" / "Segmentation" / f"{image_set}.txt").read_text().split()
+        masks = [np.asarray(Image.open(folder / "SegmentationClass" / f"{i}.png")) for i in ids]
+        values = np.concatenate([mask.ravel() for mask in masks])
+        counts[image_set] = {value: int((values == value).sum()) for value in (*range(21), 255)}
+    rows = list(csv.DictReader((tmp_path / "report" / "distribution.csv").open()))
+    assert [row["class"] for row in rows] == [*CLASS_NAMES, "void"]
+    assert [int(row["pixels"]) for row in rows] == list(counts["train"].values())
+    assert sum(float(row["share_of_all"]) for row in rows) == pytest.approx(1, abs=1e-6)
+    assert sum(float(row["share_of_labelled"] or 0) for row in rows) == pytest.approx(1, abs=1e-6)
+    labelled = {key: value for key, value in counts["val"].items() if key != 255}
+    accuracy = 100 * labelled[0] / sum(labelled.values())
+    classes = sum(value > 0 for value in labelled.values())
+    assert f"accuracy {accuracy:.2f} %, mIoU {accuracy / classes:.2f} %" in ended.stdout
+
+
+@pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
+def test_distribution_of_voc(run, tmp_path):
+    root = Path(os.environ["DEEPLAB_TEST_DATA"]) / "voc2012_masks"
+    ended = run(main, "distribution", "--data_root", root, "--output_dir", tmp_path)
+    assert "background has 73.36 % of the labelled pixels" in ended.stdout
+    assert "void 5.46 % of all pixels" in ended.stdout
+
+
+@pytest.mark.parametrize("file_format", ["pdf", "svg"])
+def test_figures_come_in_the_format_asked_for(show, tmp_path, file_format):
+    assert show("curves", "--format", file_format, "--x", "epochs").status == 0
+    assert [path.name for path in (tmp_path / "report").iterdir()] == [f"curves.{file_format}"]
+
+
+def test_pick_is_stored_and_used_again(show, tmp_path):
+    picks = tmp_path / "report" / "picks.json"
+    show("classes")
+    first = json.loads(picks.read_text())
+    name = next(iter(first["classes"]))
+    other = next(i for n, i in first["classes"].items() if n != name)
+    error = show("classes", "--pick", f"{name}={other}").error
+    assert f"the image holds no {name}" in error
+    assert json.loads(picks.read_text()) == first
+    assert show("classes", "--pick", f"{name}={first['classes'][name]}").status == 0
+    stored = picks.read_text()
+    assert show("classes").status == 0 and picks.read_text() == stored
+
+
+def test_errors_shows_worst_and_best(show, tmp_path):
+    ended = show("errors", "--runs", "voc_focal", "--limit", 3)
+    assert ended.status == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "errors.png",
+        "confusion.png",
+    }
+
+
+def test_killed_run_is_read_as_far_as_it_goes(show, runs_dir, tmp_path):
+    shutil.copytree(runs_dir, tmp_path / "runs")
+    log = tmp_path / "runs" / "voc_ce" / "log.jsonl"
+    log.write_text(log.read_text()[:-40])
+    ended = show("curves", "--runs_dir", tmp_path / "runs")
+    assert ended.status == 0 and f"note: {log}: the last line is cut off" in ended.stdout
+
+
+def test_sam_results_of_other_data_are_not_shown(show, data, tmp_path):
+    ids = [f"2007_{number:06d}" for number in range(12)]
+    make_sam_results(tmp_path / "sam", data, ids, dataset="custom")
+    ended = show("compare", "--sam_dir", tmp_path / "sam")
+    assert "of the data set custom, not voc" in ended.stdout
+    assert "missing: the column of SAM" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["curves", "--runs", "zzz"], "--runs zzz: no such run; in .* voc_ce, voc_focal"),
+        (["", "--runs", "zzz"], "--runs zzz: no such run"),
+        (["compare", "--runs", "a", "b"], "--runs a: no such run"),
+        (["errors", "--runs", "voc_ce", "voc_focal"], "errors looks at one run"),
+        (["curves", "--runs_dir", "nowhere"], "nowhere: no run on voc there: python main.py"),
+        (["classes", "--pick", "cat"], "--pick cat: give CLASS=ID"),
+        (["classes", "--pick", "cat=a", "cat=b"], "--pick cat=b: give CLASS=ID, each class once"),
+        (["classes", "--pick", "cat=zzz"], "--pick cat=zzz: no such image in this set"),
+        (["", "--pick", "unicorn=2007_000000"], "--pick unicorn=2007_000000: no such object"),
+        (["classes", "--image_set", "zzz"], "zzz.txt"),
+        (["distribution", "--dpi", 0], "--dpi 0"),
+        (["errors", "--limit", -1], "--limit -1"),
+        (["errors", "--device", "cuda:77"], "--device cuda:77"),
+    ],
+)
+def test_bad_input_is_named(show, argv, words):
+    figure, *flags = argv
+    error = show(figure, *flags).error
+    assert re.search(words, error), error
+
+
+def test_too_many_runs_to_compare(show, runs_dir, tmp_path):
+    for number in range(5):
+        write_run(tmp_path / "runs" / f"r{number}")
+    names = [f"r{number}" for number in range(5)]
+    error = show("compare", "--runs_dir", tmp_path / "runs", "--runs", *names).error
+    assert "--runs: 5 given: compare has room for 4 at most" in error
+
+
+def test_flags_that_a_figure_does_not_heed_are_refused(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["classes", "--x", "epochs"])
+    assert stopped.value.code == 2 and "--x" in capsys.readouterr().err
