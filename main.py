@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets import build_dataset
-from datasets.loader import build_train_loader, build_val_loader
+from datasets.loader import build_train_loader, derive_seed
 from datasets.statistics import class_statistics
 from datasets.voc import IGNORE_INDEX, SegmentationDataset
 from network.modeling import build_model
-from utils.checkpoint import load_checkpoint, model_from_checkpoint, start_from
+from utils.checkpoint import load_checkpoint, start_from
 from utils.distributed import (
     end_distributed,
     get_rank,
@@ -34,12 +35,13 @@ from utils.distributed import (
     main_first,
     print_main,
     sync_buffers,
+    wait_for_all,
     wrap_model,
 )
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
 from utils.errors import UserError, run_script
 from utils.loss import build_criterion, class_weights
-from utils.metrics import StreamSegMetrics, format_scores
+from utils.metrics import StreamSegMetrics
 from utils.optim import build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import choose_device, choose_precision
@@ -47,15 +49,17 @@ from utils.runs import (
     ARGS_FILE,
     BEST_FILE,
     LAST_FILE,
+    check_run_dir,
+    clear_run_dir,
     describe_environment,
-    prepare_run_dir,
     read_log,
     write_json,
     write_log,
 )
+from utils.scores import build_val_data, protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
 from utils.state import AfterStep, TrainingState
-from utils.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop, ShortSideCenterCrop
+from utils.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -74,26 +78,6 @@ def build_train_set(args: argparse.Namespace) -> SegmentationDataset:
     return build_dataset(args, args.image_set, transform)
 
 
-def build_val_data(
-    args: argparse.Namespace, pin_memory: bool
-) -> tuple[SegmentationDataset, DataLoader]:
-    """The evaluation's data set and batches: whole images, or the crops of `--crop_val`."""
-    crop = args.crop_size[0]
-    transform = ShortSideCenterCrop(crop) if args.crop_val else None
-    val_set = build_dataset(args, args.val_image_set, transform)
-    sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
-    loader = build_val_loader(
-        val_set,
-        sizes,
-        args.val_batch_size,
-        args.num_workers,
-        pin_memory,
-        get_rank(),
-        get_world_size(),
-    )
-    return val_set, loader
-
-
 def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:
     """The training loss; class weights are counted in the training set."""
     weights = None
@@ -108,34 +92,9 @@ def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.M
 def test(args: argparse.Namespace, device: torch.device, precision: str) -> None:
     """Evaluate a checkpoint, print its scores and leave them in `scores.json` beside it."""
     path = Path(args.ckpt) if args.ckpt else run_dir_of(args) / BEST_FILE
-    checkpoint = load_checkpoint(path)
-    val_set, loader = build_val_data(args, pin_memory=device.type == "cuda")
-    if val_set.num_classes != checkpoint.num_classes:
-        raise UserError(
-            f"{path}: has {checkpoint.num_classes} classes, but --dataset {args.dataset} has "
-            f"{val_set.num_classes}: give the data set that it was trained on"
-        )
-    model = model_from_checkpoint(checkpoint, args.output_stride)
-    model = model.to(device, memory_format=torch.channels_last)
-    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
-    scores = {
-        "checkpoint": str(path),
-        "image_set": args.val_image_set,
-        "images": len(val_set),
-        "protocol": protocol(args),
-        **evaluate(model, loader, metrics, precision, device),
-    }
-    print(f"{path} on {args.val_image_set} ({len(val_set)} images, {scores['protocol']})")
-    print(format_scores(scores, val_set.class_names))
-    scores["class_iou"] = dict(zip(val_set.class_names, scores["class_iou"], strict=True))
-    write_json(path.with_name("scores.json"), scores)
-
-
-def protocol(args: argparse.Namespace) -> str:
-    """How the evaluation looks at images; every score says so."""
-    if args.crop_val:
-        return f"centre crops: short side {args.crop_size[0]}, centre square"
-    return "whole images at native size"
+    scores = score_checkpoint(load_checkpoint(path), args, device, precision)
+    if is_main():
+        write_json(path.with_name("scores.json"), scores)
 
 
 def validate(
@@ -241,7 +200,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(__doc__, argv)
     device = init_distributed(choose_device(args.device))
     try:
-        return run(args, device, choose_precision(args.precision, device))
+        status = run(args, device, choose_precision(args.precision, device))
+        wait_for_all()
+        return status
     finally:
         end_distributed()
 
@@ -253,7 +214,7 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
         return 0
     run_dir = run_dir_of(args)
     if is_main():
-        prepare_run_dir(run_dir, args.resume, args.overwrite)
+        check_run_dir(run_dir, args.resume, args.overwrite)
     set_seed(args.seed, args.deterministic)
 
     with main_first():  # what is downloaded or drawn comes once
@@ -290,29 +251,51 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     losses = LossMeter()
     state = TrainingState(model, optimizer, scheduler, scaler, losses, args, train_set.class_names)
-    if args.resume:
-        resume(state, run_dir)
-    store_settings(args, train_set, run_dir)
+    if get_rank():  # from here on only dropout draws: differently in every process
+        torch.manual_seed(derive_seed(args.seed, get_rank()))
+    with main_first():  # the others read the log when it is in order
+        if is_main():  # not before: an earlier error must leave the old run as it is
+            clear_run_dir(run_dir, args.resume)
+        if args.resume:
+            resume(state, run_dir)
+        store_settings(args, train_set, run_dir)
 
     with StopSignals() as signals:
-        try:
-            train(
-                state, criterion, train_loader, val_set, val_loader, run_dir, precision, device,
-                signals,
-            )  # fmt: skip
-        except Stopped:
-            state.save(run_dir / LAST_FILE)
-            print_main(f"stopped at iteration {state.cur_itrs}: go on with {resume_command(args)}")
-        except NonFiniteLossError as error:
-            raise UserError(explain_non_finite(error, train_set, run_dir)) from None
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{device} is out of memory: lower --batch_size, --crop_size or --val_batch_size, "
-                "or use --precision bf16 or fp16"
-            ) from None
+        loaders = train_loader, val_set, val_loader
+        train_in_order(state, criterion, *loaders, run_dir, precision, device, signals)
     if signals.received is None:
         print_main(f"best mIoU {100 * state.best_score:.2f} in {run_dir / BEST_FILE}")
     return signals.exit_status
+
+
+def train_in_order(
+    state: TrainingState,
+    criterion: nn.Module,
+    train_loader: DataLoader,
+    val_set: SegmentationDataset,
+    val_loader: DataLoader,
+    run_dir: Path,
+    precision: str,
+    device: torch.device,
+    signals: StopSignals,
+) -> None:
+    """`train()`, and an end in order whatever ends it: saved, and said in one line."""
+    try:
+        train(
+            state, criterion, train_loader, val_set, val_loader, run_dir, precision, device, signals
+        )  # fmt: skip
+    except Stopped:
+        state.save(run_dir / LAST_FILE)
+        command = f"python main.py --resume --runs_dir {run_dir.parent} --run_name {run_dir.name}"
+        print_main(f"stopped at iteration {state.cur_itrs}: go on with {command}")
+    except NonFiniteLossError as error:
+        ids = train_loader.dataset.dataset.ids
+        raise UserError(explain_non_finite(error, ids, run_dir / LAST_FILE)) from None
+    except (torch.OutOfMemoryError, MemoryError):
+        raise UserError(
+            f"{device} is out of memory: lower --batch_size, --crop_size or --val_batch_size, or "
+            "use --precision bf16 or fp16"
+        ) from None
 
 
 def resume(state: TrainingState, run_dir: Path) -> None:
@@ -321,11 +304,6 @@ def resume(state: TrainingState, run_dir: Path) -> None:
     if is_main():
         write_log(run_dir, [r for r in read_log(run_dir) if r["iteration"] <= state.cur_itrs])
     print_main(f"resumed {run_dir / LAST_FILE} at iteration {state.cur_itrs}")
-
-
-def resume_command(args: argparse.Namespace) -> str:
-    """What to type to go on."""
-    return f"python main.py --resume --runs_dir {args.runs_dir} --run_name {args.run_name}"
 
 
 def store_settings(args: argparse.Namespace, train_set: SegmentationDataset, run_dir: Path) -> None:
@@ -356,13 +334,10 @@ def print_settings(
     )
 
 
-def explain_non_finite(
-    error: NonFiniteLossError, train_set: SegmentationDataset, run_dir: Path
-) -> str:
+def explain_non_finite(error: NonFiniteLossError, ids: Sequence[str], kept: Path) -> str:
     """One line: when, with which learning rates and samples, and what is left."""
-    samples = ", ".join(train_set.ids[index] for index in error.indices)
+    samples = ", ".join(ids[index] for index in error.indices)
     lrs = ", ".join(f"{lr:g}" for lr in error.lrs)
-    kept = run_dir / LAST_FILE
     return (
         f"the loss is {error.value} at iteration {error.iteration} (learning rates {lrs}; samples "
         f"{samples}): lower --lr, or use --precision fp32; "

@@ -22,7 +22,9 @@ FLAGS = (
 GRADIENTS = """
 import sys, torch
 from torch import nn
-from utils.distributed import init_distributed, loss_share, wrap_model, end_distributed, get_rank
+from utils.distributed import (
+    end_distributed, get_rank, init_distributed, loss_share, wait_for_all, wrap_model
+)
 from utils.loss import build_criterion
 
 device = init_distributed(torch.device("cpu"))
@@ -37,6 +39,7 @@ for loss in ("ce", "focal"):
     (criterion(wrapped(images), targets) * loss_share(criterion, targets)).backward()
     if get_rank() == 0:
         torch.save([p.grad for p in model.parameters()], f"{sys.argv[2]}/{loss}.pt")
+wait_for_all()
 end_distributed()
 """
 

@@ -150,6 +150,23 @@ def test_overwrite_starts_again(run, finished, data, tmp_path):
     assert [record["iteration"] for record in read_log(tmp_path / finished.name)] == [1]
 
 
+def test_overwrite_loses_nothing_before_the_new_run_can_start(run, finished, data, tmp_path):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    (folder / "notes.txt").write_text("mine")
+    argv = [*flags(data, tmp_path, "--overwrite"), "--total_itrs", 1]
+    assert "nowhere" in run(main, *argv, "--image_set", "nowhere").error
+    assert read_log(folder) == read_log(finished)
+    del argv[2:4]  # --backbone_weights
+    assert run(main, *argv, "--ckpt", folder / "best.pth").status == 0
+    assert len(read_log(folder)) == 1 and (folder / "notes.txt").exists()
+
+
+def test_failed_start_leaves_no_folder(run, data, tmp_path):
+    assert "nowhere" in run(main, *flags(data, tmp_path, "--image_set", "nowhere")).error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_resume_takes_settings_from_the_run_and_refuses_to_change_them(run, finished, tmp_path):
     shutil.copytree(finished, tmp_path / finished.name)
     resume = ("--runs_dir", tmp_path, "--resume", "--run_name", finished.name)

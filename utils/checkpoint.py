@@ -81,35 +81,34 @@ def read_file(path: str | Path, flag: str = "--ckpt") -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}): see {flag}") from None
+    try:
         with torch.serialization.safe_globals(_PLAIN_VALUES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses at what is wrong with a file
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}): see {flag}") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: {_explain_refusal(path, str(error))}") from None
     except Exception as error:  # torch.load documents no list of what a broken file raises
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{path}: not a readable checkpoint, perhaps cut off "
-            f"({reason[0] if reason else type(error).__name__}): get the file again"
-        ) from None
+        raise UserError(f"{path}: {_explain_refusal(path, error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
 
 
-def _explain_refusal(path: Path, message: str) -> str:
+def _explain_refusal(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not a checkpoint: the download went wrong; get the file again"
-    if "GLOBAL" in message:
+    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
         return (
             "refused: it needs more than tensors, numbers and NumPy scalars, which could run code: "
             "save its state_dict alone"
         )
-    return "not a readable checkpoint, perhaps cut off: get the file again"
+    reason = ""
+    if type(error) is RuntimeError:  # others speak of torch's inner affairs
+        reason = f" ({textwrap.shorten(str(error).partition(chr(10))[0], 80, placeholder=' ...')})"
+    return f"not a readable checkpoint, perhaps cut off{reason}: get the file again"
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

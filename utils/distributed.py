@@ -29,6 +29,12 @@ def init_distributed(device: torch.device) -> torch.device:
     return device
 
 
+def wait_for_all() -> None:
+    """Come to the end together: a process that leaves early takes the others' connections along."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def end_distributed() -> None:
     """Leave the group, so that no process waits for one that is gone."""
     if dist.is_initialized():

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from utils.errors import UserError
 
 ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 BEST_FILE, LAST_FILE = "best.pth", "last.pth"
+RUN_FILES = (ARGS_FILE, LOG_FILE, BEST_FILE, LAST_FILE)
 
 
 @contextlib.contextmanager
@@ -74,33 +74,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def prepare_run_dir(folder: Path, resume: bool, overwrite: bool) -> None:
+def check_run_dir(folder: Path, resume: bool, overwrite: bool) -> None:
     """Make sure that no run is lost: a folder that holds one is only entered on demand.
 
     Raises:
         UserError: the folder holds a run and neither flag was given, or `--resume` finds none.
     """
-    holds_run = any(
-        (folder / name).exists() for name in (ARGS_FILE, LOG_FILE, LAST_FILE, BEST_FILE)
-    )
-    if resume:
-        if not (folder / LAST_FILE).exists():
-            raise UserError(
-                f"--resume: {folder / LAST_FILE} is not there: --overwrite starts again"
-            )
-    elif holds_run and overwrite:
-        shutil.rmtree(folder)
-    elif holds_run:
+    if resume and not (folder / LAST_FILE).exists():
+        raise UserError(f"--resume: {folder / LAST_FILE} is not there: --overwrite starts again")
+    if not resume and not overwrite and any((folder / name).exists() for name in RUN_FILES):
         raise UserError(
             f"{folder}: holds a run: --resume goes on with it, --overwrite starts again, "
             "--run_name NAME takes another folder"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}): see --runs_dir") from None
-    for partial in folder.glob(".*.partial"):  # a killed run's
-        partial.unlink()
+
+
+def clear_run_dir(folder: Path, resume: bool) -> None:
+    """Remove what a killed run left half-written and, unless it is resumed, the run itself."""
+    for path in [*folder.glob(".*.partial"), *(folder / name for name in RUN_FILES if not resume)]:
+        path.unlink(missing_ok=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,322 @@
+"""`predict.py` as a user runs it, on small images and the smallest model."""
+
+import json
+import os
+import time
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.segmentation import deeplabv3_resnet50
+
+import predict
+from datasets.voc import CLASS_NAMES, PALETTE
+from main import main as train
+from network.modeling import build_model
+from predict import main
+from tests.conftest import make_voc
+from tests.test_checkpoint import randomize
+from utils.background import AHEAD, THREADS, Background, call_ahead
+from utils.runs import read_log
+
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("voc")
+    make_voc(root, num_train=4, num_val=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """The folder of a run of two iterations."""
+    runs = tmp_path_factory.mktemp("runs")
+    train(
+        [
+            *("--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none"),
+            *("--crop_size", "48", "--batch_size", "2", "--num_workers", "0", "--total_itrs", "2"),
+            *("--data_root", str(data), "--runs_dir", str(runs), "--run_name", "one", *CPU),
+        ]
+    )
+    return runs / "one"
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    """An own checkpoint of random weights that tells its five classes apart."""
+    torch.manual_seed(0)
+    model = randomize(build_model("deeplabv3plus_mobilenet", num_classes=5, output_stride=8))
+    path = tmp_path_factory.mktemp("ckpt") / "best.pth"
+    content = {"model_state": model.state_dict(), "args": {"output_stride": 8}}
+    torch.save({**content, "class_names": ["zero", "one", "two", "three", "four"]}, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with three images of several kinds and sizes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name, height, width in (("a.jpg", 48, 64), ("b.PNG", 33, 50), ("c.webp", 20, 20)):
+        values = generator.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+        Image.fromarray(values).resize((width, height)).save(folder / name)
+    return folder
+
+
+def read_indices(path):
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        return np.array(image)
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_and_folders_give_masks_and_overlays(run, photos, ckpt, tmp_path):
+    other = tmp_path / "a.png"
+    Image.new("L", (30, 40), 99).save(other)
+    out = tmp_path / "out"
+    ended = run(main, other, "--ckpt", ckpt, photos, "--output_dir", out, *CPU)
+    assert ended.status == 0
+    names = ["a", "a_2", "b", "c"]
+    assert files_of(out) == sorted(
+        f"{name}{end}" for name in names for end in (".png", "_overlay.png")
+    )
+    shapes = [read_indices(out / f"{name}.png").shape for name in names]
+    assert shapes == [(40, 30), (48, 64), (33, 50), (20, 20)]
+    found = np.unique(np.concatenate([read_indices(out / f"{n}.png").ravel() for n in names]))
+    class_names = ["zero", "one", "two", "three", "four"]
+    assert f"classes found: {', '.join(class_names[i] for i in found)}\n" in ended.stdout
+    assert "4 of 4 images in " in ended.stdout and "% of the time in the model" in ended.stdout
+    assert "100%" in ended.stderr  # the progress bar
+
+
+def test_masks_are_what_the_model_says(run, photos, ckpt, tmp_path):
+    run(main, photos / "b.PNG", "--ckpt", ckpt, "--output_dir", tmp_path, *CPU)
+    model = build_model("deeplabv3plus_mobilenet", num_classes=5, output_stride=8).eval()
+    model.load_state_dict(torch.load(ckpt, weights_only=True)["model_state"])
+    values = np.asarray(Image.open(photos / "b.PNG").convert("RGB")) / np.float32(255)
+    values = (values - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(values).permute(2, 0, 1)[None])
+    pred = read_indices(tmp_path / "b.png")
+    assert len(np.unique(pred)) > 1
+    assert (pred == logits.argmax(1)[0].numpy()).mean() > 0.999
+    overlay = np.asarray(Image.open(tmp_path / "b_overlay.png"))
+    image = np.asarray(Image.open(photos / "b.PNG").convert("RGB"))
+    assert np.array_equal(overlay[:33, :50], image // 2 + PALETTE[pred] // 2)
+
+
+def test_newest_run_is_taken_and_named(run, photos, ckpt, tmp_path):
+    for folder, content, age in (("new", ckpt.read_bytes(), 10), ("old", b"broken", 20)):
+        path = tmp_path / "runs" / folder / "best.pth"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        os.utime(path, (time.time() - age, time.time() - age))
+    argv = ("--runs_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", *CPU)
+    ended = run(main, photos, *argv)
+    assert ended.status == 0
+    line = next(line for line in ended.stdout.splitlines() if line.startswith("weights: "))
+    assert str(tmp_path / "runs" / "new" / "best.pth") in line
+    assert "deeplabv3plus_mobilenet, output stride 8, 5 classes" in line
+
+
+def test_torchvisions_weights_are_the_last_resort(run, photos, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    state = deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True).state_dict()
+    asked = []
+    monkeypatch.setattr(
+        predict, "download_weights", lambda *names, instead: asked.append(names) or state
+    )
+    monkeypatch.chdir(tmp_path)
+    ended = run(main, photos / "c.webp", *CPU)
+    assert ended.status == 0
+    assert asked == [("deeplabv3_resnet50", "COCO_WITH_VOC_LABELS_V1")]
+    assert "torchvision, deeplabv3_resnet50, output stride 8, 21 classes" in ended.stdout
+    found = ended.stdout.partition("classes found: ")[2].strip().split(", ")
+    assert set(found) <= set(CLASS_NAMES)
+    assert files_of(tmp_path / "predictions") == ["c.png", "c_overlay.png"]
+
+
+def test_failed_download_names_ckpt(run, photos, tmp_path, monkeypatch):
+    def fail(request):
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.urlopen", fail)
+    monkeypatch.chdir(tmp_path)
+    error = run(main, photos, *CPU).error
+    assert "deeplabv3_resnet50_coco" in error and "no network" in error and "--ckpt FILE" in error
+
+
+def test_unreadable_images_are_listed_and_the_others_done(run, photos, ckpt, tmp_path):
+    (photos / "b.PNG").write_bytes((photos / "b.PNG").read_bytes()[:200])
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.gif").write_text("hello")
+    Image.new("L", (100, 100)).save(photos / "large.png")
+    argv = ("--ckpt", ckpt, "--output_dir", tmp_path / "out", "--max_pixels", 9999, *CPU)
+    ended = run(main, photos, *argv)
+    assert ended.status == 1 and "Traceback" not in ended.stderr
+    assert files_of(tmp_path / "out") == ["a.png", "a_overlay.png", "c.png", "c_overlay.png"]
+    assert "2 of 6 images" in ended.stdout
+    failed = [line for line in ended.stderr.splitlines() if line.startswith("failed: ")]
+    for line, (name, reason) in zip(
+        failed,
+        [
+            ("b.PNG", "cannot be read"),
+            ("empty.jpg", "the file is empty"),
+            ("large.png", "--max_pixels"),
+            ("text.gif", "not an image"),
+        ],
+        strict=True,
+    ):
+        assert f"{photos / name}: " in line and reason in line
+
+
+def test_inputs_in_the_output_folder_stay_as_they_are(run, photos, ckpt):
+    before = (photos / "b.PNG").read_bytes()
+    argv = (photos / "a.jpg", photos / "b.PNG", "--output_dir", photos, "--ckpt", ckpt, *CPU)
+    assert run(main, *argv).status == 0
+    assert (photos / "b.PNG").read_bytes() == before
+    assert {"a.png", "b_2.png", "b_2_overlay.png"} <= set(files_of(photos))
+
+
+def bad_checkpoints(folder, ckpt):
+    """Name to (content, what the message says)."""
+    state = torch.load(ckpt, weights_only=True)["model_state"]
+    torch.save(state, folder / "bare.pth")
+    torch.save({"fc.weight": torch.zeros(3)}, folder / "other.pth")
+    torch.save({"model_state": state, "hook": np.testing.assert_equal}, folder / "code.pth")
+    (folder / "page.pth").write_text("<!doctype html><html>sign in</html>")
+    (folder / "cut.pth").write_bytes(ckpt.read_bytes()[:5000])
+    return {
+        "bare.pth": "--output_stride",
+        "other.pth": "--ckpt",
+        "code.pth": "refused",
+        "page.pth": "web page",
+        "cut.pth": "cut off",
+        "nowhere.pth": "--ckpt",
+    }
+
+
+def test_bad_checkpoints_end_with_one_line_and_no_result(run, photos, ckpt, tmp_path):
+    for name, message in bad_checkpoints(tmp_path, ckpt).items():
+        argv = (photos, "--ckpt", tmp_path / name, "--output_dir", tmp_path / "out", *CPU)
+        error = run(main, *argv).error
+        assert name in error and message in error
+    assert files_of(tmp_path / "out") == []
+
+
+def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckpt, tmp_path):
+    bad_checkpoints(tmp_path, ckpt)
+    run(main, photos, "--ckpt", ckpt, "--output_dir", tmp_path / "own", *CPU)
+    argv = ("--ckpt", tmp_path / "bare.pth", "--output_stride", 8, *CPU)
+    ended = run(main, photos, "--output_dir", tmp_path / "foreign", *argv)
+    assert ended.status == 0 and "bare state dict" in ended.stdout
+    for name in ("a.png", "b.png", "c.png"):
+        own, foreign = (read_indices(tmp_path / folder / name) for folder in ("own", "foreign"))
+        assert np.array_equal(own, foreign)
+    assert "class 1" in ended.stdout.partition("classes found")[2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--split"),
+        (["nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["empty"], "empty: no image in this folder"),
+        (["a.jpg", "--output_dir", "a.jpg"], "--output_dir"),
+        (["a.jpg", "--split", "val"], "--split"),
+        (["a.jpg", "--crop_val"], "--crop_val"),
+        (["a.jpg", "--dataset", "shapes"], "--dataset"),
+        (["a.jpg", "--split_seed", "0"], "--split_seed"),
+        (["--split", "val", "--max_pixels", "9"], "--max_pixels"),
+        (["--split", "val", "--crop_size", "9"], "--crop_size"),
+        (["--split", "val", "--crop_val", "--crop_size", "9", "8"], "--crop_val"),
+        (["a.jpg", "--max_pixels", "0"], "--max_pixels 0"),
+        (["a.jpg", "--runs_dir", "x", "--ckpt", "y"], "--runs_dir"),
+        (["a.jpg", "--ckpt", "{ckpt}", "--scales", "-1"], "--scales"),
+        (["a.jpg", "--ckpt", "{ckpt}", "--window", "100"], "--overlap"),
+    ],
+)
+def test_flags_that_cannot_work_are_named(run, photos, ckpt, monkeypatch, argv, message):
+    monkeypatch.chdir(photos)
+    (photos / "empty").mkdir()
+    argv = [word.replace("{ckpt}", str(ckpt)) for word in argv]
+    assert message in run(main, *argv, *CPU).error
+
+
+def test_split_repeats_the_logged_scores_with_the_runs_data(run, trained, tmp_path):
+    argv = ("--ckpt", trained / "last.pth", "--num_workers", 0, *CPU)
+    ended = run(main, "--split", "val", "--output_dir", tmp_path, *argv)
+    assert ended.status == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    record = read_log(trained)[-1]
+    for key in ("pixel_acc", "mean_acc", "miou", "fw_iou", "class_iou"):
+        assert scores[key] == record[key]
+    assert f"mIoU {100 * record['miou']:.2f}" in ended.stdout
+    assert scores["protocol"] == "whole images at native size" and scores["images"] == 4
+    assert (scores["dataset"], scores["image_set"]) == ("voc", "val")
+    assert scores["scales"] == [1.0] and scores["flip"] is False
+    assert files_of(tmp_path) == ["scores.json"]
+
+
+def test_test_only_and_split_score_the_same(run, trained, data, tmp_path):
+    argv = ("--ckpt", trained / "best.pth", "--num_workers", 0, "--crop_val", *CPU)
+    flags = ("--data_root", data, "--crop_size", 48)
+    assert run(train, "--test_only", *argv, *flags).status == 0
+    ended = run(main, "--split", "val", "--output_dir", tmp_path, *argv)  # flags are the run's
+    one, other = (
+        json.loads((folder / "scores.json").read_text()) for folder in (trained, tmp_path)
+    )
+    (trained / "scores.json").unlink()
+    assert one == other
+    assert one["protocol"] == "centre crops: short side 48, centre square"
+    assert one["protocol"] in ended.stdout
+
+
+def test_saved_predictions_score_what_was_reported(run, trained, data, tmp_path):
+    argv = ("--scales", 0.5, 1, "--flip", "--ckpt", trained / "best.pth", "--num_workers", 0, *CPU)
+    run(main, "--split", "val", "--save_predictions", "--output_dir", tmp_path, *argv)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["scales"] == [0.5, 1.0] and scores["flip"] is True
+    folder = data / "VOCdevkit" / "VOC2012"
+    ids = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    assert files_of(tmp_path) == sorted([*(f"{name}.png" for name in ids), "scores.json"])
+    right = counted = 0
+    for name in ids:
+        target = read_indices(folder / "SegmentationClass" / f"{name}.png")
+        pred = read_indices(tmp_path / f"{name}.png")
+        right += ((pred == target) & (target != 255)).sum()
+        counted += (target != 255).sum()
+    assert scores["pixel_acc"] == pytest.approx(right / counted)
+
+
+def test_data_set_with_other_classes_is_refused(run, ckpt, data, tmp_path):
+    argv = ("--data_root", data, "--ckpt", ckpt, "--output_dir", tmp_path, *CPU)
+    error = run(main, "--split", "val", *argv).error
+    assert "5 classes" in error and "21" in error and "--dataset" in error
+
+
+def test_reading_ahead_is_in_order_and_bounded():
+    started = []
+    for item, future in call_ahead(lambda item: started.append(item) or -item, range(20)):
+        assert isinstance(future, Future) and future.result() == -item
+        time.sleep(0.001)
+        assert max(started) <= item + AHEAD + THREADS
+    assert sorted(started) == list(range(20))
+
+
+def test_background_waits_for_all_and_raises_what_they_raise():
+    with Background() as background:
+        for number in range(9):
+            background.submit(pow, number, 2)
+    assert background.results == [number**2 for number in range(9)]
+    with pytest.raises(ZeroDivisionError), Background() as background:
+        background.submit(divmod, 1, 0)

@@ -1,0 +1,140 @@
+"""Scoring a checkpoint on a data set: what `main.py --test_only` and `predict.py --split` share."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets import build_dataset
+from datasets.loader import build_val_loader
+from datasets.voc import IGNORE_INDEX, SegmentationDataset
+from utils.checkpoint import Checkpoint, model_from_checkpoint
+from utils.distributed import all_reduce_sum, get_rank, get_world_size, print_main
+from utils.errors import UserError
+from utils.inference import Predictor
+from utils.metrics import StreamSegMetrics, format_scores
+from utils.transforms import ShortSideCenterCrop
+
+Keep = Callable[[str, np.ndarray], None]
+
+
+def build_val_data(
+    args: argparse.Namespace, pin_memory: bool
+) -> tuple[SegmentationDataset, DataLoader]:
+    """The evaluation's data set and batches: whole images, or the crops of `--crop_val`."""
+    crop = args.crop_size[0]
+    transform = ShortSideCenterCrop(crop) if args.crop_val else None
+    val_set = build_dataset(args, args.val_image_set, transform)
+    sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
+    loader = build_val_loader(
+        val_set,
+        sizes,
+        args.val_batch_size,
+        args.num_workers,
+        pin_memory,
+        get_rank(),
+        get_world_size(),
+    )
+    return val_set, loader
+
+
+def protocol(args: argparse.Namespace) -> str:
+    """How the evaluation looks at images; every score says so."""
+    if args.crop_val:
+        return f"centre crops: short side {args.crop_size[0]}, centre square"
+    return "whole images at native size"
+
+
+def score_checkpoint(
+    checkpoint: Checkpoint,
+    args: argparse.Namespace,
+    device: torch.device,
+    precision: str,
+    keep: Keep | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score a checkpoint on a split, and print its scores.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        args: the flags of the data, of the evaluation, and `output_stride`.
+        device: where to compute.
+        precision: "bf16", "fp16" or "fp32".
+        keep: called with each sample's id and its class indices, uint8 (H, W).
+        options: of `Predictor`, such as `scales` and `flip`.
+
+    Returns:
+        What `scores.json` holds.
+
+    Raises:
+        UserError: the data set or the checkpoint is not as it should be, or they do not fit.
+    """
+    val_set, loader = build_val_data(args, pin_memory=device.type == "cuda")
+    check_classes(checkpoint, val_set, args.dataset)
+    model = model_from_checkpoint(checkpoint, args.output_stride)
+    model = model.to(device, memory_format=torch.channels_last)
+    predictor = Predictor(model, precision, **options)
+    try:
+        measured = evaluate(predictor, val_set, loader, device, keep)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{device} is out of memory: lower --val_batch_size, or use --precision bf16 or fp16"
+        ) from None
+    scores = {
+        "checkpoint": str(checkpoint.path),
+        "dataset": args.dataset,
+        "image_set": args.val_image_set,
+        "images": len(val_set),
+        "protocol": protocol(args),
+        "scales": list(predictor.scales),
+        "flip": predictor.flip,
+        **measured,
+    }
+    print_main(
+        f"{checkpoint.path} on {args.dataset}, {args.val_image_set} ({len(val_set)} images, "
+        f"{scores['protocol']}, scales {scores['scales']}{', flipped' * predictor.flip})\n"
+        + format_scores(scores, val_set.class_names)
+    )
+    scores["class_iou"] = dict(zip(val_set.class_names, scores["class_iou"], strict=True))
+    return scores
+
+
+def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset: str) -> None:
+    """Refuse a data set with another number of classes; say if the names differ."""
+    if val_set.num_classes != checkpoint.num_classes:
+        raise UserError(
+            f"{checkpoint.path}: has {checkpoint.num_classes} classes, but --dataset {dataset} has "
+            f"{val_set.num_classes}: give the data set that it was trained on"
+        )
+    names = checkpoint.class_names or val_set.class_names
+    for name, other in zip(names, val_set.class_names, strict=True):
+        if name != other:
+            print_main(
+                f"warning: {checkpoint.path} was trained with a class {name!r} where --dataset "
+                f"{dataset} has {other!r}"
+            )
+            return
+
+
+def evaluate(
+    predictor: Predictor,
+    val_set: SegmentationDataset,
+    loader: DataLoader,
+    device: torch.device,
+    keep: Keep | None = None,
+) -> dict[str, Any]:
+    """The scores of `StreamSegMetrics.compute`, against targets of the images' own size."""
+    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
+    with tqdm(loader, desc="evaluate", leave=False, disable=None) as batches:
+        for images, targets, indices in batches:
+            preds = predictor(images.to(device, non_blocking=True))
+            metrics.update(targets.to(device, non_blocking=True), preds)
+            for index, pred in zip(indices.tolist(), preds, strict=True):
+                if keep:
+                    keep(val_set.ids[index], pred.cpu().numpy())
+    all_reduce_sum(metrics.confusion)
+    return metrics.compute()
