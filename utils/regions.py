@@ -1,0 +1,268 @@
+"""Regions of a class map: components, borders, and classes for masks that have none."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from utils.metrics import confusion_matrix, scores_from_confusion
+
+BAND_WIDTHS = (3, 5, 10)  # pixels
+
+
+def connected_components(classes: torch.Tensor) -> torch.Tensor:
+    """Number the 8-connected regions of equal value.
+
+    Horizontal runs of equal value are the nodes of a graph. Each round hangs the root of a run
+    under the smallest root among its neighbours, then flattens the trees, until neighbours agree.
+
+    Args:
+        classes: integer (H, W).
+
+    Returns:
+        int64 (H, W), from 0 on, in the order of the regions' first pixels.
+    """
+    width = classes.shape[1]
+    starts = torch.ones(classes.shape, dtype=torch.bool)
+    starts[:, 1:] = classes[:, 1:] != classes[:, :-1]
+    runs = starts.flatten().cumsum(0).view(classes.shape) - 1
+    pairs = []
+    for shift in (-1, 0, 1):  # of the lower row against the upper one
+        upper = (slice(None, -1), slice(max(-shift, 0), width - max(shift, 0)))
+        lower = (slice(1, None), slice(max(shift, 0), width - max(-shift, 0)))
+        # Two runs first meet where one of them starts: one pixel of each pair is enough.
+        meet = (classes[upper] == classes[lower]) & (starts[upper] | starts[lower])
+        pairs.append(torch.stack([runs[upper][meet], runs[lower][meet]]))
+    first, second = torch.cat(pairs, dim=1)
+    roots = torch.arange(int(runs[-1, -1]) + 1)
+    while not torch.equal(roots[first], roots[second]):
+        low = torch.minimum(roots[first], roots[second])
+        high = torch.maximum(roots[first], roots[second])
+        roots = roots.scatter_reduce(0, high, low, "amin")
+        while not torch.equal(roots, roots[roots]):
+            roots = roots[roots]
+    return roots.unique(return_inverse=True)[1][runs]
+
+
+@dataclasses.dataclass
+class Prompts:
+    """A box and a point for each mask that is wanted, and its class.
+
+    Attributes:
+        boxes: int64 (N, 4), left, top, right and bottom pixel.
+        points: int64 (N, 2), column and row.
+        classes: int64 (N,).
+    """
+
+    boxes: torch.Tensor
+    points: torch.Tensor
+    classes: torch.Tensor
+
+
+def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
+    """A box around each connected component and a point deep inside it.
+
+    The point is the pixel from which the component goes on farthest in all four directions of the
+    axes; of several, the one farthest from both ends of its row and of its column.
+
+    Args:
+        classes: integer (H, W), for instance a prediction.
+        first_class: components of lower classes are left out.
+    """
+    components = connected_components(classes)
+    height, width = components.shape
+    count = int(components.max()) + 1
+    rows = torch.arange(height)[:, None].expand(height, width)
+    columns = torch.arange(width).expand(height, width)
+
+    def reduce(values: torch.Tensor, how: str) -> torch.Tensor:
+        start = torch.zeros(count, dtype=torch.int64)
+        flat = values.flatten()
+        return start.scatter_reduce(0, components.flatten(), flat, how, include_self=False)
+
+    up_down = torch.minimum(*(_to_end(components, turns) for turns in (0, 2)))
+    left_right = torch.minimum(*(_to_end(components, turns) for turns in (1, 3)))
+    depth, spread = torch.minimum(up_down, left_right), up_down * left_right
+    spread = torch.where(depth == reduce(depth, "amax")[components], spread, -1)
+    index = rows * width + columns
+    index = torch.where(spread == reduce(spread, "amax")[components], index, height * width)
+    points = reduce(index, "amin")
+    boxes = [reduce(values, how) for how in ("amin", "amax") for values in (columns, rows)]
+    classes = classes.flatten()[points].long()
+    points = torch.stack([points % width, points // width], dim=1)
+    wanted = classes >= first_class
+    return Prompts(torch.stack(boxes, dim=1)[wanted], points[wanted], classes[wanted])
+
+
+def _to_end(components: torch.Tensor, turns: int) -> torch.Tensor:
+    """Pixels from each one to the end of its component, itself included; upwards if `turns` is 0.
+
+    Args:
+        components: int64 (H, W).
+        turns: quarter turns of the map before looking upwards.
+    """
+    turned = components.rot90(turns)
+    rows = torch.arange(len(turned))[:, None]
+    starts = torch.zeros_like(turned)
+    starts[1:] = torch.where(turned[1:] != turned[:-1], rows[1:], 0)
+    return (rows - starts.cummax(dim=0).values + 1).rot90(-turns)
+
+
+def border_band(values: torch.Tensor, width: int, ignore_index: int = 255) -> torch.Tensor:
+    """The band around the borders: pixels with another value at most `width` pixels away.
+
+    Distances are Chebyshev's: another value lies in the square of side 2 width + 1 around the
+    pixel. Void is another value too, but no part of the band. So where void covers the borders, as
+    in VOC, this is the trimap of Kohli et al. (2009), Kraehenbuehl and Koltun (2011) and DeepLab
+    (V3+, section 4.4): the void, dilated by `width` to both sides, less the void itself. Where
+    classes touch, the band has this width on each side of their common border.
+
+    Args:
+        values: integer (H, W), for instance a target.
+        width: of the band on one side of a border, in pixels.
+        ignore_index: the value of void.
+
+    Returns:
+        bool (H, W).
+    """
+    planes = torch.stack([values, -values.long()]).float()  # maximum, and minimum with other sign
+    side = 2 * width + 1
+    for kernel, padding in (((1, side), (0, width)), ((side, 1), (width, 0))):
+        planes = F.max_pool2d(planes[:, None], kernel, stride=1, padding=padding)[:, 0]
+    return (planes[0] != -planes[1]) & (values != ignore_index)
+
+
+def index_map(masks: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """The number of the last mask that covers each pixel.
+
+    Args:
+        masks: bool (H, W) each.
+        size: (H, W).
+
+    Returns:
+        int64 (H, W), -1 where there is none.
+    """
+    indices = torch.full(size, -1)
+    for index, mask in enumerate(masks):
+        indices[mask] = index
+    return indices
+
+
+def paint_classes(
+    masks: Iterable[torch.Tensor],
+    source: torch.Tensor,
+    base: torch.Tensor,
+    num_classes: int,
+) -> torch.Tensor:
+    """Give each mask the class of most of its pixels in `source`, and lay it over `base`.
+
+    Of two classes with as many pixels the lower index wins. A mask without a class in `source`
+    (void alone) is left out.
+
+    Args:
+        masks: bool (H, W) each; later ones lie over earlier ones.
+        source: integer (H, W), classes; other values do not count.
+        base: integer (H, W), what pixels outside all masks keep.
+        num_classes: C.
+
+    Returns:
+        (H, W), of the type of `base`.
+    """
+    painted = base.clone()
+    for mask in masks:
+        inside = source[mask]
+        counts = torch.bincount(inside[inside < num_classes].flatten(), minlength=num_classes)
+        if counts.any():
+            painted[mask] = int(counts.argmax())
+    return painted
+
+
+class RegionScores:
+    """How masks without classes compare with a prediction, over a set of images.
+
+    Three class maps are scored against the target: `deeplab`, the prediction; `sam_deeplab`, where
+    each mask takes the class that most of the prediction's pixels in it have; `oracle`, where it
+    takes the class of most of its ground truth. Pixels outside all masks keep the prediction.
+
+    The oracle counts what later masks leave to be seen of a mask, not what they cover: so no other
+    choice of classes gets more pixels right, and it is the ceiling of these masks.
+
+    Args:
+        num_classes: C.
+        ignore_index: pixels with this target do not count.
+        band_widths: of the bands around the borders, in pixels; see `border_band`.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, band_widths: Sequence[int] = BAND_WIDTHS
+    ) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.confusions = {name: zeros.clone() for name in ("deeplab", "sam_deeplab", "oracle")}
+        self.borders = {
+            width: {name: zeros.clone() for name in ("deeplab", "sam_deeplab")}
+            for width in band_widths
+        }
+        self.num_images = self.num_masks = self.num_regions = 0
+
+    def update(
+        self, target: torch.Tensor, masks: Sequence[torch.Tensor], pred: torch.Tensor | None
+    ) -> None:
+        """Add an image.
+
+        Args:
+            target: integer (H, W), classes and `ignore_index`.
+            masks: bool (H, W) each; later ones lie over earlier ones.
+            pred: integer (H, W), classes; None to count masks and regions alone.
+        """
+        self.num_images += 1
+        self.num_masks += len(masks)
+        regions = connected_components(target)[target != self.ignore_index]
+        self.num_regions += len(regions.unique())
+        if pred is None:
+            return
+        indices = index_map(masks, target.shape)
+        seen = (indices == index for index in range(len(masks)))
+        preds = {
+            "deeplab": pred,
+            "sam_deeplab": paint_classes(masks, pred, pred, self.num_classes),
+            "oracle": paint_classes(seen, target, pred, self.num_classes),
+        }
+        for name, confusion in self.confusions.items():
+            confusion += self._confusion(target, preds[name])
+        for width, confusions in self.borders.items():
+            band = border_band(target, width, self.ignore_index)
+            for name, confusion in confusions.items():
+                confusion += self._confusion(target[band], preds[name][band])
+
+    def _confusion(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+        return confusion_matrix(target, pred, self.num_classes, self.ignore_index)
+
+    def compute(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """All scores so far, in [0, 1]; without a prediction the counts alone.
+
+        Returns:
+            `deeplab`, `sam_deeplab` and `oracle`: {`miou`, `class_iou`: {name: number or None}};
+            `borders`: {width: {`deeplab`: mIoU, `sam_deeplab`: mIoU}}; `masks_per_image`;
+            `masks_per_region`: masks per connected region of one class in the target, background
+            included; None if there is no region.
+        """
+        scores: dict[str, Any] = {}
+        if self.confusions["deeplab"].any():
+            for name, confusion in self.confusions.items():
+                found = scores_from_confusion(confusion)
+                class_iou = dict(zip(class_names, found["class_iou"], strict=True))
+                scores[name] = {"miou": found["miou"], "class_iou": class_iou}
+            scores["borders"] = {
+                str(width): {
+                    name: scores_from_confusion(confusion)["miou"]
+                    for name, confusion in confusions.items()
+                }
+                for width, confusions in self.borders.items()
+            }
+        scores["masks_per_image"] = self.num_masks / max(self.num_images, 1)
+        scores["masks_per_region"] = self.num_masks / self.num_regions if self.num_regions else None
+        return scores
