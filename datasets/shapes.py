@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from datasets.files import read_ids
 from datasets.voc import IGNORE_INDEX, PALETTE, SegmentationDataset, Transform
+from utils.download import locked
 from utils.errors import UserError
 
 VERSION = 2  # raise it with every change to what is drawn: sets on disk are then drawn anew
@@ -132,7 +133,7 @@ def install_shapes(
     """Draw the data set into `<root>/shapes`, unless a set of this version lies there.
 
     It is drawn in a temporary folder beside, and renamed: complete, or not at all. A set of another
-    version is replaced. If another process is done first, its set stays.
+    version is replaced. Of several processes one draws, and the others wait for it.
 
     Returns:
         The folder, with `JPEGImages`, `SegmentationClass`, `ImageSets`, `class_names.txt` and
@@ -142,32 +143,25 @@ def install_shapes(
         UserError: the folder cannot be written, or holds something else.
     """
     folder = Path(root) / "shapes"
-    if is_drawn(folder):
-        return folder
-    print(f"Drawing the data set shapes ({num_train + num_val} images) into {folder}", flush=True)
+    with contextlib.suppress(UserError):  # perhaps it is being replaced: the lock will tell
+        if is_drawn(folder):
+            return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".shapes-", dir=folder.parent) as temporary:
-            fresh = Path(temporary, "shapes")
-            draw_set(fresh, num_train, num_val, seed)
+        with locked(folder.parent / ".shapes.lock"):
             if not is_drawn(folder):
-                replace_folder(folder, fresh, Path(temporary, "old"))
+                number = num_train + num_val
+                print(f"Drawing the data set shapes ({number} images) into {folder}", flush=True)
+                with tempfile.TemporaryDirectory(prefix=".shapes-", dir=folder.parent) as temporary:
+                    fresh = Path(temporary, "shapes")
+                    draw_set(fresh, num_train, num_val, seed)
+                    if folder.exists():
+                        folder.rename(Path(temporary, "old"))
+                    fresh.rename(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}): give another --data_root"
         ) from None
     return folder
-
-
-def replace_folder(folder: Path, fresh: Path, old: Path) -> None:
-    """Rename `fresh` to `folder`, and what lies there to `old`; another process may do the same."""
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(old)
-    try:
-        fresh.rename(folder)
-    except OSError:
-        if not is_drawn(folder):
-            raise
 
 
 def draw_set(folder: Path, num_train: int, num_val: int, seed: int) -> None:

@@ -50,7 +50,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 def _add_score_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scores")
-    group.add_argument("--split", dest="val_image_set", help="score this split, such as val")
+    group.add_argument(
+        "--split", dest="val_image_set", metavar="NAME", help="score this split, such as val"
+    )
     group.add_argument(
         "--crop_val", action="store_true", help="score centre crops (the public ancestor's way)"
     )
