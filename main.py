@@ -258,7 +258,7 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
             clear_run_dir(run_dir, args.resume)
         if args.resume:
             resume(state, run_dir)
-        store_settings(args, train_set, run_dir)
+        store_settings(args, train_set, run_dir, device, precision)
 
     with StopSignals() as signals:
         loaders = train_loader, val_set, val_loader
@@ -306,11 +306,27 @@ def resume(state: TrainingState, run_dir: Path) -> None:
     print_main(f"resumed {run_dir / LAST_FILE} at iteration {state.cur_itrs}")
 
 
-def store_settings(args: argparse.Namespace, train_set: SegmentationDataset, run_dir: Path) -> None:
-    """Write `args.json`: what is needed to run again."""
-    if is_main():
-        settings = {"args": settings_to_store(args), "class_names": train_set.class_names}
-        write_json(run_dir / ARGS_FILE, {**settings, "environment": describe_environment()})
+def store_settings(
+    args: argparse.Namespace,
+    train_set: SegmentationDataset,
+    run_dir: Path,
+    device: torch.device,
+    precision: str,
+) -> None:
+    """Write `args.json`: what is needed to run again, and what `auto` came to."""
+    if not is_main():
+        return
+    settings = {
+        "args": settings_to_store(args),
+        "class_names": train_set.class_names,
+        "environment": {
+            **describe_environment(),
+            "device": str(device),
+            "precision": precision,
+            "processes": get_world_size(),
+        },
+    }
+    write_json(run_dir / ARGS_FILE, settings)
 
 
 def print_settings(

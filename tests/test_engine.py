@@ -71,6 +71,19 @@ def test_crop_val_is_another_protocol(model, val_set):
     assert int(counted.sum()) == valid
 
 
+def test_evaluation_that_runs_out_of_memory_halves_its_batch(model, val_set, capsys):
+    class Small(nn.Module):
+        def forward(self, images):
+            if len(images) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return model(images)
+
+    sizes = val_set.image_sizes()
+    expected = confusion(model, val_set, sizes, batch_size=1)
+    assert torch.equal(confusion(Small(), val_set, sizes, batch_size=4), expected)
+    assert "out of memory" in capsys.readouterr().err
+
+
 class Affine(nn.Module):
     """A network of one 1x1 convolution, quick to step."""
 

@@ -145,6 +145,30 @@ def test_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
     assert not list(run_folder(tmp_path).glob(".*.partial"))
 
 
+def test_kill_in_the_middle_of_a_write_keeps_the_last_checkpoint(data, tmp_path):
+    code = (
+        "import os, signal, utils.checkpoint as checkpoint\n"
+        "save, saved = checkpoint.torch.save, []\n"
+        "def save_and_die(content, path):\n"
+        "    saved.append(content['cur_itrs'])\n"
+        "    save(content, path)\n"
+        "    if len(saved) == 3:\n"
+        "        os.truncate(path, os.path.getsize(path) // 2)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoint.torch.save = save_and_die\n"
+        "from main import main; from utils.errors import run_script; run_script(main)"
+    )
+    command = [sys.executable, "-c", code, *FLAGS, "--data_root", data, "--runs_dir", tmp_path]
+    process = subprocess.run([str(word) for word in command], cwd=ROOT, timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    content = torch.load(run_folder(tmp_path) / "last.pth", weights_only=True)
+    assert content["cur_itrs"] == 2
+    assert len(list(run_folder(tmp_path).glob(".*.partial"))) == 1
+    status, output = finish(start(data, tmp_path, "--resume", "--total_itrs", "3"))
+    assert status == 0, output
+    assert not list(run_folder(tmp_path).glob(".*.partial"))
+
+
 def test_worker_that_dies_names_the_samples_in_work(data, tmp_path):
     deadly = (
         "import os, signal\n"

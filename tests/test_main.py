@@ -76,6 +76,7 @@ def test_args_json_tells_settings_versions_and_commit(finished):
     assert stored["args"]["total_itrs"] == 7 and stored["args"]["backbone_lr_factor"] == 1.0
     assert stored["environment"]["torch"] == torch.__version__
     assert "git_commit" in stored["environment"]
+    assert (stored["environment"]["device"], stored["environment"]["precision"]) == ("cpu", "fp32")
     assert len(stored["class_names"]) == 21
 
 
@@ -207,6 +208,16 @@ def test_every_loss_trains(run, data, tmp_path, loss):
 def test_class_weights_are_counted_and_used(run, data, tmp_path):
     argv = flags(data, tmp_path, "--class_weights", "median_frequency")
     assert run(main, *argv, "--total_itrs", 2).status == 0
+
+
+def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkeypatch):
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("main.train_one_epoch", fail)
+    error = run(main, *flags(data, tmp_path)).error
+    for flag in ("--batch_size", "--crop_size", "--precision", "--val_batch_size"):
+        assert flag in error
 
 
 # What bad input gets: one line, status 2.

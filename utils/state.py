@@ -19,6 +19,7 @@ from utils.distributed import any_process, get_rank, get_world_size, is_main
 from utils.engine import CHECK_EVERY, LossMeter
 from utils.errors import UserError
 from utils.signals import StopSignals
+from utils.transforms import MEAN, STD
 
 
 @dataclasses.dataclass
@@ -68,6 +69,8 @@ class TrainingState:
                 "rng": _rng_state(),
                 "args": vars(self.args),
                 "class_names": list(self.class_names),
+                "mean": list(MEAN),
+                "std": list(STD),
             },
         )
 
