@@ -9,10 +9,11 @@ A run leaves args.json, log.jsonl, best.pth and last.pth in `runs/<run_name>/`.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -260,37 +261,29 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
             resume(state, run_dir)
         store_settings(args, train_set, run_dir, device, precision)
 
-    with StopSignals() as signals:
-        loaders = train_loader, val_set, val_loader
-        train_in_order(state, criterion, *loaders, run_dir, precision, device, signals)
+    with StopSignals() as signals, orderly_end(state, train_set, run_dir, device):
+        train(
+            state, criterion, train_loader, val_set, val_loader, run_dir, precision, device, signals
+        )  # fmt: skip
     if signals.received is None:
         print_main(f"best mIoU {100 * state.best_score:.2f} in {run_dir / BEST_FILE}")
     return signals.exit_status
 
 
-def train_in_order(
-    state: TrainingState,
-    criterion: nn.Module,
-    train_loader: DataLoader,
-    val_set: SegmentationDataset,
-    val_loader: DataLoader,
-    run_dir: Path,
-    precision: str,
-    device: torch.device,
-    signals: StopSignals,
-) -> None:
-    """`train()`, and an end in order whatever ends it: saved, and said in one line."""
+@contextlib.contextmanager
+def orderly_end(
+    state: TrainingState, train_set: SegmentationDataset, run_dir: Path, device: torch.device
+) -> Iterator[None]:
+    """Whatever ends the training before its time, is said in one line; a signal saves first."""
     try:
-        train(
-            state, criterion, train_loader, val_set, val_loader, run_dir, precision, device, signals
-        )  # fmt: skip
+        yield
     except Stopped:
         state.save(run_dir / LAST_FILE)
         command = f"python main.py --resume --runs_dir {run_dir.parent} --run_name {run_dir.name}"
         print_main(f"stopped at iteration {state.cur_itrs}: go on with {command}")
     except NonFiniteLossError as error:
-        ids = train_loader.dataset.dataset.ids
-        raise UserError(explain_non_finite(error, ids, run_dir / LAST_FILE)) from None
+        message = explain_non_finite(error, train_set.ids, run_dir / LAST_FILE)
+        raise UserError(message) from None
     except (torch.OutOfMemoryError, MemoryError):
         raise UserError(
             f"{device} is out of memory: lower --batch_size, --crop_size or --val_batch_size, or "

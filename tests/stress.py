@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.conftest import make_voc
 from tests.test_faults import ROOT, assert_same_run, finish, run_folder, start
 
-LENGTH = ("--total_itrs", "200", "--val_interval", "10")  # later flags win
+LENGTH = ("--total_itrs", "800", "--val_interval", "40")  # later flags win
 
 
 def kill_and_compare(kills: int, seed: int) -> None:
@@ -36,7 +36,7 @@ def kill_and_compare(kills: int, seed: int) -> None:
             has_saved = (run_folder(torn) / "last.pth").exists()
             how = "--resume" if has_saved else "--overwrite"
             process = start(data, torn, *LENGTH, "--num_workers", workers, how)
-            time.sleep(random.uniform(3, 9))
+            time.sleep(random.uniform(3, 6))
             if process.poll() is not None:
                 output = finish(process)[1]
                 raise AssertionError(f"ended by itself after {done} kills: {output}")
