@@ -36,12 +36,13 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the description as it is."""
+
+
 def build_parser(description: str) -> argparse.ArgumentParser:
     """All flags, in groups; choices come from the tables."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     data = add_data_args(parser)
     data.add_argument("--image_set", default="train", help="split to train on")
     data.add_argument("--val_image_set", default="val", help="split to evaluate on")

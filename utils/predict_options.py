@@ -9,19 +9,16 @@ from datasets.loader import default_num_workers
 from utils.errors import UserError
 from utils.images import MAX_PIXELS
 from utils.inference import OVERLAP, WINDOW
+from utils.options import HelpFormatter
 from utils.precision import PRECISIONS
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.
 STORED_SETTINGS = ("dataset", "data_root", "val_fraction", "split_seed", "crop_size")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the description as it is."""
-
-
 def build_parser(description: str) -> argparse.ArgumentParser:
     """All flags, in groups."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("inputs", nargs="*", help="images, and folders of images")
     model = parser.add_argument_group("model")
     model.add_argument("--ckpt", help="weights, if not the newest run's best.pth or torchvision's")

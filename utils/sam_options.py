@@ -5,19 +5,16 @@ import importlib.util
 
 from datasets import add_data_args
 from utils.errors import UserError
+from utils.options import HelpFormatter
 from utils.precision import PRECISIONS
 from utils.sam import SAM_MODELS, MaskSettings
 
 PROMPTS = ("grid", "deeplab")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the description as it is."""
-
-
 def build_parser(description: str) -> argparse.ArgumentParser:
     """All flags, in groups."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("images", nargs="*", help="images and folders, if not the report's five")
     data = add_data_args(parser)
     data.add_argument("--split", help="take the images of this split, such as val")
