@@ -1,5 +1,6 @@
 """Reading images, masks and lists, with errors that name the file."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +15,14 @@ def read_image(path: Path) -> torch.Tensor:
     """Read an image of a data set as it is stored (no EXIF rotation: masks are drawn on that).
 
     Returns:
-        uint8 (3, H, W), RGB.
+        uint8 (3, H, W), RGB, channels last in memory.
 
     Raises:
         UserError: the file is missing, cut off or no image.
     """
     with open_image(path) as image:
-        array = np.array(image.convert("RGB"))  # (H, W, 3)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
+        array = np.array(rgb)  # (H, W, 3)
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
@@ -63,6 +65,16 @@ def open_image(path: Path, load: bool = True) -> Image.Image:
             f"{path}: cannot be read as an image ({reason}): replace the file, or take its id out "
             "of the list"
         ) from None
+
+
+def available_memory() -> float:
+    """Bytes of memory that can be had without swapping; infinite where Linux does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    fields = (line.split() for line in lines)
+    return next((1024 * int(kib) for name, kib, *_ in fields if name == "MemAvailable:"), math.inf)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from datasets.carrier import PREFETCH, Carrier
 from datasets.voc import SegmentationDataset
 from utils.errors import UserError
 
@@ -80,12 +81,20 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: with the epoch it decides the order.
         rank: this process takes every `world_size`-th sample of a batch, from `rank` on.
         world_size: number of processes.
+        weights: (num_samples,), how often a sample is drawn, with replacement; None: once an epoch.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: torch.Tensor | None = None,
     ) -> None:
         self.num_samples = num_samples
+        self.weights = weights
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -103,7 +112,11 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = self.weights.multinomial(self.num_samples, True, generator=generator)
+        order = order.tolist()
         for batch in range(self.first, self.last):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, index) for index in indices[self.rank :: self.world_size]]
@@ -161,7 +174,8 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         try:
-            yield from super().__iter__()
+            for parcel in super().__iter__():
+                yield self.collate_fn.unpack(parcel)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -180,10 +194,12 @@ def build_train_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    weights: torch.Tensor | None = None,
 ) -> Loader:
     """Batches (images uint8 (N, 3, H, W), targets uint8 (N, H, W), indices int64 (N,)).
 
-    Call `loader.batch_sampler.set_range(epoch)` before each epoch.
+    Images are channels last in memory. Before each epoch call
+    `loader.batch_sampler.set_range(epoch)`.
 
     Raises:
         UserError: the batch is smaller than 2 a process, or larger than the training set.
@@ -200,7 +216,7 @@ def build_train_loader(
             f"--batch_size {batch_size}: the training set in {dataset.folder} has only "
             f"{len(dataset)} images: give a smaller --batch_size"
         )
-    sampler = TrainBatchSampler(len(dataset), batch_size, seed, rank, world_size)
+    sampler = TrainBatchSampler(len(dataset), batch_size, seed, rank, world_size, weights)
     return _build_loader(TrainSamples(dataset, seed), sampler, num_workers, pin_memory)
 
 
@@ -229,7 +245,8 @@ def _build_loader(samples: Dataset, sampler: Sampler, num_workers: int, pin_memo
         samples,
         batch_sampler=sampler,
         num_workers=num_workers,
-        pin_memory=pin_memory,
+        collate_fn=Carrier(pin_memory),
+        prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=num_workers > 0,
         worker_init_fn=_init_worker,
         # Its own generator: a DataLoader draws a seed from the default one for every epoch, which

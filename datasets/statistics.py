@@ -31,14 +31,8 @@ class ClassStatistics:
 
 
 def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
-    """Count the classes of all targets; reads masks alone, on all cores, with a progress bar."""
-
-    def count(index: int) -> torch.Tensor:
-        return torch.bincount(dataset.read_target(index).flatten(), minlength=IGNORE_INDEX + 1)
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        bar = tqdm(pool.map(count, range(len(dataset))), "count classes", len(dataset), leave=False)
-        counts = torch.stack(list(bar))  # (images, 256)
+    """Count the classes of all targets."""
+    counts = count_pixels(dataset)
     classes = counts[:, : dataset.num_classes]
     present = classes > 0
     return ClassStatistics(
@@ -47,6 +41,34 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
         image_counts=present.sum(0),
         image_pixels=(present * classes.sum(1, keepdim=True)).sum(0),
     )
+
+
+def count_pixels(dataset: SegmentationDataset) -> torch.Tensor:
+    """Pixels of each value in each target: int64 (len(dataset), 256).
+
+    Reads masks alone, on all cores, with a progress bar.
+    """
+
+    def count(index: int) -> torch.Tensor:
+        return torch.bincount(dataset.read_target(index).flatten(), minlength=IGNORE_INDEX + 1)
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        bar = tqdm(pool.map(count, range(len(dataset))), "count classes", len(dataset), leave=False)
+        return torch.stack(list(bar))
+
+
+def balanced_weights(dataset: SegmentationDataset) -> torch.Tensor:
+    """How often to show each image so that every class is drawn equally often.
+
+    A draw is a class that occurs, and then one of the images that hold it, all alike.
+
+    Returns:
+        float64 (len(dataset),), with a mean of 1; images without a valid pixel have 0.
+    """
+    present = count_pixels(dataset)[:, : dataset.num_classes] > 0
+    images = present.sum(0)
+    weights = (present / images.clamp(min=1)).double().sum(1)
+    return weights / weights.mean()
 
 
 def distribution_csv(class_names: Sequence[str], statistics: ClassStatistics) -> str:

@@ -1,10 +1,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from datasets.carrier import PREFETCH, SLOTS, Carrier
 from datasets.loader import (
     SizeBatchSampler,
     TrainBatchSampler,
@@ -95,6 +97,18 @@ def test_processes_share_the_batch_that_one_process_would_see():
         assert all(len(part[index]) == 2 for part in parts)
 
 
+def test_weighted_samples_come_as_often_as_their_weights_say():
+    weights = torch.tensor([0.0, 1.0, 1.0, 2.0]).double()
+    sampler = TrainBatchSampler(4, 4, seed=0, weights=weights)
+    drawn = []
+    for epoch in range(1000):
+        sampler.set_range(epoch)
+        drawn += [index for batch in sampler for _, index in batch]
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
+    assert torch.allclose(shares, torch.tensor([0, 0.25, 0.25, 0.5]), atol=0.03)
+    assert [list(sampler)] * 2 == [list(sampler), list(sampler)]
+
+
 def test_set_range_ends_an_epoch_early():
     sampler = TrainBatchSampler(40, batch_size=4, seed=0)
     whole = list(sampler)
@@ -131,6 +145,61 @@ def test_derive_seed_mixes_its_numbers():
 def test_impossible_batch_sizes_name_the_flag(train_set, batch_size, world_size, message):
     with pytest.raises(UserError, match=rf"--batch_size {batch_size}: .*{message}"):
         build_train_loader(train_set, batch_size, 0, 0, world_size=world_size)
+
+
+def test_batches_stay_as_they_were_when_their_slots_are_filled_again(train_set):
+    loader = build_train_loader(train_set, 2, seed=0, num_workers=1)
+    kept = list(loader)
+    assert len(kept) == 5 > SLOTS
+    copies = [[part.clone() for part in batch] for batch in kept]
+    list(loader)
+    assert_equal(kept, copies)
+    assert len(loader.collate_fn.slots) == SLOTS == PREFETCH + 1
+
+
+def test_epochs_that_end_early_do_not_lose_slots(train_set):
+    expected = read_epochs(train_set, 0, [0])
+    loader = build_train_loader(train_set, 4, 0, num_workers=2)
+    for _ in range(SLOTS):
+        for _ in loader:  # what was made ahead of it is thrown away
+            break
+    assert_equal(expected, list(loader))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_have_the_types_and_sizes_of_their_samples(train_set, num_workers):
+    # 4 batches for 3 slots: one that held a single image must grow to hold two. Doubles behind
+    # 50 x 50 x 3 bytes need aligning.
+    dataset = VOCSegmentation(train_set.folder, "val")
+    dataset.transform = lambda image, target: (image, target.double())
+    sizes = dataset.image_sizes()
+    loader = build_val_loader(dataset, sizes, 2, num_workers)
+    seen = []
+    for images, targets, indices in [*loader, *loader]:
+        assert images.dtype == torch.uint8 and targets.dtype == torch.float64
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        for image, target, index in zip(images, targets, indices.tolist(), strict=True):
+            assert torch.equal(image, dataset[index][0])
+            assert torch.equal(target, dataset[index][1])
+            seen.append(index)
+    assert sorted(seen) == sorted(2 * list(range(5)))
+
+
+def test_a_slot_that_was_filled_again_before_it_was_read_is_noticed(train_set, monkeypatch):
+    monkeypatch.setattr("datasets.carrier.get_worker_info", lambda: SimpleNamespace(id=0))
+    carrier, samples = Carrier(), TrainSamples(train_set, seed=0)
+    parcels = [carrier([samples[0, index]]) for index in range(SLOTS + 1)]
+    images, targets, indices = carrier.unpack(parcels[1])
+    assert torch.equal(images[0], samples[0, 1][0]) and torch.equal(targets[0], samples[0, 1][1])
+    assert indices.tolist() == [1]
+    with pytest.raises(AssertionError, match="filled again"):
+        carrier.unpack(parcels[0])
+
+
+def test_cached_samples_make_the_same_batches(train_set):
+    cached = VOCSegmentation(train_set.folder, "train", transform=train_set.transform)
+    cached.cache_in_ram()
+    assert_equal(read_epochs(train_set, 0, [0]), read_epochs(cached, 1, [0]))
 
 
 def test_live_workers_do_not_keep_the_interpreter_from_ending(train_set):

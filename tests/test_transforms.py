@@ -12,6 +12,7 @@ from utils.transforms import (
     RandomScaleCrop,
     ShortSideCenterCrop,
     normalize,
+    resize,
 )
 
 
@@ -66,6 +67,25 @@ def test_image_and_target_stay_aligned():
         difference = (image[0].int() - 10 * target.int()).abs()[valid]
         agree.append((difference <= 2).float().mean().item())
     assert np.mean(agree) > 0.7  # a shift of half a block would leave about one pixel in 20
+
+
+@pytest.mark.parametrize("layout", ["channels first", "channels last", "a part"])
+@pytest.mark.parametrize("size", [(37, 53), (64, 64), (91, 30), (150, 200)])
+def test_resize_is_torchs_antialiased_bilinear_and_nearest_exact(layout, size):
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    target = torch.randint(0, 256, (64, 64), dtype=torch.uint8)
+    options = {"mode": "bilinear", "antialias": True}
+    expected = torch.nn.functional.interpolate(image[None].double(), size, **options)[0]
+    nearest = torch.nn.functional.interpolate(target[None, None], size, mode="nearest-exact")
+    if layout == "channels last":
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    elif layout == "a part":
+        image = torch.nn.functional.pad(image, (3, 2, 4, 1))[:, 4:-1, 3:-2]
+        target = torch.nn.functional.pad(target, (3, 2, 4, 1))[4:-1, 3:-2]
+    image, target = resize(image, target, size)
+    assert (image - expected).abs().max() <= 1.5  # each of two passes rounds to bytes
+    assert torch.equal(target, nearest[0, 0])
+    assert image[None].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_scale_one_is_a_plain_crop():
