@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.loader import build_train_loader, derive_seed
-from datasets.statistics import class_statistics
+from datasets.statistics import balanced_weights, class_statistics
 from datasets.voc import IGNORE_INDEX, SegmentationDataset
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
@@ -41,9 +41,10 @@ from utils.distributed import (
 )
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
 from utils.errors import UserError, run_script
-from utils.loss import build_criterion, class_weights
+from utils.inference import Predictor
+from utils.loss import AuxiliaryLoss, build_criterion, class_weights
 from utils.metrics import StreamSegMetrics
-from utils.optim import build_optimizer, build_scheduler
+from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import choose_device, choose_precision
 from utils.runs import (
@@ -60,7 +61,7 @@ from utils.runs import (
 from utils.scores import build_val_data, protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
 from utils.state import AfterStep, TrainingState
-from utils.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
+from utils.transforms import ColorJitter, Compose, RandomHorizontalFlip, RandomScaleCrop
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -75,8 +76,11 @@ def set_seed(seed: int, deterministic: bool) -> None:
 def build_train_set(args: argparse.Namespace) -> SegmentationDataset:
     """The training set: random scale 0.5 to 2.0, random crop, horizontal flip."""
     crop_size = (args.crop_size[0], args.crop_size[-1])
-    transform = Compose(RandomScaleCrop(crop_size), RandomHorizontalFlip())
-    return build_dataset(args, args.image_set, transform)
+    scale = (0.5 * args.resize, 2 * args.resize)
+    transforms = [RandomScaleCrop(crop_size, scale), RandomHorizontalFlip()]
+    if args.color_jitter:
+        transforms.append(ColorJitter(args.color_jitter))
+    return build_dataset(args, args.image_set, Compose(*transforms))
 
 
 def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:
@@ -87,7 +91,8 @@ def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.M
         weights = class_weights(
             args.class_weights, counts.pixel_counts, counts.image_counts, counts.image_pixels
         )
-    return build_criterion(args.loss, IGNORE_INDEX, weights, args.focal_gamma)
+    criterion = build_criterion(args.loss, IGNORE_INDEX, weights, args.focal_gamma)
+    return AuxiliaryLoss(criterion, args.aux_weight) if args.aux_weight else criterion
 
 
 def test(args: argparse.Namespace, device: torch.device, precision: str) -> None:
@@ -110,8 +115,9 @@ def validate(
     """Score the model, keep it in `best.pth` if it is the best so far, and log the scores."""
     start = time.perf_counter()
     metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
-    sync_buffers(state.model)
-    scores = evaluate(state.model, loader, metrics, precision, device, signals.stop_alone)
+    sync_buffers(state.evaluated_model)
+    predictor = Predictor(state.evaluated_model, precision, resize=state.args.resize)
+    scores = evaluate(predictor, loader, metrics, device, signals.stop_alone)
     class_iou = scores.pop("class_iou")
     record = {
         "iteration": state.cur_itrs,
@@ -165,6 +171,8 @@ def train(
     per_epoch = sampler.batches_per_epoch
     evaluated = {record["iteration"] for record in read_log(run_dir)}
     model = wrap_model(state.model, device)
+    if args.compile:
+        model = torch.compile(model)
     with progress_bar(args.total_itrs, state.cur_itrs) as bar:
         after_step = AfterStep(state, bar, run_dir / LAST_FILE, args.save_interval, signals)
         while True:
@@ -229,7 +237,11 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
         pin_memory=device.type == "cuda",
         rank=get_rank(),
         world_size=get_world_size(),
+        weights=balanced_weights(train_set) if args.balanced_sampling else None,
     )
+    if args.cache == "ram":
+        for dataset in (train_set, val_set):
+            dataset.cache_in_ram()
     print_settings(args, train_set, val_set, device, precision)
 
     with main_first():
@@ -240,6 +252,7 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
             separable_conv=args.separable_conv,
             backbone_weights=args.backbone_weights,
             bn_momentum=args.bn_momentum,
+            aux_head=args.aux_weight > 0,
         )
     if args.ckpt and not args.resume:
         print_main(start_from(model, args.model, load_checkpoint(args.ckpt)))
@@ -248,10 +261,15 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
     optimizer = build_optimizer(
         model, args.lr, args.backbone_lr_factor, args.momentum, args.weight_decay
     )
-    scheduler = build_scheduler(optimizer, args.lr_policy, args.step_size, args.total_itrs)
+    scheduler = build_scheduler(
+        optimizer, args.lr_policy, args.step_size, args.total_itrs, args.warmup_itrs
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     losses = LossMeter()
-    state = TrainingState(model, optimizer, scheduler, scaler, losses, args, train_set.class_names)
+    average = build_average(model, args.ema_decay)
+    state = TrainingState(
+        model, average, optimizer, scheduler, scaler, losses, args, train_set.class_names
+    )
     if get_rank():  # from here on only dropout draws: differently in every process
         torch.manual_seed(derive_seed(args.seed, get_rank()))
     with main_first():  # the others read the log when it is in order

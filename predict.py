@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     model = model_from_checkpoint(checkpoint, args.output_stride)
     model = model.to(device, memory_format=torch.channels_last)
-    predictor = Predictor(model, precision, **views)
+    predictor = Predictor(model, precision, resize=checkpoint.resize, **views)
     with pixel_limit(args.max_pixels):
         return predict_images(paths, output_dir, predictor, names_of(checkpoint), device)
 

@@ -129,7 +129,9 @@ def load_deeplab(
     say(f"DeepLab: {checkpoint.model} from {path}")
     state = {key: checkpoint.content.get(key) for key in ("cur_itrs", "best_score")}
     return DeepLab(
-        predict=Predictor(model, choose_precision(args.precision, device)),
+        predict=Predictor(
+            model, choose_precision(args.precision, device), resize=checkpoint.resize
+        ),
         identity={"checkpoint": str(path), **state},
         first_class=int(names is None or has_background(names)),
     )

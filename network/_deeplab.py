@@ -222,29 +222,42 @@ class DeepLab(nn.Module):
     """Backbone, head, and bilinear upsampling to the size of the image (V3+, section 3.1).
 
     Args:
-        backbone: image to {"low_level", "out"}.
+        backbone: image to {"low_level", "aux", "out"}.
         classifier: that dict to logits at any size.
+        aux_classifier: "aux" to logits; a second head that only training uses.
     """
 
-    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+    def __init__(
+        self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
+        self.aux_classifier = aux_classifier
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits of a batch; in training it must hold at least 2 images (see `ASPPPooling`).
 
         Args:
             image: normalised float (N, 3, H, W).
 
         Returns:
-            logits (N, C, H, W), float32 (float64 for a float64 model).
+            logits (N, C, H, W), float32 (float64 for a float64 model); in training with an
+            auxiliary head a pair of them, the auxiliary ones second.
         """
-        logits = self.classifier(self.backbone(image))
-        # bf16 has 8 significant bits: interpolated in it, two classes tie at many pixels along
-        # their border, and argmax takes the lower index.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        features = self.backbone(image)
+        logits = upsample(self.classifier(features), image.shape[-2:])
+        if self.training and self.aux_classifier is not None:
+            return logits, upsample(self.aux_classifier(features["aux"]), image.shape[-2:])
+        return logits
+
+
+def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Logits (N, C, h, w) to (N, C, *size), float32 at least, bilinearly."""
+    # bf16 has 8 significant bits: interpolated in it, two classes tie at many pixels along their
+    # border, and argmax takes the lower index.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def init_head(head: nn.Module) -> None:

@@ -31,6 +31,7 @@ class ResNetBackbone(nn.Module):
     """
 
     low_level_channels = 256
+    aux_channels = 1024
     out_channels = 2048
 
     def __init__(self, name: str, output_stride: int) -> None:
@@ -43,11 +44,15 @@ class ResNetBackbone(nn.Module):
                 self.add_module(child_name, child)
 
     def forward(self, image: torch.Tensor) -> StateDict:
-        """Image float (N, 3, H, W) to "low_level" (stride 4) and "out" (the output stride)."""
+        """Image float (N, 3, H, W) to features.
+
+        Returns:
+            "low_level" (stride 4), "out" (the output stride), and "aux", what the last stage gets.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         low_level = self.layer1(x)
-        out = self.layer4(self.layer3(self.layer2(low_level)))
-        return {"low_level": low_level, "out": out}
+        aux = self.layer3(self.layer2(low_level))
+        return {"low_level": low_level, "aux": aux, "out": self.layer4(aux)}
 
     @staticmethod
     def from_torchvision(state: StateDict) -> StateDict:
@@ -64,6 +69,7 @@ class MobileNetV2Backbone(nn.Module):
     """
 
     low_level_channels = 24
+    aux_channels = 96
     out_channels = 320
 
     def __init__(self, name: str, output_stride: int) -> None:
@@ -90,9 +96,15 @@ class MobileNetV2Backbone(nn.Module):
                 stride *= depthwise.stride[0]
 
     def forward(self, image: torch.Tensor) -> StateDict:
-        """Image float (N, 3, H, W) to "low_level" (stride 4) and "out" (the output stride)."""
+        """Image float (N, 3, H, W) to features.
+
+        Returns:
+            "low_level" (stride 4), "out" (the output stride), and "aux", what the last four blocks
+            get.
+        """
         low_level = self.low_level_features(image)
-        return {"low_level": low_level, "out": self.high_level_features(low_level)}
+        aux = self.high_level_features[:10](low_level)
+        return {"low_level": low_level, "aux": aux, "out": self.high_level_features[10:](aux)}
 
     @staticmethod
     def from_torchvision(state: StateDict) -> StateDict:

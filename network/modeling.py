@@ -1,6 +1,7 @@
 """The models by name, and `build_model()`."""
 
 from torch import nn
+from torchvision.models.segmentation.fcn import FCNHead
 
 from network._deeplab import DeepLab, DeepLabHead, DeepLabHeadPlus
 from network.backbone import build_backbone
@@ -26,6 +27,7 @@ def build_model(
     separable_conv: bool = False,
     backbone_weights: str = "none",
     bn_momentum: float | None = None,
+    aux_head: bool = False,
 ) -> DeepLab:
     """Build a model of the table, in training mode, on the CPU.
 
@@ -38,6 +40,8 @@ def build_model(
             torchvision's classification network.
         bn_momentum: momentum of the backbone's batch norms; None leaves torch's 0.1. The head's
             keep 0.1: they have no ImageNet statistics to protect.
+        aux_head: add a second head, torchvision's `FCNHead`, on what the last stage gets (PSPNet,
+            arXiv:1612.01105, section 3.3). Training alone uses it.
 
     Raises:
         UserError: a value is out of range, or the weights cannot be loaded.
@@ -54,7 +58,8 @@ def build_model(
     )
     if bn_momentum is not None:
         set_bn_momentum(backbone, bn_momentum)
-    return DeepLab(backbone, classifier)
+    aux_classifier = FCNHead(backbone.aux_channels, num_classes) if aux_head else None
+    return DeepLab(backbone, classifier, aux_classifier)
 
 
 def check_arguments(

@@ -224,6 +224,20 @@ def test_start_from_other_classes_keeps_all_but_the_last_layer(tmp_path, model):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in same.state_dict().items())
 
 
+def test_auxiliary_head_is_left_out_of_what_predicts_and_starts_anew(tmp_path, model, image):
+    with_head = build_model("deeplabv3plus_mobilenet", num_classes=5, aux_head=True)
+    state = with_head.state_dict() | model.state_dict()
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", state))
+    rebuilt = model_from_checkpoint(checkpoint, 16).eval()
+    assert torch.equal(rebuilt(image), model(image))
+    other = build_model("deeplabv3plus_mobilenet", num_classes=3, aux_head=True)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    assert "3 classes, not 5" in start_from(other, "deeplabv3plus_mobilenet", checkpoint)
+    for key, value in other.state_dict().items():
+        is_new = key.startswith(("aux_classifier.", "classifier.classifier.3."))
+        assert torch.equal(value, before[key] if is_new else model.state_dict()[key]), key
+
+
 def test_start_from_another_architecture_is_refused(tmp_path, model):
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", model.state_dict()))
     with pytest.raises(UserError, match=r"a\.pth: .*deeplabv3plus_mobilenet.*deeplabv3_mobilenet"):

@@ -9,6 +9,7 @@ from datasets.voc import VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import make_voc
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
+from utils.inference import Predictor
 from utils.loss import build_criterion
 from utils.metrics import StreamSegMetrics
 from utils.transforms import ShortSideCenterCrop, normalize
@@ -36,7 +37,7 @@ def confusion(model, dataset, sizes, batch_size, world_size=1):
     for rank in range(world_size):
         loader = build_val_loader(dataset, sizes, batch_size, 0, rank=rank, world_size=world_size)
         metrics = StreamSegMetrics(21)
-        evaluate(model, loader, metrics, "fp32", CPU)
+        evaluate(Predictor(model, "fp32"), loader, metrics, CPU)
         total += metrics.confusion
     return total
 

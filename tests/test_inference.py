@@ -1,5 +1,6 @@
 """Test-time augmentation and windows, against plain passes through the model."""
 
+import copy
 import math
 
 import pytest
@@ -123,6 +124,27 @@ def test_flipped_large_image_gives_the_flipped_result():
     assert image[0, 0].numel() > predictor.whole_pixels and same.float().mean() > 0.999
 
 
+def test_resize_multiplies_all_scales(model):
+    image = draw_image(64, 96)
+    halved = Predictor(model, "fp32", resize=0.5)(image)
+    assert halved.shape == (1, 64, 96)
+    assert torch.equal(halved, Predictor(model, "fp32", scales=[0.5])(image))
+    assert not torch.equal(halved, Predictor(model, "fp32")(image))
+    both = Predictor(model, "fp32", scales=[1.0, 2.0], resize=0.5)(image)
+    assert torch.equal(both, Predictor(model, "fp32", scales=[0.5, 1.0])(image))
+
+
+def test_predictor_keeps_its_weights_while_training_goes_on(model):
+    image, model = draw_image(33, 33), copy.deepcopy(model)
+    predictor = Predictor(model.train(), "fp32")
+    assert model.training
+    before = predictor(image)
+    with torch.no_grad():
+        model.classifier.classifier[-1].weight.zero_()
+    assert torch.equal(predictor(image), before)
+    assert not torch.equal(Predictor(model, "fp32")(image), before)
+
+
 class CallNumber(nn.Module):
     """Logits (k, 10.5 - k) everywhere in the k-th window: neighbours differ as much as can be."""
 
@@ -142,10 +164,9 @@ def test_overlap_goes_over_from_one_window_to_the_next_in_a_ramp(monkeypatch):
     monkeypatch.setattr(
         "utils.inference.upsampled_argmax", lambda scores, size: kept.append(scores) or size
     )
-    model = CallNumber()
-    predictor = Predictor(model, "fp32", window=128, overlap=64)
+    predictor = Predictor(CallNumber(), "fp32", window=128, overlap=64)
     predictor.predict_in_windows(torch.zeros(3, 16, 192, dtype=torch.uint8))
-    assert model.calls == 2
+    assert predictor.model.calls == 2
     row = kept[0][0, 0]  # 48 columns: 16 of window 1 alone, 16 shared, 16 of window 2 alone
     assert torch.allclose(row[:16], torch.tensor(1.0))
     assert torch.allclose(row[32:], torch.tensor(2.0))

@@ -9,7 +9,9 @@ from utils.errors import UserError
 from utils.loss import (
     CLASS_WEIGHTS,
     LOSSES,
+    AuxiliaryLoss,
     CrossEntropyLoss,
+    CrossEntropyLovaszLoss,
     DiceLoss,
     FocalLoss,
     LovaszSoftmaxLoss,
@@ -367,6 +369,25 @@ def test_float_target_and_weights_of_another_number_of_classes_are_errors():
 
 
 # build_criterion
+
+
+def test_ce_lovasz_is_the_sum_of_both():
+    logits, target = random_batch()
+    weights = WEIGHTS.double()
+    value = CrossEntropyLovaszLoss(class_weights=weights)(logits, target)
+    expected = CrossEntropyLoss(class_weights=weights)(logits, target)
+    assert value.item() == pytest.approx((expected + LovaszSoftmaxLoss()(logits, target)).item())
+
+
+def test_auxiliary_loss_adds_the_second_logits_with_their_weight():
+    logits, target = random_batch()
+    other, _ = random_batch(seed=1)
+    criterion = CrossEntropyLoss()
+    value = AuxiliaryLoss(criterion, 0.4)((logits, other), target)
+    expected = criterion(logits, target) + 0.4 * criterion(other, target)
+    assert value.item() == pytest.approx(expected.item())
+    assert AuxiliaryLoss(criterion, 0.4).divisor(target) == criterion.divisor(target)
+    assert not hasattr(AuxiliaryLoss(LovaszSoftmaxLoss(), 0.4), "divisor")
 
 
 def test_build_criterion_passes_each_loss_what_it_uses():

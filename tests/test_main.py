@@ -10,7 +10,7 @@ from PIL import Image
 
 from main import main
 from tests.conftest import make_voc, save_mask, write_list
-from utils.options import parse_args
+from utils.options import RECIPES, parse_args
 from utils.runs import read_log
 
 SMALL = (
@@ -176,6 +176,13 @@ def test_resume_takes_settings_from_the_run_and_refuses_to_change_them(run, fini
     assert "--resume" in run(main, "--runs_dir", tmp_path / "none", "--resume").error
 
 
+def test_cache_changes_how_fast_it_is_and_nothing_else(run, finished, data, tmp_path):
+    assert run(main, *flags(data, tmp_path, "--cache", "ram", "--num_workers", 1)).status == 0
+    one = torch.load(finished / "last.pth", weights_only=True)["model_state"]
+    other = torch.load(tmp_path / finished.name / "last.pth", weights_only=True)["model_state"]
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
 def test_args_file_runs_the_same_again(run, finished, tmp_path):
     ended = run(main, "--args", finished / "args.json", "--runs_dir", tmp_path)
     assert ended.status == 0
@@ -198,11 +205,47 @@ def test_ckpt_starts_from_weights_and_drops_foreign_classes(run, finished, tmp_p
     assert (tmp_path / "runs" / "VOC2012_deeplabv3plus_mobilenet_ce").is_dir()
 
 
-@pytest.mark.parametrize("loss", ["focal", "ohem", "dice", "lovasz"])
+@pytest.mark.parametrize("loss", ["focal", "ohem", "dice", "lovasz", "ce_lovasz"])
 def test_every_loss_trains(run, data, tmp_path, loss):
     ended = run(main, *flags(data, tmp_path, "--loss", loss, "--crop_val"), "--total_itrs", 1)
     assert ended.status == 0, ended.stderr
     assert "centre crops" in ended.stdout
+
+
+STRONG = (
+    "--ema_decay", 0.5, "--warmup_itrs", 3, "--aux_weight", 0.4, "--resize", 0.5,
+    "--color_jitter", 0.3, "--balanced_sampling",
+)  # fmt: skip
+
+
+def test_average_is_what_is_scored_and_handed_on(run, data, tmp_path):
+    assert run(main, *flags(data, tmp_path, *STRONG)).status == 0
+    folder = next(tmp_path.iterdir())
+    content = torch.load(folder / "last.pth", weights_only=True)
+    trained, averaged = content["average"]["trained_state"], content["model_state"]
+    assert content["average"]["updates"] == 7 and set(trained) == set(averaged)
+    assert not torch.equal(trained["backbone.low_level_features.0.0.weight"],
+                           averaged["backbone.low_level_features.0.0.weight"])  # fmt: skip
+    argv = flags(data, tmp_path, "--test_only", "--ckpt", folder / "last.pth")
+    assert run(main, *argv).status == 0
+    scores, record = json.loads((folder / "scores.json").read_text()), read_log(folder)[-1]
+    assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
+    assert scores["resize"] == 0.5
+
+
+def test_everything_that_a_recipe_can_add_resumes_to_the_same_weights(run, data, tmp_path):
+    argv = flags(data, tmp_path, *STRONG)
+    assert run(main, *argv, "--run_name", "whole").status == 0
+    assert run(main, *argv, "--run_name", "parts", "--total_itrs", 4).status == 0
+    resume = ("--runs_dir", tmp_path, "--run_name", "parts", "--resume", "--total_itrs", 7)
+    assert run(main, *resume).status == 0
+    one, other = (
+        torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("whole", "parts")
+    )
+    for states in ((one, other), (one["average"], other["average"])):
+        state, other_state = (item.get("model_state", item.get("trained_state")) for item in states)
+        assert all(torch.equal(value, other_state[key]) for key, value in state.items())
+    assert one["average"]["updates"] == other["average"]["updates"]
 
 
 def test_class_weights_are_counted_and_used(run, data, tmp_path):
@@ -298,6 +341,11 @@ def test_spoiled_data_is_named(run, data, tmp_path, spoil, num_workers):
         (["--device", "cuda:77"], ["--device cuda:77"]),
         (["--args", "nowhere.json"], ["nowhere.json"]),
         (["--val_batch_size", 0], ["--val_batch_size 0"]),
+        (["--resize", 0], ["--resize 0"]),
+        (["--ema_decay", 1], ["--ema_decay 1"]),
+        (["--color_jitter", 2], ["--color_jitter 2"]),
+        (["--warmup_itrs", -1], ["--warmup_itrs -1"]),
+        (["--aux_weight", "nan"], ["--aux_weight nan"]),
     ],
 )
 def test_impossible_flags_are_named(run, data, tmp_path, argv, words):
@@ -322,6 +370,13 @@ def test_explicit_flags_win_over_what_other_flags_imply():
     assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.5, 0.01, 1)
     args = parse_args("", ["--backbone_weights", "none"])
     assert (args.bn_momentum, args.backbone_lr_factor) == (0.1, 1)
+
+
+def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
+    monkeypatch.setitem(RECIPES, "strong", {"lr_policy": "poly", "lr": 0.7, "momentum": 0.8})
+    args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
+    assert (args.lr, args.momentum, args.total_itrs) == (0.7, 0.5, 500)
+    assert parse_args("", []).lr == 0.01
 
 
 def test_recipe_is_the_courses():

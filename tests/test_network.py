@@ -370,6 +370,20 @@ def test_every_parameter_gets_a_finite_gradient(name):
     assert bad == []
 
 
+@pytest.mark.parametrize("name", ["deeplabv3plus_mobilenet", "deeplabv3_resnet50"])
+def test_auxiliary_head_gives_logits_in_training_alone(name):
+    model = build_model(name, num_classes=4, aux_head=True)
+    image = torch.randn(2, 3, 33, 49)
+    logits, aux = model(image)
+    assert logits.shape == aux.shape == (2, 4, 33, 49)
+    assert aux.dtype == torch.float32
+    aux.sum().backward()
+    assert model.aux_classifier[0].weight.grad is not None
+    assert next(model.backbone.parameters()).grad is not None
+    assert all(parameter.grad is None for parameter in model.classifier.parameters())
+    assert model.eval()(image).shape == (2, 4, 33, 49)
+
+
 def test_training_on_a_batch_of_one_fails_in_batch_norm():
     model = build_model("deeplabv3_mobilenet")
     with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from network.modeling import build_model
-from utils.optim import build_optimizer, build_scheduler
+from utils.optim import build_average, build_optimizer, build_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,47 @@ def test_poly_decays_to_zero_with_power_09(model):
     values = rates(model, "poly", 20, step_size=1, total_itrs=20)
     expected = [0.01 * (1 - i / 20) ** 0.9 for i in range(20)]
     assert torch.allclose(values[:, 1], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("policy", ["step", "poly"])
+def test_warmup_multiplies_the_schedule_by_a_rising_factor(model, policy):
+    options = {"step_size": 3, "total_itrs": 20}
+    plain = rates(model, policy, 10, **options)
+    warm = rates(model, policy, 10, **options, warmup_itrs=4)
+    factors = torch.tensor([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1, 1, 1, 1, 1])
+    assert torch.allclose(warm, plain * factors[:, None])
+
+
+def test_schedule_with_warmup_goes_on_from_its_state(model):
+    def build():
+        optimizer = build_optimizer(model, lr=0.01, backbone_lr_factor=0.1)
+        return optimizer, build_scheduler(optimizer, "poly", 1, 20, warmup_itrs=8)
+
+    optimizer, scheduler = build()
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    other_optimizer, other = build()
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    other.load_state_dict(scheduler.state_dict())
+    for _ in range(10):
+        for each in (scheduler, other):
+            each.step()
+        assert optimizer.param_groups[1]["lr"] == other_optimizer.param_groups[1]["lr"]
+
+
+def test_average_is_an_exponential_moving_one_of_weights_and_statistics():
+    model = torch.nn.BatchNorm1d(1)
+    average = build_average(model, decay=0.75)
+    expected = None
+    for value in (4.0, 8.0, 0.0):
+        model.weight.data.fill_(value)
+        model.running_mean.fill_(-value)
+        average.update_parameters(model)
+        expected = value if expected is None else 0.75 * expected + 0.25 * value
+    assert expected == 3.75
+    assert average.module.weight.item() == 3.75 and average.module.running_mean.item() == -3.75
+
+
+def test_no_decay_is_no_average(model):
+    assert build_average(model, 0) is None

@@ -33,6 +33,9 @@ _PLAIN_VALUES = [
 ]
 
 
+AUX_HEAD = "aux_classifier."  # a head that training alone uses; nothing that predicts has it
+
+
 @dataclasses.dataclass
 class Checkpoint:
     """A DeepLab checkpoint, whatever wrote it.
@@ -46,6 +49,7 @@ class Checkpoint:
         output_stride: what it was trained with; None if the file does not say.
         separable_conv: whether the head has separable convolutions.
         class_names: None if the file does not say.
+        resize: factor by which it was trained to see images resized.
         content: everything in the file.
     """
 
@@ -57,6 +61,7 @@ class Checkpoint:
     output_stride: int | None
     separable_conv: bool
     class_names: list[str] | None
+    resize: float
     content: dict[str, Any]
 
 
@@ -132,7 +137,11 @@ def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
     )
     if not _is_state_dict(state_dict):
         raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
-    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    state_dict = {
+        name: value
+        for key, value in state_dict.items()
+        if not (name := key.removeprefix("module.")).startswith(AUX_HEAD)
+    }
     kind = "VainF-style" if "model_state" in content else "bare state dict"
     output_stride = None
     if "model_state" in content and "output_stride" in args:
@@ -154,6 +163,7 @@ def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
         output_stride=output_stride,
         separable_conv=any(".body.0.weight" in key for key in state_dict),
         class_names=class_names,
+        resize=args.get("resize", 1.0) if kind == "own" else 1.0,
         content=content,
     )
 
@@ -184,7 +194,6 @@ def _rename_torchvision(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.
     return {
         f"classifier.{key}" if key.startswith("classifier.") else key: value
         for key, value in state_dict.items()
-        if not key.startswith("aux_classifier.")
     }
 
 
@@ -266,9 +275,11 @@ def start_from(model: nn.Module, name: str, checkpoint: Checkpoint) -> str:
             f"{checkpoint.model}"
         )
     own = model.state_dict()
-    last_layer = list(own)[-2:]  # weight and bias of the convolution that gives the classes
+    aux_head = {key: value for key, value in own.items() if key.startswith(AUX_HEAD)}  # stays new
+    # Weight and bias of the convolution that gives the classes.
+    last_layer = [key for key in own if key not in aux_head][-2:]
     num_classes = len(own[last_layer[0]])
-    state_dict = dict(checkpoint.state_dict)
+    state_dict = {**checkpoint.state_dict, **aux_head}
     note = f"starts from {checkpoint.path} ({checkpoint.kind})"
     if checkpoint.num_classes != num_classes:
         state_dict.update({key: own[key] for key in last_layer})

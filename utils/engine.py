@@ -19,6 +19,8 @@ from utils.precision import autocast
 from utils.signals import Stopped
 from utils.transforms import normalize
 
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
 
 
@@ -121,42 +123,47 @@ def train_one_epoch(
     return False
 
 
-@torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    predict: Predict,
     loader: DataLoader,
     metrics: StreamSegMetrics,
-    precision: str,
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
+    keep: Callable[[int, torch.Tensor], None] | None = None,
 ) -> dict[str, Any]:
-    """Score the model on the images of `loader`, against targets of their own size.
+    """The scores of the images of `loader`, against targets of their own size.
+
+    Args:
+        predict: a `Predictor`, or what else maps uint8 (N, 3, H, W) to classes uint8 (N, H, W).
+        loader: batches of images of one size.
+        metrics: counts.
+        device: where the images go.
+        should_stop: asked between two batches.
+        keep: called with each sample's index and its classes, uint8 (H, W).
 
     Raises:
-        Stopped: `should_stop()` returned True between two batches.
+        Stopped: `should_stop()` returned True.
     """
-    model.eval()
     with tqdm(loader, desc="evaluate", leave=False, disable=None) as batches:
-        for images, targets, _ in batches:
+        for images, targets, indices in batches:
             if should_stop():
                 raise Stopped
-            pred = predict_batch(model, images, precision, device)
-            metrics.update(targets.to(device, non_blocking=True), pred)
+            preds = predict_batch(predict, images.to(device, non_blocking=True))
+            metrics.update(targets.to(device, non_blocking=True), preds)
+            for index, pred in zip(indices.tolist(), preds, strict=True):
+                if keep:
+                    keep(index, pred)
     all_reduce_sum(metrics.confusion)
     return metrics.compute()
 
 
-def predict_batch(
-    model: nn.Module, images: torch.Tensor, precision: str, device: torch.device
-) -> torch.Tensor:
-    """Class indices int64 (N, H, W) of uint8 images (N, 3, H, W); in halves if memory runs out."""
+def predict_batch(predict: Predict, images: torch.Tensor) -> torch.Tensor:
+    """`predict(images)`, in halves if memory runs out."""
     try:
-        with autocast(precision, device):
-            return model(normalize(images.to(device, non_blocking=True))).argmax(dim=1)
+        return predict(images)
     except torch.OutOfMemoryError:
         if len(images) == 1:
             raise
     torch.cuda.empty_cache()
     tqdm.write(f"out of memory in evaluation: {len(images)} images in two halves", file=sys.stderr)
-    halves = images.chunk(2)
-    return torch.cat([predict_batch(model, half, precision, device) for half in halves])
+    return torch.cat([predict_batch(predict, half) for half in images.chunk(2)])

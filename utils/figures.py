@@ -91,8 +91,9 @@ def load_predictor(run: Run, device: torch.device, precision: str) -> Predictor:
         raise UserError(
             f"{run.best_checkpoint}: not there: copy it beside the log, or name other --runs"
         )
-    model = model_from_checkpoint(load_checkpoint(run.best_checkpoint))
-    return Predictor(model.to(device, memory_format=torch.channels_last), precision)
+    checkpoint = load_checkpoint(run.best_checkpoint)
+    model = model_from_checkpoint(checkpoint).to(device, memory_format=torch.channels_last)
+    return Predictor(model, precision, resize=checkpoint.resize)
 
 
 def predict(predictor: Predictor, image: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from network._deeplab import DeepLab
+from network.fusion import fuse_for_inference
 from utils.errors import UserError
-from utils.precision import autocast
+from utils.precision import DTYPES, autocast
 from utils.transforms import normalize
 
 WINDOW, OVERLAP = 1025, 256  # pixels
@@ -31,10 +32,12 @@ class Predictor:
     of a window. With a single view the logits decide.
 
     Args:
-        model: on the device of the images to come; put in evaluation mode.
+        model: on the device of the images to come. What predicts is a copy of it with folded batch
+            norms, made here: training may go on.
         precision: "bf16", "fp16" or "fp32".
         scales: factors of height and width.
         flip: add the mirrored image at each scale.
+        resize: another factor of all scales, that of the training (`main.py --resize`).
         window: side of a window in pixels, rounded down to a multiple of 16.
         overlap: pixels that neighbouring windows share, at least.
 
@@ -48,6 +51,7 @@ class Predictor:
         precision: str,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        resize: float = 1.0,
         window: int = WINDOW,
         overlap: int = OVERLAP,
     ) -> None:
@@ -60,9 +64,10 @@ class Predictor:
                 f"--overlap {overlap}: must be from 0 to {window - 2 * ALIGNMENT} with --window "
                 f"{window}"
             )
-        self.model = model.eval()
+        self.model = fuse_for_inference(model, DTYPES[precision])
         self.precision = precision
         self.scales = tuple(scales)
+        self.resize = resize
         self.flip = flip
         self.window = window - window % ALIGNMENT
         self.overlap = overlap
@@ -124,9 +129,9 @@ class Predictor:
         images = normalize(images)
         total = None
         for scale in self.scales:
-            view = images
-            if scale != 1:
-                scaled = [max(round(length * scale), 1) for length in images.shape[-2:]]
+            factor, view = self.resize * scale, images
+            if factor != 1:
+                scaled = [max(round(length * factor), 1) for length in images.shape[-2:]]
                 view = F.interpolate(images, scaled, mode="bilinear", antialias=True)
             scores = self._view_scores(forward, view, size)
             if self.flip:

@@ -247,12 +247,52 @@ def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
     return torch.empty_like(errors).scatter_(0, order, slopes)
 
 
+class CrossEntropyLovaszLoss(nn.Module):
+    """Cross entropy plus Lovász-Softmax: each pixel right, and each region as a whole.
+
+    Args:
+        ignore_index: target value of the pixels that do not count.
+        class_weights: of the cross entropy: floating point (C,), or None for equal weights.
+    """
+
+    def __init__(self, ignore_index: int = 255, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.cross_entropy = CrossEntropyLoss(ignore_index, class_weights)
+        self.lovasz = LovaszSoftmaxLoss(ignore_index)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar; arguments as in `CrossEntropyLoss.forward()`."""
+        return self.cross_entropy(logits, target) + self.lovasz(logits, target)
+
+
+class AuxiliaryLoss(nn.Module):
+    """A loss of the logits, and its share of the logits of an auxiliary head.
+
+    Args:
+        criterion: any loss of `LOSSES`.
+        weight: of the auxiliary logits.
+    """
+
+    def __init__(self, criterion: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.weight = weight
+        if hasattr(criterion, "divisor"):
+            self.divisor = criterion.divisor
+
+    def forward(self, logits: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        """The loss, a scalar; `logits` are those of the head and the auxiliary head's."""
+        main, aux = (self.criterion(part, target) for part in logits)
+        return main + self.weight * aux
+
+
 LOSSES: dict[str, type[nn.Module]] = {
     "ce": CrossEntropyLoss,
     "focal": FocalLoss,
     "ohem": OhemCrossEntropyLoss,
     "dice": DiceLoss,
     "lovasz": LovaszSoftmaxLoss,
+    "ce_lovasz": CrossEntropyLovaszLoss,
 }
 
 

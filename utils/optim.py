@@ -1,8 +1,15 @@
-"""SGD with a slower backbone, and the learning-rate schedules."""
+"""SGD with a slower backbone, the learning-rate schedules, and an average of the weights."""
 
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, PolynomialLR, StepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    LinearLR,
+    LRScheduler,
+    PolynomialLR,
+    StepLR,
+)
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 LR_POLICIES = ("step", "poly")
 
@@ -30,15 +37,32 @@ def build_optimizer(
 
 
 def build_scheduler(
-    optimizer: Optimizer, policy: str, step_size: int, total_itrs: int
+    optimizer: Optimizer, policy: str, step_size: int, total_itrs: int, warmup_itrs: int = 0
 ) -> LRScheduler:
     """A schedule that is stepped once an iteration.
 
     `step` multiplies by 0.1 every `step_size` iterations; `poly` is (1 - i / total_itrs)^0.9, the
-    DeepLab papers' (arXiv:1706.05587, section 4).
+    DeepLab papers' (arXiv:1706.05587, section 4). Over the first `warmup_itrs` iterations that is
+    multiplied by a factor that rises linearly to 1 (arXiv:1706.02677, section 2.2).
     """
     if policy == "step":
-        return StepLR(optimizer, step_size, gamma=0.1)
-    if policy == "poly":
-        return PolynomialLR(optimizer, total_itrs, power=0.9)
-    raise ValueError(f"unknown policy {policy!r}: choose from {LR_POLICIES}")
+        schedule = StepLR(optimizer, step_size, gamma=0.1)
+    elif policy == "poly":
+        schedule = PolynomialLR(optimizer, total_itrs, power=0.9)
+    else:
+        raise ValueError(f"unknown policy {policy!r}: choose from {LR_POLICIES}")
+    if warmup_itrs == 0:
+        return schedule
+    warmup = LinearLR(optimizer, start_factor=1 / (warmup_itrs + 1), total_iters=warmup_itrs)
+    return ChainedScheduler([schedule, warmup], optimizer=optimizer)
+
+
+def build_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """An exponential moving average of weights and running statistics; None with `decay` 0.
+
+    Call its `update_parameters(model)` after each iteration. The first call copies; from then on
+    each iteration adds its weights with a share of `1 - decay`.
+    """
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

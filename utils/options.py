@@ -1,6 +1,7 @@
 """The flags of `main.py`, and what they imply for one another."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,24 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "val_interval": 2,
     },
 }
+# What `--recipe` changes, after the data set; explicit flags win.
+RECIPES: dict[str, dict[str, Any]] = {
+    "course": {},
+    "strong": {},
+}
 # Without pretrained weights there is nothing to protect in the backbone; explicit flags win.
-FROM_SCRATCH_DEFAULTS = {"backbone_lr_factor": 1.0, "bn_momentum": 0.1}
+FROM_SCRATCH_DEFAULTS: dict[str, dict[str, Any]] = {
+    "course": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1},
+    "strong": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1},
+}
 
 # Flags of one command, not of the run.
 ONE_TIME = {"args", "resume", "overwrite", "test_only"}
 # What a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_ON_RESUME = {
     "data_root", "no_download", "voc_archive", "ckpt", "runs_dir", "run_name", "device",
-    "num_workers", "val_batch_size", "save_interval",
+    "num_workers", "val_batch_size", "save_interval", "cache",
+    "compile",
 }  # fmt: skip
 
 
@@ -56,6 +66,16 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     data.add_argument(
         "--crop_val", action="store_true", help="evaluate centre crops (the public ancestor's way)"
     )
+    data.add_argument(
+        "--resize", type=float, default=1.0, help="factor that images are resized by at first"
+    )
+    data.add_argument("--color_jitter", type=float, default=0.0, help="strength, from 0 to 1")
+    data.add_argument(
+        "--balanced_sampling", action="store_true", help="show images with rare classes more often"
+    )
+    data.add_argument(
+        "--cache", choices=["none", "ram"], default="none", help="keep decoded images in memory"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -74,9 +94,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights",
     )
     model.add_argument("--bn_momentum", type=float, default=0.01, help="of the backbone's BN")
+    model.add_argument(
+        "--aux_weight", type=float, default=0.0, help="of an auxiliary head's loss; 0 for no head"
+    )
     model.add_argument("--ckpt", help="start from these weights (with --test_only: evaluate them)")
 
     optim = parser.add_argument_group("optimization")
+    optim.add_argument("--recipe", choices=list(RECIPES), default="course", help="set of defaults")
     optim.add_argument("--loss", choices=list(LOSSES), default="ce", help="training loss")
     optim.add_argument("--focal_gamma", type=float, help="focusing of the focal loss (default: 2)")
     optim.add_argument(
@@ -90,6 +114,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     optim.add_argument("--weight_decay", type=float, default=1e-4, help="of SGD")
     optim.add_argument("--lr_policy", choices=LR_POLICIES, default="step", help="schedule")
     optim.add_argument("--step_size", type=int, default=1000, help="step: iterations per x0.1")
+    optim.add_argument("--warmup_itrs", type=int, default=0, help="iterations of rising lr")
+    optim.add_argument(
+        "--ema_decay", type=float, default=0.0, help="evaluate an average of the weights; 0: do not"
+    )
     optim.add_argument("--total_itrs", type=int, default=5000, help="iterations in all")
     optim.add_argument("--batch_size", type=int, default=8, help="images per iteration")
 
@@ -106,6 +134,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     run.add_argument("--num_workers", type=int, default=default_num_workers(), help="loaders")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     run.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the convolutions")
+    run.add_argument("--compile", action="store_true", help="torch.compile: slow start, then fast")
     run.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     run.add_argument("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
     return parser
@@ -124,10 +153,11 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     args = parser.parse_args(argv)
     stored = read_stored_args(args)
     parser.set_defaults(**DATASET_DEFAULTS.get(args.dataset, {}))
+    parser.set_defaults(**RECIPES[args.recipe])
     if args.ckpt:
         parser.set_defaults(backbone_weights="none")
     elif parser.parse_args(argv).backbone_weights == "none":
-        parser.set_defaults(**FROM_SCRATCH_DEFAULTS)
+        parser.set_defaults(**FROM_SCRATCH_DEFAULTS[args.recipe])
     parser.set_defaults(**stored)
     args = parser.parse_args(argv)
     check_args(args)
@@ -179,13 +209,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--crop_size {args.crop_size}: give the side, or height and width")
     if args.crop_val and len(set(args.crop_size)) > 1:
         raise UserError("--crop_val: needs a square --crop_size")
-    for flag in ("total_itrs", "step_size", "val_interval", "val_batch_size"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
-    if args.class_weights != "none" and args.loss not in ("ce", "focal"):
-        raise UserError(
-            f"--class_weights {args.class_weights}: --loss {args.loss} has no use for it"
-        )
+    check_numbers(args)
     if args.test_only and args.resume:
         raise UserError("--test_only: evaluates and does not resume: leave --resume out")
     if args.ckpt and args.backbone_weights != "none" and not args.test_only:
@@ -193,6 +217,22 @@ def check_args(args: argparse.Namespace) -> None:
     args.run_name = args.run_name or default_run_name(args)
     if args.output_stride is None and not args.test_only:
         args.output_stride = 16
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that are out of range."""
+    for flag in ("total_itrs", "step_size", "val_interval", "val_batch_size"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
+    for flag in ("warmup_itrs", "aux_weight"):
+        if not 0 <= getattr(args, flag) < math.inf:
+            raise UserError(f"--{flag} {getattr(args, flag)}: at least 0")
+    if not 0 < args.resize < math.inf:
+        raise UserError(f"--resize {args.resize}: a factor above 0, such as 0.5")
+    if not 0 <= args.color_jitter <= 1:
+        raise UserError(f"--color_jitter {args.color_jitter}: from 0 to 1")
+    if not 0 <= args.ema_decay < 1:
+        raise UserError(f"--ema_decay {args.ema_decay}: from 0 to below 1, such as 0.99")
 
 
 def default_run_name(args: argparse.Namespace) -> str:

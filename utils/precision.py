@@ -9,6 +9,7 @@ import torch
 from utils.errors import UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -43,8 +44,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context for forward passes in `precision` ("bf16", "fp16" or "fp32")."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 def _cpu_has_bf16() -> bool:

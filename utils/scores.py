@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.loader import build_val_loader
 from datasets.voc import IGNORE_INDEX, SegmentationDataset
 from utils.checkpoint import Checkpoint, model_from_checkpoint
-from utils.distributed import all_reduce_sum, get_rank, get_world_size, print_main
+from utils.distributed import get_rank, get_world_size, print_main
+from utils.engine import evaluate
 from utils.errors import UserError
 from utils.inference import Predictor
 from utils.metrics import StreamSegMetrics, format_scores
@@ -77,9 +77,14 @@ def score_checkpoint(
     check_classes(checkpoint, val_set, args.dataset)
     model = model_from_checkpoint(checkpoint, args.output_stride)
     model = model.to(device, memory_format=torch.channels_last)
-    predictor = Predictor(model, precision, **options)
+    predictor = Predictor(model, precision, resize=checkpoint.resize, **options)
+    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
+
+    def keep_by_id(index: int, pred: torch.Tensor) -> None:
+        keep(val_set.ids[index], pred.cpu().numpy())
+
     try:
-        measured = evaluate(predictor, val_set, loader, device, keep)
+        measured = evaluate(predictor, loader, metrics, device, keep=keep and keep_by_id)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{device} is out of memory: lower --val_batch_size, or use --precision bf16 or fp16"
@@ -90,6 +95,8 @@ def score_checkpoint(
         "image_set": args.val_image_set,
         "images": len(val_set),
         "protocol": protocol(args),
+        "output_stride": args.output_stride or checkpoint.output_stride,
+        "resize": predictor.resize,
         "scales": list(predictor.scales),
         "flip": predictor.flip,
         **measured,
@@ -118,23 +125,3 @@ def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset:
                 f"{dataset} has {other!r}"
             )
             return
-
-
-def evaluate(
-    predictor: Predictor,
-    val_set: SegmentationDataset,
-    loader: DataLoader,
-    device: torch.device,
-    keep: Keep | None = None,
-) -> dict[str, Any]:
-    """The scores of `StreamSegMetrics.compute`, against targets of the images' own size."""
-    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
-    with tqdm(loader, desc="evaluate", leave=False, disable=None) as batches:
-        for images, targets, indices in batches:
-            preds = predictor(images.to(device, non_blocking=True))
-            metrics.update(targets.to(device, non_blocking=True), preds)
-            for index, pred in zip(indices.tolist(), preds, strict=True):
-                if keep:
-                    keep(val_set.ids[index], pred.cpu().numpy())
-    all_reduce_sum(metrics.confusion)
-    return metrics.compute()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from datasets.loader import derive_seed
@@ -27,6 +28,8 @@ class TrainingState:
     """The parts of a run that change, and the settings that rebuild the model.
 
     Attributes:
+        model: what is trained.
+        average: the moving average of its weights, if that is what is evaluated.
         cur_itrs: iterations done.
         epoch: epochs done.
         best_score: best mIoU so far, in [0, 1].
@@ -34,6 +37,7 @@ class TrainingState:
     """
 
     model: nn.Module
+    average: AveragedModel | None
     optimizer: Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
@@ -44,6 +48,11 @@ class TrainingState:
     epoch: int = 0
     best_score: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The average, or else the model that is trained: what is scored and handed on."""
+        return self.model if self.average is None else self.average.module
 
     def seconds(self) -> float:
         """Time spent so far, over all resumes."""
@@ -57,7 +66,8 @@ class TrainingState:
         save_checkpoint(
             path,
             {
-                "model_state": self.model.state_dict(),
+                "model_state": self.evaluated_model.state_dict(),
+                "average": self._average_state(),
                 "optimizer_state": self.optimizer.state_dict(),
                 "scheduler_state": self.scheduler.state_dict(),
                 "scaler_state": self.scaler.state_dict(),
@@ -82,7 +92,10 @@ class TrainingState:
         """
         content = read_file(path)
         try:
-            load_weights(self.model, content["model_state"], path)
+            load_weights(self.evaluated_model, content["model_state"], path)
+            if self.average is not None:
+                load_weights(self.model, content["average"]["trained_state"], path)
+                self.average.n_averaged.fill_(content["average"]["updates"])
             self.optimizer.load_state_dict(content["optimizer_state"])
             self.scheduler.load_state_dict(content["scheduler_state"])
             self.scaler.load_state_dict(content["scaler_state"])
@@ -97,6 +110,13 @@ class TrainingState:
             raise UserError(
                 f"{path}: cannot be resumed from ({error!r}): use --ckpt for its weights alone"
             ) from None
+
+    def _average_state(self) -> dict[str, Any] | None:
+        """What a resume needs beside the average itself, which is the file's `model_state`."""
+        if self.average is None:
+            return None
+        updates = int(self.average.n_averaged)
+        return {"trained_state": self.model.state_dict(), "updates": updates}
 
 
 def _rng_state() -> dict[str, Any]:
@@ -137,6 +157,8 @@ class AfterStep:
         """Return True when training is to stop."""
         state = self.state
         state.cur_itrs += 1
+        if state.average is not None:
+            state.average.update_parameters(state.model)
         lr = state.optimizer.param_groups[-1]["lr"]
         self.bar.set_postfix(loss=f"{state.losses.latest:.3f}", lr=f"{lr:.1e}", refresh=False)
         self.bar.update()

@@ -198,7 +198,7 @@ def evaluate_project(setup: Setup, precision: str) -> Run:
 
     def run() -> StreamSegMetrics:
         metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
-        evaluate(model, loader, metrics, precision, device)
+        evaluate(Predictor(model, precision), loader, metrics, device)
         return metrics
 
     return run
