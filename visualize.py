@@ -5,6 +5,7 @@ python visualize.py --dataset shapes
 python visualize.py classes --pick aeroplane=2007_000032
 python visualize.py distribution --image_set val
 python visualize.py curves --runs NAME NAME NAME --x epochs
+python visualize.py curves --runs_dir results        # from the logs alone
 python visualize.py compare --runs NAME NAME
 python visualize.py errors --runs NAME
 """
@@ -122,6 +123,13 @@ def score_constant(
 def show_curves(found: Findings, args: argparse.Namespace) -> None:
     """`curves`: how the runs went."""
     runs = get_runs(found, args)
+    data = [(run.setting("dataset"), run.class_names) for run in runs]
+    for run, its_data in zip(runs, data, strict=True):
+        if its_data != data[0]:
+            raise UserError(
+                f"{runs[0].folder} and {run.folder}: not on the same data set: choose with --runs "
+                "or --dataset"
+            )
     caption = "Validation mIoU, training loss and learning rate of the runs."
     save(found, args, "curves", plot_curves(runs, args.x), caption)
 
@@ -133,9 +141,10 @@ def get_runs(found: Findings, args: argparse.Namespace) -> list[Run]:
         UserError: there is none.
     """
     if not find_or_load_runs(found, args):
+        which = f"no run on {args.dataset}" if args.dataset else "no run"
         raise UserError(
-            f"{args.runs_dir}: no run on {args.dataset} there: {found.main_command} makes one, "
-            "and --runs_dir names another folder"
+            f"{args.runs_dir}: {which} there: {found.main_command} makes one, and --runs_dir names "
+            "another folder"
         )
     return found.runs
 
@@ -143,8 +152,10 @@ def get_runs(found: Findings, args: argparse.Namespace) -> list[Run]:
 def find_or_load_runs(found: Findings, args: argparse.Namespace) -> list[Run]:
     """Fill `found.runs` if that was not done; it may stay empty without `--runs`."""
     if not found.runs:
-        image_set = getattr(args, "image_set", getattr(args, "val_image_set", "train"))
-        dataset = build_dataset(args, image_set, masks_only=True)
+        dataset = None
+        if args.figure != "curves":  # they are in the logs
+            image_set = getattr(args, "image_set", getattr(args, "val_image_set", "train"))
+            dataset = build_dataset(args, image_set, masks_only=True)
         runs_dir = Path(args.runs_dir)
         if args.runs:
             found.runs = load_named_runs(args.runs, runs_dir, args.dataset, dataset)
@@ -285,12 +296,13 @@ def command_of(script: str, args: argparse.Namespace, **folders: str) -> str:
     """
     parser = argparse.ArgumentParser()
     add_data_args(parser)
-    values = {name: (getattr(args, name), old) for name, old in vars(parser.parse_args([])).items()}
+    defaults = vars(parser.parse_args([]))
+    values = {name: (getattr(args, name, None), old) for name, old in defaults.items()}
     for name, here in folders.items():
         values[name] = (getattr(args, here, FOLDERS[here]), FOLDERS[here])
     words = ["python", *script.split()]
     for name, (value, default) in values.items():
-        if value != default:
+        if value not in (None, default):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return shlex.join(words)
 

@@ -79,6 +79,23 @@ def test_curves_show_the_logs_and_mark_the_best_points(runs, x, places):
     assert first.get_color() != second.get_color()
 
 
+def test_seeds_of_a_variant_share_colour_and_legend(tmp_path):
+    mious = {"ce_s0": (0.3, 0.4), "ce_s1": (0.2, 0.5), "focal_s0": (0.1, 0.6)}
+    runs = [
+        load_run(write_run(tmp_path / name, values, loss=name[:-3], seed=int(name[-1])))
+        for name, values in mious.items()
+    ]
+    figure = plot_curves(runs)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "ce: best mIoU 40.00, 50.00 (seeds 0, 1)",
+        "focal_s0: best mIoU 60.00 (epoch 4, iteration 20)",
+    ]
+    for axes, parts in zip(figure.axes, (2, 1, 2), strict=True):  # with its star; head and backbone
+        colors = [line.get_color() for line in axes.lines]
+        one, other = colors[0], colors[-1]
+        assert colors == [one] * 2 * parts + [other] * parts and one != other
+
+
 def test_learning_rate_that_ends_at_0_is_drawn_on_a_linear_scale(runs):
     runs[0].log[-1]["lr"] = 0.0
     assert plot_curves(runs).axes[2].get_yscale() == "linear"

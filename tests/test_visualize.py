@@ -53,7 +53,9 @@ def show(run, data, runs_dir, tmp_path):
     """Run `visualize.py FIGURE` on the data and the runs, into tmp_path/report."""
 
     def show_figure(figure, *flags):
-        argv = [*figure.split(), "--data_root", data, "--output_dir", tmp_path / "report"]
+        argv = [*figure.split(), "--output_dir", tmp_path / "report"]
+        if figure != "curves":  # are drawn without the data set
+            argv += ["--data_root", data]
         if figure in ("", "curves", "compare", "errors", "report"):
             argv += ["--runs_dir", runs_dir]
         if figure in ("", "compare", "errors", "report"):
@@ -186,6 +188,20 @@ def test_figures_come_in_the_format_asked_for(show, tmp_path, file_format):
     assert [path.name for path in (tmp_path / "report").iterdir()] == [f"curves.{file_format}"]
 
 
+def test_curves_need_neither_data_nor_weights(run, runs_dir, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    shutil.copytree(runs_dir, results, ignore=shutil.ignore_patterns("*.pth"))
+    write_run(results / "own", dataset="custom", data_root="gone", class_names=("sky", "road"))
+    monkeypatch.chdir(tmp_path)
+    argv = ("curves", "--runs_dir", results, "--dpi", 40)
+    for runs in (("voc_ce", "voc_focal"), ("own",)):
+        assert run(main, *argv, "--runs", *runs).status == 0
+    assert run(main, *argv, "--dataset", "voc").status == 0
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["curves.png"]
+    for choice in ((), ("--runs", "own", "voc_ce")):
+        assert "not on the same data set" in run(main, *argv, *choice).error
+
+
 def test_pick_is_stored_and_used_again(show, tmp_path):
     picks = tmp_path / "report" / "picks.json"
     show("classes")
@@ -232,7 +248,9 @@ def test_sam_results_of_other_data_are_not_shown(show, data, tmp_path):
         (["", "--runs", "zzz"], "--runs zzz: no such run"),
         (["compare", "--runs", "a", "b"], "--runs a: no such run"),
         (["errors", "--runs", "voc_ce", "voc_focal"], "errors looks at one run"),
-        (["curves", "--runs_dir", "nowhere"], "nowhere: no run on voc there: python main.py"),
+        (["curves", "--runs_dir", "nowhere"], "nowhere: no run there: python main.py"),
+        (["curves", "--dataset", "shapes"], "no run on shapes there: python main.py --dataset sha"),
+        (["curves", "--dataset", "shapes", "--runs", "voc_ce"], "--runs voc_ce: a run on voc, not"),
         (["classes", "--pick", "cat"], "--pick cat: give CLASS=ID"),
         (["classes", "--pick", "cat=a", "cat=b"], "--pick cat=b: give CLASS=ID, each class once"),
         (["classes", "--pick", "cat=zzz"], "--pick cat=zzz: no such image in this set"),

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from datasets.voc import PALETTE
 from utils.plotting import FONT_SIZE, PAGE_WIDTH, shorten, styled, wrap
-from utils.results import Run
+from utils.results import Run, group_runs
 
 MAX_NAME_WIDTH = 2.0  # inches, of a class beside an axis
 MAX_MARKED = 60  # more evaluations than these merge into a thick line
@@ -93,7 +93,8 @@ def epochs_of(run: Run) -> list[float]:
 def plot_curves(runs: Sequence[Run], x: str = "iterations") -> Figure:
     """Validation mIoU of runs with the best point marked; below it training loss and learning rate.
 
-    A panel that no run has numbers for is left out.
+    A panel that no run has numbers for is left out. Runs that differ in the seed alone share a
+    colour and an entry of the legend.
 
     Args:
         runs: at least one.
@@ -101,7 +102,8 @@ def plot_curves(runs: Sequence[Run], x: str = "iterations") -> Figure:
     """
     wanted = ("train_loss", "lr")
     panels = ["miou", *(name for name in wanted if any(map(_has(name), runs)))]
-    names = [_legend_entry(run) for run in runs]
+    groups = group_runs(runs)
+    names = [_legend_entry(group) for group in groups]
     lines = sum(len(name.splitlines()) for name in names)
     height = 2.9 + 1.5 * (len(panels) - 1) + 0.18 * lines
     figure = Figure((PAGE_WIDTH, height), layout="constrained")
@@ -110,9 +112,11 @@ def plot_curves(runs: Sequence[Run], x: str = "iterations") -> Figure:
         len(panels), sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios}
     )
     by_name = dict(zip(panels, grid[:, 0], strict=True))
-    lines = [_draw_run(by_name, run, x, number) for number, run in enumerate(runs)]
+    drawn = [
+        [_draw_run(by_name, run, x, number) for run in group] for number, group in enumerate(groups)
+    ]
     _label_panels(by_name, x)
-    figure.legend(lines, names, loc="outside lower left", frameon=False)
+    figure.legend([lines[0] for lines in drawn], names, loc="outside lower left", frameon=False)
     return figure
 
 
@@ -120,8 +124,12 @@ def _has(name: str):
     return lambda run: any(math.isfinite(value) for value in run.column(name))
 
 
-def _legend_entry(run: Run) -> str:
-    best = run.best
+def _legend_entry(group: Sequence[Run]) -> str:
+    run, best = group[0], group[0].best
+    if len(group) > 1:
+        seeds = ", ".join(str(run.setting("seed")) for run in group)
+        scores = ", ".join(f"{100 * run.best['miou']:.2f}" for run in group)
+        return wrap(f"{run.variant}: best mIoU {scores} (seeds {seeds})", PAGE_WIDTH - 0.9)
     where = f"iteration {best['iteration']}"
     if math.isfinite(best["epoch"]):
         where = f"epoch {best['epoch']:g}, {where}"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from datasets import add_data_args
+from datasets import DATASETS, add_data_args
 from utils.errors import UserError
 from utils.precision import PRECISIONS
 
@@ -35,6 +35,10 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", nargs="+", help="names below --runs_dir, or paths")
     parser.add_argument("--runs_dir", default="runs", help="where runs are kept")
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=list(DATASETS), help="only runs on this data set")
 
 
 def _add_x(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +100,9 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
             description=text,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        for add_flags in (add_data_args, _add_output_flags, *parts):
+        # Curves are in the logs: they need no data set on the disk.
+        add_data_flags = _add_dataset if name == "curves" else add_data_args
+        for add_flags in (add_data_flags, _add_output_flags, *parts):
             add_flags(figure)
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] not in (*FLAGS, "-h", "--help"):

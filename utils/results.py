@@ -1,6 +1,7 @@
 """What finished runs have to show: their settings and scores, and which of them is the best."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,13 @@ from typing import Any
 
 from datasets.voc import SegmentationDataset
 from utils.errors import UserError
+from utils.options import FREE_ON_RESUME, build_parser
 from utils.runs import ARGS_FILE, BEST_FILE, LOG_FILE, read_json, read_log_and_note
 
 SAM_SCORES_FILE = "scores.json"
+
+# What may differ between runs of one variant; a checkpoint to start from changes what is learnt.
+UNCOMPARED = (FREE_ON_RESUME - {"ckpt"}) | {"seed"}
 
 # What curves and tables read of a log line beside the iteration; the last three may be missing.
 _NUMBERS = ("miou", "pixel_acc", "mean_acc", "fw_iou", "epoch", "train_loss", "lr", "backbone_lr")
@@ -41,6 +46,11 @@ class Run:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def variant(self) -> str:
+        """The name without its trailing `_s<seed>`."""
+        return self.name.removesuffix(f"_s{self.setting('seed')}")
 
     @property
     def best(self) -> dict[str, Any]:
@@ -113,15 +123,35 @@ def _clean_numbers(record: dict[str, Any]) -> list[str]:
     return wrong
 
 
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs together that differ in the seed alone, also by their names; order is kept.
+
+    Settings that an older run does not know count as the defaults of `main.py`.
+    """
+    defaults = vars(build_parser("").parse_args([]))
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {k: v for k, v in {**defaults, **run.args}.items() if k not in UNCOMPARED}
+        key = json.dumps([run.variant, data_name(run), run.class_names, settings], sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def data_name(run: Run) -> str:
+    """The data set: its folder's name if it is one of the user's own."""
+    folder = Path(str(run.setting("data_root"))).name
+    return folder if run.setting("dataset") == "custom" else str(run.setting("dataset"))
+
+
 def find_runs(
-    runs_dir: Path, dataset_name: str, dataset: SegmentationDataset
+    runs_dir: Path, dataset_name: str | None, dataset: SegmentationDataset | None
 ) -> tuple[list[Run], list[str]]:
     """All runs on a data set, by name.
 
     Args:
         runs_dir: the folder of the runs.
-        dataset_name: as `--dataset` names it.
-        dataset: that data set; a run on other classes is no run on it.
+        dataset_name: as `--dataset` names it; None for any.
+        dataset: that data set; a run on other classes is no run on it. None: not at hand.
 
     Returns:
         The runs that have an evaluation, and one line for each that could not be read.
@@ -138,9 +168,14 @@ def find_runs(
 
 
 def load_named_runs(
-    names: Sequence[str], runs_dir: Path, dataset_name: str, dataset: SegmentationDataset
+    names: Sequence[str],
+    runs_dir: Path,
+    dataset_name: str | None,
+    dataset: SegmentationDataset | None,
 ) -> list[Run]:
     """The runs that `--runs` names, each by its name below `runs_dir` or by its path.
+
+    They are on `dataset`, as in `find_runs`.
 
     Raises:
         UserError: one is unknown, given twice, of another data set, or cannot be read.
@@ -177,14 +212,14 @@ def _folders(runs_dir: Path) -> list[Path]:
 def _misfit(
     args: dict[str, Any],
     class_names: Sequence[str],
-    dataset_name: str,
-    dataset: SegmentationDataset,
+    dataset_name: str | None,
+    dataset: SegmentationDataset | None,
 ) -> str | None:
     """Why a run is not of this data set; None if it is."""
     other = args.get("dataset")
-    if other != dataset_name:
+    if dataset_name not in (None, other):
         return f"a run on {other}, not on {dataset_name}: give --dataset {other}"
-    if list(class_names) != list(dataset.class_names):
+    if dataset is not None and list(class_names) != list(dataset.class_names):
         return (
             f"a run on other classes than those in {dataset.folder}: give its --data_root "
             f"{args.get('data_root')}"

@@ -1,0 +1,98 @@
+"""Training learns what the targets say, and nothing from void: the whole network, on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.shapes import CLASS_NAMES, draw_background, draw_object, find_borders
+from datasets.voc import IGNORE_INDEX
+from network.modeling import build_model
+from utils.engine import LossMeter, train_one_epoch
+from utils.inference import Predictor
+from utils.loss import build_criterion
+from utils.metrics import StreamSegMetrics
+from utils.optim import build_optimizer, build_scheduler
+
+CPU = torch.device("cpu")
+NUM_IMAGES, SIDE, RADIUS = 8, 64, 18.0  # pixels
+LR = 0.05
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Images uint8 (8, 3, 64, 64), each with one object of a class of its own, and targets."""
+    images, targets = [], []
+    for index in range(1, NUM_IMAGES + 1):
+        rng = np.random.default_rng(index)
+        image = draw_background((SIDE, SIDE), rng)
+        centre = rng.uniform(SIDE / 2 - 8, SIDE / 2 + 8, 2)
+        inside = draw_object(image, CLASS_NAMES[2 * index], centre, RADIUS, rng)
+        target = np.where(inside, index, 0).astype(np.uint8)
+        target[find_borders(target)] = IGNORE_INDEX
+        images.append(np.clip(image, 0, 255).astype(np.uint8).transpose(2, 0, 1))
+        targets.append(target)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
+
+
+def build(seed=0):
+    """The quickest of the networks that see details."""
+    torch.manual_seed(seed)
+    model = build_model(
+        "deeplabv3plus_mobilenet",
+        num_classes=NUM_IMAGES + 1,
+        separable_conv=True,
+        backbone_weights="none",
+        bn_momentum=0.1,
+    )
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(model, images, targets, iterations, weight_decay=1e-4):
+    """Train on all images in every iteration, as they are."""
+    optimizer = build_optimizer(model, LR, 1.0, weight_decay=weight_decay)
+    scheduler = build_scheduler(optimizer, "poly", 1000, iterations)
+    scaler, losses = torch.amp.GradScaler("cpu", enabled=False), LossMeter()
+    batches = [(images, targets, torch.arange(len(images)))] * iterations
+    train_one_epoch(
+        model, build_criterion("ce"), batches, optimizer, scheduler, scaler, "fp32", CPU, losses,
+        lambda: False,
+    )  # fmt: skip
+    return losses
+
+
+def score(model, images, targets):
+    metrics = StreamSegMetrics(NUM_IMAGES + 1)
+    metrics.update(targets, Predictor(model, "fp32")(images))
+    return metrics.compute()["miou"]
+
+
+@pytest.mark.slow
+def test_eight_images_are_learned_by_heart_in_150_iterations(samples):
+    model = build()
+    train(model, *samples, iterations=150)
+    assert score(model, *samples) >= 0.98
+
+
+@pytest.mark.slow
+def test_targets_of_other_images_destroy_the_score(samples):
+    images, targets = samples
+    model = build()
+    others = targets.roll(1, dims=0)
+    train(model, images, others, iterations=75)
+    assert score(model, images, others) >= 0.8  # it did learn: what it was told
+    assert score(model, images, targets) <= 0.2
+
+
+def test_void_targets_change_no_parameter(samples):
+    images, targets = samples
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    # Weight decay alone would still shrink the weights.
+    void = torch.full_like(targets, IGNORE_INDEX)
+    losses = train(model, images, void, iterations=2, weight_decay=0)
+    assert losses.mean() == 0
+    parameters = dict(model.named_parameters())
+    for name, value in model.state_dict().items():
+        # The running statistics of batch norm are of the images, whatever the targets say.
+        is_statistic = name not in parameters
+        assert torch.equal(value, before[name]) != is_statistic, name
