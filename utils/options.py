@@ -28,12 +28,12 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 # What `--recipe` changes, after the data set; explicit flags win.
 RECIPES: dict[str, dict[str, Any]] = {
     "course": {},
-    "strong": {},
+    "strong": {"lr_policy": "poly", "loss": "ce_lovasz"},
 }
 # Without pretrained weights there is nothing to protect in the backbone; explicit flags win.
 FROM_SCRATCH_DEFAULTS: dict[str, dict[str, Any]] = {
     "course": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1},
-    "strong": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1},
+    "strong": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1, "lr": 0.05},
 }
 
 # Flags of one command, not of the run.
