@@ -2,6 +2,7 @@
 
     python main.py --dataset shapes                                  # a first run, offline
     python main.py --model deeplabv3plus_resnet50 --loss focal       # the course's run on VOC 2012
+    python main.py --recipe strong                                   # a better recipe
     python main.py --dataset custom --data_root DIR                  # a data set of your own
     python main.py --test_only --ckpt runs/NAME/best.pth             # scores alone
 
@@ -356,7 +357,7 @@ def print_settings(
         f"{len(val_set)} of {args.val_image_set} ({protocol(args)}), {train_set.num_classes} "
         f"classes\n"
         f"{args.loss}, SGD lr {args.lr:g}, {args.lr_policy}, {args.total_itrs} iterations of "
-        f"{args.batch_size} images, crop {args.crop_size}\n"
+        f"{args.batch_size} images, crop {args.crop_size}, resized by {args.resize:g}\n"
         f"results in {run_dir_of(args)}"
     )
 

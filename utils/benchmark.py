@@ -21,6 +21,7 @@ alone). "." where a step changes nothing; "?" is not measured yet.
     uint8             ?        ?        ?        ?       bytes travel, the device normalises
     channels_last     ?        ?        ?        .       NHWC weights and activations
     autocast          ?        ?        ?        .       bf16 (fp16 on older GPUs)
+    folded            .        ?        ?        .       batch norms in the convolutions
     size_batches      .        ?        .        .       evaluate images of one size together
     device_confusion  .        ?        .        .       count where the prediction lies
     no_waiting        ?        ?        .        .       CUDA: pinned memory, no loss.item()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from datasets import DATASETS, add_data_args
 from utils.errors import UserError
+from utils.options import HelpFormatter
 from utils.precision import PRECISIONS
 
 
@@ -98,7 +99,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
             name,
             help=text,
             description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         # Curves are in the logs: they need no data set on the disk.
         add_data_flags = _add_dataset if name == "curves" else add_data_args

@@ -47,7 +47,10 @@ FREE_ON_RESUME = {
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the description as it is."""
+    """Shows defaults where there are any, and leaves the description as it is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:

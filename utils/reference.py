@@ -33,6 +33,7 @@ STEPS = {
     "uint8": ("data", "train", "eval", "predict"),  # bytes travel, the device normalises
     "channels_last": ("train", "eval", "predict"),
     "autocast": ("train", "eval", "predict"),  # bf16 or fp16
+    "folded": ("eval", "predict"),  # batch norms in the convolutions, weights cast once
     "size_batches": ("eval",),  # images of one size together
     "device_confusion": ("eval",),  # count where the prediction is
     "no_waiting": ("train", "eval"),  # pinned memory, copies that do not block, no loss.item()

@@ -17,6 +17,7 @@ from torch import nn
 from datasets.loader import build_train_loader, build_val_loader
 from datasets.voc import IGNORE_INDEX, SegmentationDataset
 from network._deeplab import DeepLab
+from network.fusion import fuse_for_inference
 from utils import reference
 from utils.engine import LossMeter, evaluate, train_one_epoch
 from utils.images import read_photo
@@ -25,6 +26,7 @@ from utils.loss import build_criterion
 from utils.measure import Contender, Run, count_gflop, decoders, matrix_product
 from utils.metrics import StreamSegMetrics
 from utils.optim import build_optimizer, build_scheduler
+from utils.precision import DTYPES
 from utils.transforms import normalize
 
 LR, BACKBONE_LR_FACTOR = 0.01, 0.1
@@ -207,7 +209,7 @@ def evaluate_project(setup: Setup, precision: str) -> Run:
 def evaluate_reference(setup: Setup, precision: str, steps: reference.Steps) -> Run:
     """The same images in the reference mode."""
     val_set = setup.val_set
-    model = setup.copy_model("channels_last" in steps)
+    model = reference_model(setup, precision, steps)
     loader = reference.build_val_loader(
         val_set,
         val_set.image_sizes(),
@@ -219,6 +221,12 @@ def evaluate_reference(setup: Setup, precision: str, steps: reference.Steps) -> 
     return lambda: reference.evaluate(
         model, loader, val_set.num_classes, precision, setup.device, steps
     )
+
+
+def reference_model(setup: Setup, precision: str, steps: reference.Steps) -> nn.Module:
+    """The model that the reference mode evaluates and predicts with."""
+    model = setup.copy_model("channels_last" in steps)
+    return fuse_for_inference(model, DTYPES[precision]) if "folded" in steps else model
 
 
 def compare_prediction(setup: Setup) -> list[Contender]:
@@ -245,7 +253,7 @@ def predict_project(setup: Setup, precision: str, paths: list) -> Run:
 
 def predict_reference(setup: Setup, precision: str, steps: reference.Steps, paths: list) -> Run:
     """The same files in the reference mode."""
-    model = setup.copy_model("channels_last" in steps)
+    model = reference_model(setup, precision, steps)
     return lambda: [
         reference.predict(model, path, precision, setup.device, steps) for path in paths
     ]
