@@ -22,10 +22,15 @@ FLAGS = (
 )  # fmt: skip
 
 
-def start(data, runs, *more):
-    command = [sys.executable, "main.py", *FLAGS, "--data_root", data, "--runs_dir", runs, *more]
+RUN_MAIN = "\nfrom main import main; from utils.errors import run_script; run_script(main)"
+
+
+def start(data, runs, *more, before=""):
+    """Start main.py; `before` is code that its process runs first."""
+    program = ["-c", before + RUN_MAIN] if before else ["main.py"]
+    flags = [*FLAGS, "--data_root", data, "--runs_dir", runs, *more]
     return subprocess.Popen(
-        [str(word) for word in command],
+        [sys.executable, *program, *(str(word) for word in flags)],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -35,6 +40,13 @@ def start(data, runs, *more):
 def finish(process, timeout=120):
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
+
+
+def error_line(output):
+    """The one line that a user error gives."""
+    assert "Traceback" not in output
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    return error
 
 
 def wait_for(path, process, timeout=60):
@@ -127,20 +139,12 @@ def test_full_disk_keeps_the_last_checkpoint_and_says_so(data, tmp_path):
     before = (run_folder(tmp_path) / "last.pth").read_bytes()
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7)); "
-        "from main import main; from utils.errors import run_script; run_script(main)"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))"
     )
-    command = [
-        sys.executable, "-c", limited, "--runs_dir", tmp_path, "--run_name",
-        "voc_deeplabv3plus_mobilenet_ce", "--resume", "--total_itrs", "6",
-    ]  # fmt: skip
-    process = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert process.returncode == 2, process.stderr
-    error = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1 and "last.pth" in error[0] and "previous file is kept" in error[0]
-    assert "Traceback" not in process.stderr
+    status, output = finish(start(data, tmp_path, "--resume", "--total_itrs", "6", before=limited))
+    assert status == 2, output
+    error = error_line(output)
+    assert "last.pth" in error and "previous file is kept" in error
     assert (run_folder(tmp_path) / "last.pth").read_bytes() == before
     assert not list(run_folder(tmp_path).glob(".*.partial"))
 
@@ -155,12 +159,9 @@ def test_kill_in_the_middle_of_a_write_keeps_the_last_checkpoint(data, tmp_path)
         "    if len(saved) == 3:\n"
         "        os.truncate(path, os.path.getsize(path) // 2)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "checkpoint.torch.save = save_and_die\n"
-        "from main import main; from utils.errors import run_script; run_script(main)"
+        "checkpoint.torch.save = save_and_die"
     )
-    command = [sys.executable, "-c", code, *FLAGS, "--data_root", data, "--runs_dir", tmp_path]
-    process = subprocess.run([str(word) for word in command], cwd=ROOT, timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    assert finish(start(data, tmp_path, before=code))[0] == -signal.SIGKILL
     content = torch.load(run_folder(tmp_path) / "last.pth", weights_only=True)
     assert content["cur_itrs"] == 2
     assert len(list(run_folder(tmp_path).glob(".*.partial"))) == 1
@@ -177,16 +178,9 @@ def test_worker_that_dies_names_the_samples_in_work(data, tmp_path):
         "def die(self, index):\n"
         "    if self.ids[index] == '2007_000004': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(self, index)\n"
-        "Data.__getitem__ = die\n"
-        "from main import main; from utils.errors import run_script; run_script(main)"
+        "Data.__getitem__ = die"
     )
-    command = [
-        sys.executable, "-c", deadly, *FLAGS, "--data_root", data, "--runs_dir", tmp_path,
-        "--num_workers", "1",
-    ]  # fmt: skip
-    process = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert process.returncode == 2, process.stderr
-    error = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1 and "2007_000004" in error[0] and "--num_workers" in error[0]
+    status, output = finish(start(data, tmp_path, "--num_workers", "1", before=deadly))
+    assert status == 2, output
+    error = error_line(output)
+    assert "2007_000004" in error and "--num_workers" in error
