@@ -373,10 +373,16 @@ def test_explicit_flags_win_over_what_other_flags_imply():
 
 
 def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
-    monkeypatch.setitem(RECIPES, "strong", {"lr_policy": "poly", "lr": 0.7, "momentum": 0.8})
+    monkeypatch.setitem(RECIPES, "strong", {"val_interval": 7, "momentum": 0.8})
     args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
-    assert (args.lr, args.momentum, args.total_itrs) == (0.7, 0.5, 500)
-    assert parse_args("", []).lr == 0.01
+    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 500)
+
+
+def test_strong_recipe_has_a_higher_rate_from_scratch_alone():
+    args = parse_args("", ["--recipe", "strong"])
+    assert (args.loss, args.lr_policy, args.lr) == ("ce_lovasz", "poly", 0.01)
+    args = parse_args("", ["--recipe", "strong", "--backbone_weights", "none", "--loss", "focal"])
+    assert (args.loss, args.lr_policy, args.lr) == ("focal", "poly", 0.05)
 
 
 def test_recipe_is_the_courses():

@@ -257,6 +257,7 @@ class CrossEntropyLovaszLoss(nn.Module):
 
     def __init__(self, ignore_index: int = 255, class_weights: Tensor | None = None) -> None:
         super().__init__()
+        self.ignore_index = ignore_index
         self.cross_entropy = CrossEntropyLoss(ignore_index, class_weights)
         self.lovasz = LovaszSoftmaxLoss(ignore_index)
 
