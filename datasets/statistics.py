@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from datasets.loader import available_cores
 from datasets.voc import IGNORE_INDEX, SegmentationDataset
+from utils.errors import UserError
 
 
 @dataclasses.dataclass
@@ -64,8 +65,15 @@ def balanced_weights(dataset: SegmentationDataset) -> torch.Tensor:
 
     Returns:
         float64 (len(dataset),), with a mean of 1; images without a valid pixel have 0.
+
+    Raises:
+        UserError: no target has a valid pixel.
     """
     present = count_pixels(dataset)[:, : dataset.num_classes] > 0
+    if not present.any():
+        raise UserError(
+            f"--balanced_sampling: no target in {dataset.folder} holds a valid pixel: check them"
+        )
     images = present.sum(0)
     weights = (present / images.clamp(min=1)).double().sum(1)
     return weights / weights.mean()
