@@ -62,7 +62,7 @@ from utils.runs import (
 from utils.scores import build_val_data, protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
 from utils.state import AfterStep, TrainingState
-from utils.transforms import ColorJitter, Compose, RandomHorizontalFlip, RandomScaleCrop
+from utils.transforms import train_transform
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -75,13 +75,10 @@ def set_seed(seed: int, deterministic: bool) -> None:
 
 
 def build_train_set(args: argparse.Namespace) -> SegmentationDataset:
-    """The training set: random scale 0.5 to 2.0, random crop, horizontal flip."""
+    """The training set, augmented."""
     crop_size = (args.crop_size[0], args.crop_size[-1])
-    scale = (0.5 * args.resize, 2 * args.resize)
-    transforms = [RandomScaleCrop(crop_size, scale), RandomHorizontalFlip()]
-    if args.color_jitter:
-        transforms.append(ColorJitter(args.color_jitter))
-    return build_dataset(args, args.image_set, Compose(*transforms))
+    transform = train_transform(crop_size, args.resize, args.color_jitter)
+    return build_dataset(args, args.image_set, transform)
 
 
 def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:

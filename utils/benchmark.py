@@ -54,7 +54,7 @@ from utils.measure import describe_machine, format_rows, measure, summarize
 from utils.precision import PRECISIONS, choose_device, choose_precision
 from utils.reference import STEPS
 from utils.runs import describe_environment, write_json, write_text
-from utils.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
+from utils.transforms import train_transform
 from utils.workloads import WORKLOADS, Setup, repeat_samples
 
 TRAIN_SIZE = (360, 480)  # (height, width)
@@ -214,8 +214,7 @@ def build_setup(args: argparse.Namespace, device: torch.device, folder: Path) ->
         root = Path(args.data_root)
     else:
         draw_inputs(root, args.data_images, args.eval_images, shrink=6 if args.quick else 1)
-    crop_size = (args.crop_size, args.crop_size)
-    transform = Compose(RandomScaleCrop(crop_size), RandomHorizontalFlip())  # as in main.py
+    transform = train_transform((args.crop_size, args.crop_size))
     train_set = CustomSegmentation(root, "train", transform)
     val_set = CustomSegmentation(root, "val")
     torch.manual_seed(0)

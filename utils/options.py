@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datasets import add_data_args
 from datasets.loader import default_num_workers
 from network.modeling import MODELS
 from utils.errors import UserError
-from utils.loss import CLASS_WEIGHTS, LOSSES
+from utils.loss import CLASS_WEIGHTS, LOSSES, build_criterion
 from utils.optim import LR_POLICIES
 from utils.precision import PRECISIONS
 from utils.runs import ARGS_FILE, read_json
@@ -213,6 +215,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.crop_val and len(set(args.crop_size)) > 1:
         raise UserError("--crop_val: needs a square --crop_size")
     check_numbers(args)
+    # Refuses options that the loss has no use for before any data is read.
+    weights = None if args.class_weights == "none" else torch.ones(1)
+    build_criterion(args.loss, class_weights=weights, focal_gamma=args.focal_gamma)
     if args.test_only and args.resume:
         raise UserError("--test_only: evaluates and does not resume: leave --resume out")
     if args.ckpt and args.backbone_weights != "none" and not args.test_only:

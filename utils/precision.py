@@ -21,7 +21,7 @@ def choose_device(name: str = "auto") -> torch.device:
     if name != "auto":
         try:
             return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError) as error:
             reason = textwrap.shorten(str(error), 100, placeholder=" ...")
             raise UserError(f"--device {name}: not to be had here ({reason})") from None
     if torch.cuda.is_available():

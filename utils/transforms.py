@@ -146,6 +146,22 @@ class ColorJitter:
         return self.jitter(image), target
 
 
+def train_transform(
+    crop_size: tuple[int, int], resize: float = 1.0, color_jitter: float = 0.0
+) -> Compose:
+    """The augmentation of training: random scale 0.5 to 2.0, random crop, horizontal flip.
+
+    Args:
+        crop_size: (height, width).
+        resize: another factor of all scales.
+        color_jitter: strength of `ColorJitter`; 0 for none.
+    """
+    transforms = [RandomScaleCrop(crop_size, (0.5 * resize, 2 * resize)), RandomHorizontalFlip()]
+    if color_jitter:
+        transforms.append(ColorJitter(color_jitter))
+    return Compose(*transforms)
+
+
 class ShortSideCenterCrop:
     """The public ancestor's validation view: short side to `size`, then the centre square."""
 
