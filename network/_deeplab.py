@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from network.depthwise import DepthwiseConv2d
+
 
 class SeparableConv2d(nn.Module):
     """3x3 atrous separable convolution: depthwise, then pointwise (V3+, section 3.1).
@@ -20,7 +22,7 @@ class SeparableConv2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(
+            DepthwiseConv2d(
                 in_channels,
                 in_channels,
                 kernel_size=3,

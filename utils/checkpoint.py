@@ -205,6 +205,8 @@ def _recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, in
         head, last_layer = "deeplabv3", "classifier.classifier.4.weight"
     if "backbone.low_level_features.0.0.weight" in state_dict:
         backbone = "mobilenet"
+    elif "backbone._conv_stem.weight" in state_dict:
+        backbone = "efficientnet_lite0"
     elif "backbone.layer3.22.conv1.weight" in state_dict:
         backbone = "resnet101"
     elif "backbone.layer3.5.conv3.weight" in state_dict:
@@ -214,7 +216,7 @@ def _recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, in
     if backbone is None or last_layer not in state_dict:
         raise UserError(
             f"{path}: holds another architecture than DeepLabV3 or V3+ with a ResNet-50, "
-            "ResNet-101 or MobileNetV2: give another --ckpt"
+            "ResNet-101, MobileNetV2 or EfficientNet-Lite0: give another --ckpt"
         )
     return f"{head}_{backbone}", len(state_dict[last_layer])
 

@@ -1,0 +1,117 @@
+"""EfficientNet-Lite0 as a feature extractor: a backbone whose ImageNet weights pip can install."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
+
+StateDict = dict[str, torch.Tensor]
+
+# (kernel size, stride, expansion, channels, repeats): EfficientNet-B0 (arXiv:1905.11946, table 1);
+# Lite0 has no squeeze-and-excitation, and ReLU6 in place of swish.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """TensorFlow's batch norm: eps 1e-3."""
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def pad_same(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """TensorFlow's "same" padding for a strided convolution: at even sizes less above and left.
+
+    Convolutions without a stride pad by themselves, alike on both sides.
+    """
+    if conv.stride[0] == 1:
+        return x
+    pads = []
+    for length, size, stride in zip(x.shape[:1:-1], conv.kernel_size, conv.stride, strict=True):
+        total = max((-(-length // stride) - 1) * stride + size - length, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads)
+
+
+class MBConv(nn.Module):
+    """Inverted residual block: expand, filter by channel, project (arXiv:1801.04381, section 3)."""
+
+    def __init__(self, channels: int, out_channels: int, size: int, stride: int, expand: int):
+        super().__init__()
+        wide = channels * expand
+        if expand > 1:
+            self._expand_conv = nn.Conv2d(channels, wide, 1, bias=False)
+            self._bn0 = norm(wide)
+        padding = size // 2 if stride == 1 else 0
+        self._depthwise_conv = DepthwiseConv2d(
+            wide, wide, size, stride, padding, groups=wide, bias=False
+        )
+        self._bn1 = norm(wide)
+        self._project_conv = nn.Conv2d(wide, out_channels, 1, bias=False)
+        self._bn2 = norm(out_channels)
+        self.has_skip = stride == 1 and channels == out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float (N, channels, H, W) to (N, out_channels, H', W')."""
+        wide = x
+        if hasattr(self, "_expand_conv"):
+            wide = F.relu6(self._bn0(self._expand_conv(x)))
+        wide = F.relu6(self._bn1(self._depthwise_conv(pad_same(wide, self._depthwise_conv))))
+        out = self._bn2(self._project_conv(wide))
+        return out + x if self.has_skip else out
+
+
+class EfficientNetLiteBackbone(nn.Module):
+    """EfficientNet-Lite0 without its last 1x1 convolution and its classifier.
+
+    Args:
+        name: `efficientnet_lite0`.
+        output_stride: 8 or 16 (32: as it was published).
+    """
+
+    low_level_channels = 24
+    aux_channels = 112
+    out_channels = 320
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__()
+        self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
+        self._bn0 = norm(32)
+        self._blocks = nn.ModuleList()
+        channels = 32
+        for size, first_stride, expand, out_channels, repeats in STAGES:
+            for stride in (first_stride, *(1 for _ in range(repeats - 1))):
+                self._blocks.append(MBConv(channels, out_channels, size, stride, expand))
+                channels = out_channels
+        convs = (block._depthwise_conv for block in self._blocks)
+        replace_stride_with_dilation(convs, input_stride=2, output_stride=output_stride)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, image: torch.Tensor) -> StateDict:
+        """Image float (N, 3, H, W) to features.
+
+        Returns:
+            "low_level" (stride 4), "out" (the output stride), and "aux", what the last stages get.
+        """
+        features = {}
+        x = F.relu6(self._bn0(self._conv_stem(pad_same(image, self._conv_stem))))
+        for index, block in enumerate(self._blocks):
+            x = block(x)
+            if index in (2, 10):
+                features["low_level" if index == 2 else "aux"] = x
+        return features | {"out": x}
+
+    @staticmethod
+    def from_published(state: StateDict) -> StateDict:
+        """The published state dict, the classifier left out."""
+        unused = ("_conv_head.", "_bn1.", "_fc.")
+        return {key: value for key, value in state.items() if not key.startswith(unused)}
