@@ -23,11 +23,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets import build_dataset
+from datasets.base import IGNORE_INDEX, SegmentationDataset
+from datasets.class_counts import balanced_weights, class_statistics
 from datasets.loader import build_train_loader, derive_seed
-from datasets.statistics import balanced_weights, class_statistics
-from datasets.voc import IGNORE_INDEX, SegmentationDataset
+from datasets.transforms import train_transform
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
+from utils.common.errors import UserError, run_script
+from utils.common.files import write_json
 from utils.distributed import (
     end_distributed,
     get_rank,
@@ -41,14 +44,13 @@ from utils.distributed import (
     wrap_model,
 )
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
-from utils.errors import UserError, run_script
-from utils.inference import Predictor
 from utils.loss import AuxiliaryLoss, build_criterion, class_weights
 from utils.metrics import StreamSegMetrics
 from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import choose_device, choose_precision
-from utils.runs import (
+from utils.predictor import Predictor
+from utils.run_folder import (
     ARGS_FILE,
     BEST_FILE,
     LAST_FILE,
@@ -56,13 +58,11 @@ from utils.runs import (
     clear_run_dir,
     describe_environment,
     read_log,
-    write_json,
     write_log,
 )
 from utils.scores import build_val_data, protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
-from utils.state import AfterStep, TrainingState
-from utils.transforms import train_transform
+from utils.training_state import AfterStep, TrainingState
 
 
 def set_seed(seed: int, deterministic: bool) -> None:

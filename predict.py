@@ -22,15 +22,18 @@ from tqdm import tqdm
 
 from datasets.voc import CLASS_NAMES
 from network.backbone import download_weights
-from utils.background import Background, call_ahead
 from utils.checkpoint import (
     Checkpoint,
     describe_checkpoint,
     load_checkpoint,
     model_from_checkpoint,
 )
-from utils.errors import UserError, run_script
-from utils.images import (
+from utils.common.errors import UserError, run_script
+from utils.common.files import write_json
+from utils.common.threads import Background, call_ahead
+from utils.precision import choose_device, choose_precision
+from utils.predict.options import parse_args
+from utils.predict.photos import (
     ImageError,
     classes_in,
     draw_overlay,
@@ -42,10 +45,8 @@ from utils.images import (
     save_png,
     save_pred,
 )
-from utils.inference import Predictor
-from utils.precision import choose_device, choose_precision
-from utils.predict_options import parse_args
-from utils.runs import BEST_FILE, write_json
+from utils.predictor import Predictor
+from utils.run_folder import BEST_FILE
 from utils.scores import score_checkpoint
 
 TORCHVISION_WEIGHTS = ("deeplabv3_resnet50", "COCO_WITH_VOC_LABELS_V1")

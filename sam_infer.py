@@ -6,7 +6,7 @@
     python sam_infer.py --prompts deeplab                 # one mask per object that DeepLab found
 
 Each image leaves in `--output_dir` a picture, `<id>.png`, and its masks, `<id>.npz` (the format is
-described in utils/masks.py); images with ground truth leave `scores.json`.
+described in utils/sam/mask_files.py); images with ground truth leave `scores.json`.
 """
 
 import argparse
@@ -21,19 +21,20 @@ import torch
 from tqdm import tqdm
 
 from datasets import build_dataset
-from datasets.voc import IGNORE_INDEX, SegmentationDataset
+from datasets.base import IGNORE_INDEX, SegmentationDataset
 from utils.checkpoint import load_checkpoint, model_from_checkpoint
-from utils.errors import UserError, run_script
-from utils.images import ImageError, find_images, name_outputs, read_photo, save_png
-from utils.inference import Predictor
-from utils.masks import Masks, draw_masks, image_checksum, load_masks, save_masks
-from utils.picks import has_background, load_or_make_picks, read_picks
+from utils.common.errors import UserError, run_script
+from utils.common.files import write_json
 from utils.precision import choose_device, choose_precision
-from utils.regions import RegionScores, component_prompts
-from utils.results import best_run, find_runs
-from utils.runs import BEST_FILE, write_json
-from utils.sam import SAM_MODELS, MaskMaker, MaskSettings, load_sam, say
-from utils.sam_options import parse_args
+from utils.predict.photos import ImageError, find_images, name_outputs, read_photo, save_png
+from utils.predictor import Predictor
+from utils.report.image_choice import has_background, load_or_make_picks, read_picks
+from utils.run_folder import BEST_FILE
+from utils.run_records import best_run, find_runs
+from utils.sam.mask_files import Masks, draw_masks, image_checksum, load_masks, save_masks
+from utils.sam.mask_maker import SAM_MODELS, MaskMaker, MaskSettings, load_sam, say
+from utils.sam.options import parse_args
+from utils.sam.regions import RegionScores, component_prompts
 
 COLUMNS = {"deeplab": "DeepLab", "sam_deeplab": "SAM + DeepLab", "oracle": "oracle"}
 

@@ -19,13 +19,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from datasets import add_data_args, build_dataset
-from datasets.statistics import class_statistics, distribution_csv
-from datasets.voc import SegmentationDataset
-from utils.charts import percent, plot_curves
-from utils.document import Picture
-from utils.errors import UserError, run_script
-from utils.figure_options import parse_args, parse_wishes
-from utils.figures import (
+from datasets.base import SegmentationDataset
+from datasets.class_counts import class_statistics, distribution_csv
+from utils.common.errors import UserError, run_script
+from utils.common.files import write_text
+from utils.precision import choose_device, choose_precision
+from utils.report.charts import percent, plot_curves
+from utils.report.contents import Findings, Missing, code, points
+from utils.report.figures import (
     analyse_errors,
     constant_scores,
     draw_classes,
@@ -36,20 +37,13 @@ from utils.figures import (
     find_sam_pictures,
     load_predictor,
 )
-from utils.findings import Findings, Missing, code, points
-from utils.picks import has_background, load_or_make_picks, make_picks, object_classes
-from utils.plotting import PAGE_WIDTH, save_figure
-from utils.precision import choose_device, choose_precision
-from utils.report import write_report
-from utils.results import (
-    SAM_SCORES_FILE,
-    Run,
-    best_run,
-    find_runs,
-    load_named_runs,
-    read_sam_scores,
-)
-from utils.runs import write_text
+from utils.report.image_choice import has_background, load_or_make_picks, make_picks, object_classes
+from utils.report.image_grid import PAGE_WIDTH, save_figure
+from utils.report.markup import Picture
+from utils.report.options import parse_args, parse_wishes
+from utils.report.runs import SAM_SCORES_FILE, read_sam_scores
+from utils.report.sections import write_report
+from utils.run_records import Run, best_run, find_runs, load_named_runs
 
 MAX_COMPARED = 4
 FOLDERS = {"output_dir": "report", "runs_dir": "runs", "sam_dir": "sam_results"}  # defaults

@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Callable
 
+from datasets.base import SegmentationDataset, Transform
 from datasets.custom import CustomSegmentation
 from datasets.shapes import ShapesSegmentation
-from datasets.voc import SegmentationDataset, Transform, VOCSegmentation
+from datasets.voc import VOCSegmentation
 
 
 def _build_voc(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from datasets.files import read_ids, read_lines
-from datasets.voc import IGNORE_INDEX, SegmentationDataset, Transform
-from utils.errors import UserError
+from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
+from datasets.image_files import read_ids, read_lines
+from utils.common.errors import UserError
 
 
 class CustomSegmentation(SegmentationDataset):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from datasets.base import SegmentationDataset
 from datasets.carrier import PREFETCH, Carrier
-from datasets.voc import SegmentationDataset
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 MAX_WORKERS = 64
 

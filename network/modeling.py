@@ -5,7 +5,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from network._deeplab import DeepLab, DeepLabHead, DeepLabHeadPlus
 from network.backbone import build_backbone
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 MODELS = {
     "deeplabv3_resnet50": (DeepLabHead, "resnet50"),

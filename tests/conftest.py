@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from datasets.voc import PALETTE
-from utils.errors import run_script
+from utils.common.errors import run_script
+
+ROOT = Path(__file__).parents[1]
 
 
 def save_mask(path: Path, indices: np.ndarray) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import make_voc
-from utils.runs import read_log
+from tests.conftest import ROOT, make_voc
+from utils.run_folder import read_log
 
-ROOT = Path(__file__).parents[1]
 FLAGS = (
     "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", "--crop_size", "48",
     "--batch_size", "2", "--num_workers", "0", "--precision", "fp32", "--device", "cpu",
@@ -22,7 +21,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-RUN_MAIN = "\nfrom main import main; from utils.errors import run_script; run_script(main)"
+RUN_MAIN = "\nfrom main import main; from utils.common.errors import run_script; run_script(main)"
 
 
 def start(data, runs, *more, before=""):

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.custom import CustomSegmentation
-from datasets.files import read_ids
+from datasets.image_files import read_ids
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
 from utils.checkpoint import load_checkpoint, model_from_checkpoint
-from utils.errors import UserError
-from utils.runs import read_log
+from utils.common.errors import UserError
+from utils.run_folder import read_log
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 15))
 fuzz = settings(

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.base import IGNORE_INDEX
 from datasets.shapes import CLASS_NAMES, draw_background, draw_object, find_borders
-from datasets.voc import IGNORE_INDEX
 from network.modeling import build_model
 from utils.engine import LossMeter, train_one_epoch
-from utils.inference import Predictor
 from utils.loss import build_criterion
 from utils.metrics import StreamSegMetrics
 from utils.optim import build_optimizer, build_scheduler
+from utils.predictor import Predictor
 
 CPU = torch.device("cpu")
 NUM_IMAGES, SIDE, RADIUS = 8, 64, 18.0  # pixels

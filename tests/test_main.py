@@ -11,7 +11,7 @@ from PIL import Image
 from main import main
 from tests.conftest import make_voc, save_mask, write_list
 from utils.options import RECIPES, parse_args
-from utils.runs import read_log
+from utils.run_folder import read_log
 
 SMALL = (
     "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", "--crop_size", 48,
@@ -112,7 +112,7 @@ def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
             raise Killed
         return state
 
-    from utils.state import AfterStep
+    from utils.training_state import AfterStep
 
     monkeypatch.setattr(AfterStep, "call", AfterStep.__call__, raising=False)
     monkeypatch.setattr(AfterStep, "__call__", kill_after_5)

@@ -17,9 +17,9 @@ from main import main as train
 from network.modeling import build_model
 from predict import main
 from tests.conftest import make_voc
-from tests.test_checkpoint import randomize
-from utils.background import AHEAD, THREADS, Background, call_ahead
-from utils.runs import read_log
+from tests.utils.test_checkpoint import randomize
+from utils.common.threads import AHEAD, THREADS, Background, call_ahead
+from utils.run_folder import read_log
 
 CPU = ("--device", "cpu", "--precision", "fp32")
 

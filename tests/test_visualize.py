@@ -16,7 +16,7 @@ from PIL import Image
 from datasets.voc import CLASS_NAMES
 from network.modeling import build_model
 from tests.conftest import make_voc
-from tests.test_results import write_run
+from tests.utils.report.test_runs import write_run
 from utils.checkpoint import save_checkpoint
 from visualize import main
 

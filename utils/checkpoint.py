@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from datasets.transforms import MEAN, STD
 from network.modeling import build_model
-from utils.errors import UserError
-from utils.runs import write_atomically
-from utils.transforms import MEAN, STD
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
 
 # What foreign files hold beside tensors, none of which runs code: the public ancestor's best score
 # is a NumPy scalar, which NumPy 1 and 2 pickle under different names; torchvision's reference
@@ -177,7 +177,7 @@ def _check_own(path: Path, content: dict[str, Any], num_classes: int) -> None:
         if content.get(key) not in (None, list(value)):
             raise UserError(
                 f"{path}: was trained on images with {key} {content[key]}: set {key.upper()} in "
-                f"utils/transforms.py, which is {list(value)}, to it"
+                f"datasets/transforms.py, which is {list(value)}, to it"
             )
 
 

@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.transforms import normalize
 from utils.distributed import all_reduce_sum, get_world_size, loss_share
 from utils.metrics import StreamSegMetrics
 from utils.precision import autocast
 from utils.signals import Stopped
-from utils.transforms import normalize
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 
 def prepare_inputs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

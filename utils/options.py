@@ -10,11 +10,12 @@ import torch
 from datasets import add_data_args
 from datasets.loader import default_num_workers
 from network.modeling import MODELS
-from utils.errors import UserError
+from utils.common.errors import UserError
+from utils.common.files import read_json
 from utils.loss import CLASS_WEIGHTS, LOSSES, build_criterion
 from utils.optim import LR_POLICIES
 from utils.precision import PRECISIONS
-from utils.runs import ARGS_FILE, read_json
+from utils.run_folder import ARGS_FILE
 
 # What a data set changes in the recipe; explicit flags win.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -9,15 +9,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset
+from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import build_val_loader
-from datasets.voc import IGNORE_INDEX, SegmentationDataset
+from datasets.transforms import ShortSideCenterCrop
 from utils.checkpoint import Checkpoint, model_from_checkpoint
+from utils.common.errors import UserError
 from utils.distributed import get_rank, get_world_size, print_main
 from utils.engine import evaluate
-from utils.errors import UserError
-from utils.inference import Predictor
 from utils.metrics import StreamSegMetrics, format_scores
-from utils.transforms import ShortSideCenterCrop
+from utils.predictor import Predictor
 
 Keep = Callable[[str, np.ndarray], None]
 

@@ -1,0 +1,178 @@
+"""Paired transforms: `(image, target) -> (image, target)`, uint8 in, uint8 out.
+
+Images are (3, H, W) RGB, targets (H, W). Random choices come from torch's default CPU generator,
+so any transform of `torchvision.transforms.v2` fits beside these. Normalisation is not among them:
+images travel as bytes, and `normalize` runs on the device.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from datasets.base import IGNORE_INDEX, Transform
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training set, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+MEAN_COLOR = tuple(
+    round(255 * value) for value in MEAN
+)  # what padding looks like: 0 when normalised
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Bytes to the network's input, on whatever device they are.
+
+    Args:
+        images: uint8 (N, 3, H, W) RGB.
+
+    Returns:
+        float32 (N, 3, H, W), channels last: (x / 255 - mean) / std.
+    """
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    images = images.to(torch.float32, memory_format=torch.channels_last)
+    return images.sub_(255 * mean).div_(255 * std)
+
+
+def resize(
+    image: torch.Tensor, target: torch.Tensor, size: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Resize to (height, width): bilinear with antialiasing, the target by nearest neighbour.
+
+    The image comes out channels last. Targets are on the CPU.
+    """
+    # Dense and channels last, as torch's kernel for bytes computes: it need not change the layout.
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)[0]
+    rows, columns = map(nearest_indices, target.shape, size)
+    # NumPy's take is several times as fast as torch's index_select.
+    return image, torch.from_numpy(target.numpy().take(columns, axis=1).take(rows, axis=0))
+
+
+def nearest_indices(old: int, new: int) -> np.ndarray:
+    """For each of `new` pixels that of `old` which holds its centre (torch's "nearest-exact")."""
+    return ((torch.arange(new) + 0.5) * (old / new)).long().numpy()
+
+
+class Compose:
+    """One transform after the other."""
+
+    def __init__(self, *transforms: Transform) -> None:
+        self.transforms = transforms
+
+    def __call__(
+        self, image: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply all in order."""
+        for transform in self.transforms:
+            image, target = transform(image, target)
+        return image, target
+
+
+class RandomScaleCrop:
+    """Scale by a random factor and crop at random, in one step.
+
+    The part of the image that the crop will show is cut out first and only that is resized: the
+    same distribution of views as scaling the whole image and cropping it, to within a pixel of the
+    image, at a fraction of the work. Where the scaled image is smaller than the crop, it lies at a
+    random place in it, surrounded by the mean colour and the target 255.
+
+    Args:
+        crop_size: (height, width) of the result.
+        scale: range of the factor, drawn uniformly.
+    """
+
+    def __init__(self, crop_size: tuple[int, int], scale: tuple[float, float] = (0.5, 2.0)) -> None:
+        self.crop_size = crop_size
+        self.scale = scale
+
+    def __call__(
+        self, image: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and target of `crop_size`."""
+        scale = torch.empty(()).uniform_(*self.scale).item()
+        rows, height, above = self._draw_side(target.shape[0], self.crop_size[0], scale)
+        columns, width, left = self._draw_side(target.shape[1], self.crop_size[1], scale)
+        image, target = resize(image[:, rows, columns], target[rows, columns], (height, width))
+        if (height, width) == self.crop_size:
+            return image, target
+        row = torch.tensor(MEAN_COLOR, dtype=torch.uint8).repeat(self.crop_size[1])
+        canvas = row.repeat(self.crop_size[0], 1).view(*self.crop_size, 3).permute(2, 0, 1)
+        canvas[:, above : above + height, left : left + width] = image
+        void = torch.full(self.crop_size, IGNORE_INDEX, dtype=torch.uint8)
+        void[above : above + height, left : left + width] = target
+        return canvas, void
+
+    @staticmethod
+    def _draw_side(length: int, crop: int, scale: float) -> tuple[slice, int, int]:
+        """For one axis: the part of the source, its length when scaled, its place in the crop."""
+        part = max(round(crop / scale), 1)
+        if part < length:
+            start = int(torch.randint(length - part + 1, ()))
+            return slice(start, start + part), crop, 0
+        scaled = min(max(round(length * scale), 1), crop)
+        return slice(0, length), scaled, int(torch.randint(crop - scaled + 1, ()))
+
+
+class RandomHorizontalFlip:
+    """Mirror left and right with probability one half."""
+
+    def __call__(
+        self, image: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mirror both or none."""
+        if torch.rand(()) < 0.5:
+            return image.flip(-1), target.flip(-1)
+        return image, target
+
+
+class ColorJitter:
+    """Change brightness, contrast and saturation of the image by random factors.
+
+    Args:
+        strength: each factor is drawn from 1 - strength to 1 + strength, in [0, 1].
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.jitter = v2.ColorJitter(strength, strength, strength)
+
+    def __call__(
+        self, image: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target stays as it is."""
+        return self.jitter(image), target
+
+
+def train_transform(
+    crop_size: tuple[int, int], resize: float = 1.0, color_jitter: float = 0.0
+) -> Compose:
+    """The augmentation of training: random scale 0.5 to 2.0, random crop, horizontal flip.
+
+    Args:
+        crop_size: (height, width).
+        resize: another factor of all scales.
+        color_jitter: strength of `ColorJitter`; 0 for none.
+    """
+    transforms = [RandomScaleCrop(crop_size, (0.5 * resize, 2 * resize)), RandomHorizontalFlip()]
+    if color_jitter:
+        transforms.append(ColorJitter(color_jitter))
+    return Compose(*transforms)
+
+
+class ShortSideCenterCrop:
+    """The public ancestor's validation view: short side to `size`, then the centre square."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(
+        self, image: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and target of (size, size)."""
+        height, width = target.shape
+        factor = self.size / min(height, width)
+        image, target = resize(image, target, (round(height * factor), round(width * factor)))
+        return F.center_crop(image, [self.size]), F.center_crop(target, [self.size])

@@ -1,0 +1,88 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from datasets.custom import CustomSegmentation, read_class_names
+from tests.conftest import save_sample, write_list
+from utils.common.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten samples of three classes, as labelme exports them: without lists."""
+    for number in range(10):
+        save_sample(tmp_path, f"photo {number}", (40, 60), num_classes=3)
+    (tmp_path / "class_names.txt").write_text("_background_\ncat\ndog\n")
+    return tmp_path
+
+
+def test_lists_decide_where_there_are_lists(folder):
+    write_list(folder, "train", ["photo 3", "photo 1"])
+    dataset = CustomSegmentation(folder, "train")
+    assert dataset.ids == ["photo 3", "photo 1"]
+    assert dataset.class_names == ("_background_", "cat", "dog")
+    with pytest.raises(UserError, match=r"val\.txt"):
+        CustomSegmentation(folder, "val")
+
+
+def test_without_lists_train_and_val_share_nothing_and_miss_nothing(folder):
+    train = CustomSegmentation(folder, "train", val_fraction=0.3).ids
+    val = CustomSegmentation(folder, "val", val_fraction=0.3).ids
+    assert (len(train), len(val)) == (7, 3)
+    assert sorted(train + val) == CustomSegmentation(folder, "trainval").ids
+
+
+def test_split_depends_on_the_seed_alone(folder):
+    val = CustomSegmentation(folder, "val", seed=1).ids
+    assert CustomSegmentation(folder, "val", seed=1).ids == val
+    others = [CustomSegmentation(folder, "val", seed=seed).ids for seed in range(2, 12)]
+    assert any(other != val for other in others)
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.01, 0.99, 1.0])
+def test_split_that_leaves_a_side_empty_names_the_flag(folder, val_fraction):
+    with pytest.raises(UserError, match="--val_fraction"):
+        CustomSegmentation(folder, "train", val_fraction=val_fraction)
+
+
+def test_ignore_line_of_labelme_is_not_a_class(folder):
+    (folder / "class_names.txt").write_text("__ignore__\n_background_\ncat\n\ndog\n")
+    assert read_class_names(folder / "class_names.txt") == ["_background_", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "0 class names"),
+        ("one\n", "1 class names"),
+        ("a\nb\na\n", "'a' stands there twice"),
+        ("\n".join(f"c{number}" for number in range(256)), "256 class names"),
+    ],
+)
+def test_bad_class_names_are_explained(folder, text, message):
+    (folder / "class_names.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"class_names\.txt.*{message}"):
+        CustomSegmentation(folder, "train")
+
+
+def test_missing_class_names_and_folder_are_named(folder):
+    (folder / "class_names.txt").unlink()
+    with pytest.raises(UserError, match=r"class_names\.txt"):
+        CustomSegmentation(folder, "train")
+    with pytest.raises(UserError, match=r"nowhere.*--data_root"):
+        CustomSegmentation(folder / "nowhere", "train")
+
+
+@pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
+@pytest.mark.parametrize(
+    ("name", "image_set", "size", "num_classes"),
+    [("camvid", "train", 367, 11), ("camvid", "test", 233, 11), ("labelme_voc", "val", 1, 21)],
+)
+def test_real_data_sets_are_read_as_they_are(name, image_set, size, num_classes):
+    root = Path(os.environ["DEEPLAB_TEST_DATA"]) / name
+    dataset = CustomSegmentation(root, image_set, val_fraction=0.3)
+    assert (len(dataset), dataset.num_classes) == (size, num_classes)
+    for index in range(0, size, 50):
+        image, target = dataset[index]
+        assert image.shape[1:] == target.shape

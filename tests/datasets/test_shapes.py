@@ -1,0 +1,349 @@
+import json
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import shapes
+from datasets.shapes import ShapesSegmentation, install_shapes
+from utils.common.errors import UserError
+
+CLASSES = range(1, 21)
+
+
+@pytest.fixture(scope="module")
+def full_root(tmp_path_factory) -> Path:
+    """The whole set, drawn once for this file (about 4 seconds)."""
+    root = tmp_path_factory.mktemp("full")
+    install_shapes(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def full_targets(full_root) -> dict[str, list[np.ndarray]]:
+    sets = {name: ShapesSegmentation(full_root, name) for name in ("train", "val")}
+    return {
+        name: [dataset.read_target(index).numpy() for index in range(len(dataset))]
+        for name, dataset in sets.items()
+    }
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def count_pixels(targets: list[np.ndarray]) -> np.ndarray:
+    return sum(np.bincount(target.ravel(), minlength=256) for target in targets)
+
+
+# What is drawn: measured over the whole set.
+
+
+def test_full_set_has_480_train_and_120_val_images(full_root):
+    train, val, trainval = (ShapesSegmentation(full_root, s) for s in ("train", "val", "trainval"))
+    assert (len(train), len(val)) == (480, 120)
+    assert trainval.ids == train.ids + val.ids
+    assert len(set(trainval.ids)) == 600
+
+
+def test_masks_hold_classes_and_void_alone(full_targets):
+    counts = count_pixels(full_targets["train"] + full_targets["val"])
+    assert set(np.flatnonzero(counts)) == {*range(21), 255}
+
+
+def test_train_is_73_percent_background_and_5_percent_void(full_targets):
+    counts = count_pixels(full_targets["train"])
+    assert 0.71 <= counts[0] / counts[:21].sum() <= 0.75
+    assert 0.045 <= counts[255] / counts.sum() <= 0.055
+
+
+def test_most_frequent_class_of_train_has_about_ten_times_the_rarest(full_targets):
+    counts = count_pixels(full_targets["train"])
+    assert 8 <= counts[1:21].max() / counts[1:21].min() <= 12
+
+
+def test_measured_shares_of_train_follow_the_planned_ones(full_targets):
+    counts = count_pixels(full_targets["train"])
+    measured = 100 * counts[1:21] / counts[:21].sum()
+    assert np.all(np.abs(measured / shapes.SHARES - 1) < 0.25)
+
+
+@pytest.mark.parametrize(("image_set", "least"), [("train", 32), ("val", 8)])
+def test_every_class_is_in_enough_images(full_targets, image_set, least):
+    images = sum(
+        (np.bincount(target.ravel(), minlength=256) > 0).astype(int)
+        for target in full_targets[image_set]
+    )
+    assert images[1:21].min() >= least
+
+
+def test_void_separates_every_object_from_whatever_is_beside_it(full_targets):
+    for target in full_targets["train"] + full_targets["val"]:
+        for one, other in ((target[1:], target[:-1]), (target[:, 1:], target[:, :-1])):
+            assert not np.any((one != other) & (one != 255) & (other != 255))
+
+
+def test_sizes_are_mixed_landscape_portrait_and_square(full_targets):
+    sizes = {target.shape for target in full_targets["val"]}
+    assert sizes == {(96, 128), (112, 128), (128, 96), (128, 112), (128, 128)}
+
+
+def test_no_colour_belongs_to_one_class_alone_and_no_class_is_drawn_like_another():
+    looks = [(name.split("_")[0], *colours) for name, (*colours, _) in shapes.OBJECTS.items()]
+    assert len(set(looks)) == len(CLASSES)
+    for colour in shapes.COLOURS:
+        assert sum(colour in look for look in looks) >= 2
+
+
+def test_every_texture_comes_in_every_shape():
+    pairs = {tuple(name.split("_")) for name in shapes.CLASS_NAMES[1:]}
+    assert pairs == {(t, s) for t in shapes.TEXTURES for s in shapes.DISTANCES}
+    assert len(pairs) == len(CLASSES)
+
+
+# How it is drawn.
+
+
+@pytest.mark.parametrize("shape", shapes.DISTANCES)
+def test_shape_has_the_area_of_the_unit_disc(shape):
+    v, u = np.mgrid[-2:2:1000j, -2:2:1000j]
+    area = (shapes.DISTANCES[shape](u, v) < 0).mean() * 16
+    assert area == pytest.approx(math.pi, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("texture", "part"),
+    [("plain", 0), ("striped", 0.5), ("checkered", 0.5), ("dotted", math.pi * 0.3**2)],
+)
+def test_texture_has_its_part_of_the_second_colour(texture, part):
+    v, u = np.mgrid[0:320:0.5, 0:320:0.5]  # 20 whole periods of the longest wave
+    mix = shapes.TEXTURES[texture](u, v, 8.0)
+    assert mix.min() >= 0 and mix.max() <= 1
+    assert mix.mean() == pytest.approx(part, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["plain_disc", "dotted_square", "checkered_star"])
+def test_object_lies_where_its_mask_says(name):
+    image = np.full((100, 140, 3), 128.0)
+    inside = shapes.draw_object(image, name, np.array([30.0, 90.0]), 20.0, np.random.default_rng(0))
+    rows, columns = np.nonzero(inside)
+    assert len(rows) == pytest.approx(math.pi * 20**2, rel=0.03)
+    assert rows.mean() + 0.5 == pytest.approx(30, abs=0.3)
+    assert columns.mean() + 0.5 == pytest.approx(90, abs=0.3)
+    assert np.all(np.any(image[inside] != 128, axis=1))
+    far = np.hypot(*(np.mgrid[:100, :140] - np.array([30, 90])[:, None, None])) > 45
+    assert np.all(image[far] == 128)
+
+
+def test_borders_are_the_pixels_beside_another_instance():
+    instances = np.array(
+        [
+            [0, 0, 0, 0, 0],
+            [0, 1, 1, 2, 2],
+            [0, 1, 1, 2, 2],
+        ]
+    )
+    expected = [
+        [0, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 0],
+    ]
+    assert shapes.find_borders(instances).astype(int).tolist() == expected
+
+
+def test_target_numbers_are_those_of_the_asked_classes():
+    _, target = shapes.draw_sample([7, 13], np.random.default_rng(3))
+    assert set(np.unique(target)) == {0, 7, 13, 255}
+
+
+def test_plan_gives_every_image_one_to_four_objects_and_every_class_its_part():
+    plan = shapes.plan_objects(400, np.random.default_rng(5))
+    assert {len(classes) for classes in plan} == {1, 2, 3, 4}
+    counts = np.bincount(np.concatenate(plan), minlength=21)
+    assert counts[0] == 0
+    roots = [math.sqrt(share) for *_, share in shapes.OBJECTS.values()]
+    for index in CLASSES:
+        expected = counts.sum() * roots[index - 1] / sum(roots)
+        assert abs(counts[index] - expected) < 1
+
+
+# The files.
+
+
+def test_same_arguments_give_the_same_bytes(tmp_path):
+    one = install_shapes(tmp_path / "one", num_train=4, num_val=2)
+    np.random.default_rng().normal()
+    other = install_shapes(tmp_path / "other", num_train=4, num_val=2)
+    files = read_files(one)
+    assert len(files) == 6 + 6 + 3 + 2
+    assert files == read_files(other)
+
+
+def test_another_seed_gives_other_images(tmp_path):
+    one = read_files(install_shapes(tmp_path / "one", 2, 1, seed=0))
+    other = read_files(install_shapes(tmp_path / "other", 2, 1, seed=1))
+    images = [name for name in one if name.startswith("JPEGImages")]
+    assert len(images) == 3
+    assert all(one[name] != other[name] for name in images)
+
+
+def test_images_do_not_depend_on_the_global_random_state(tmp_path):
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
+    install_shapes(tmp_path, 2, 1)
+    assert np.array_equal(state, np.random.get_state()[1])
+
+
+def test_masks_are_palette_pngs_in_vocs_palette(tmp_path):
+    folder = install_shapes(tmp_path, 1, 1)
+    with Image.open(folder / "SegmentationClass" / "shapes_000001.png") as mask:
+        assert mask.mode == "P"
+        palette = np.reshape(mask.getpalette(), (-1, 3))
+    # The development kit's colours of aeroplane, bicycle, tvmonitor and void.
+    assert palette[[1, 2, 20]].tolist() == [[128, 0, 0], [0, 128, 0], [0, 64, 128]]
+    assert palette[255].tolist() == [224, 224, 192]
+
+
+def test_class_names_are_listed_in_the_order_of_the_indices(tmp_path):
+    folder = install_shapes(tmp_path, 1, 1)
+    names = (folder / "class_names.txt").read_text().splitlines()
+    assert tuple(names) == ShapesSegmentation(tmp_path).class_names
+    assert names[0] == "background" and len(set(names)) == 21
+
+
+def test_item_is_a_uint8_image_and_target_of_one_size(tmp_path):
+    install_shapes(tmp_path, 2, 1)
+    dataset = ShapesSegmentation(tmp_path, "train")
+    image, target = dataset[1]
+    assert (image.dtype, target.dtype) == (torch.uint8, torch.uint8)
+    assert image.shape == (3, *target.shape) and target.shape in shapes.SIZES
+    assert dataset.num_classes == 21
+
+
+def test_transform_and_masks_only_reach_the_base_class(tmp_path):
+    install_shapes(tmp_path, 2, 1)
+    flipped = ShapesSegmentation(tmp_path, "val", transform=lambda i, t: (i.flip(-1), t.flip(-1)))
+    plain = ShapesSegmentation(tmp_path, "val")
+    assert torch.equal(flipped[0][1], plain[0][1].flip(-1))
+    assert ShapesSegmentation(tmp_path, "val", masks_only=True).image_paths == []
+
+
+# Drawn once, complete, or not at all.
+
+
+@pytest.fixture
+def small_set(monkeypatch):
+    """`ShapesSegmentation` draws 4 images in place of 600."""
+    monkeypatch.setattr(install_shapes, "__defaults__", (3, 1, 0))
+
+
+def test_first_construction_draws_and_says_so_and_the_second_only_reads(
+    tmp_path, small_set, capsys
+):
+    ShapesSegmentation(tmp_path / "new" / "root")
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and str(tmp_path / "new" / "root" / "shapes") in said[0]
+    files = list((tmp_path / "new").rglob("*"))
+    before = {path: path.stat().st_mtime_ns for path in files}
+    ShapesSegmentation(tmp_path / "new" / "root", "val")
+    assert capsys.readouterr().out == ""
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "new").rglob("*")} == before
+
+
+def test_interrupted_drawing_leaves_nothing(tmp_path, small_set, monkeypatch):
+    drawn = []
+
+    def interrupt(classes, rng):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(classes)
+        return real(classes, rng)
+
+    real = shapes.draw_sample
+    monkeypatch.setattr(shapes, "draw_sample", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ShapesSegmentation(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+
+
+def test_half_a_set_beside_is_not_taken_for_a_complete_one(tmp_path, small_set):
+    left_behind = tmp_path / ".shapes-killed" / "shapes" / "JPEGImages"
+    left_behind.mkdir(parents=True)  # as after SIGKILL, when nothing can tidy up
+    assert len(ShapesSegmentation(tmp_path)) == 3
+
+
+def test_set_of_another_version_is_drawn_anew(tmp_path, small_set):
+    folder = install_shapes(tmp_path)
+    fresh = read_files(folder)
+    for path in (folder / "JPEGImages").iterdir():
+        path.write_bytes(b"old")
+    (folder / "JPEGImages" / "gone.jpg").write_bytes(b"old")
+    (folder / "version.json").write_text(json.dumps({"shapes_version": shapes.VERSION - 1}))
+    ShapesSegmentation(tmp_path)
+    assert read_files(folder) == fresh
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("old_version", [False, True])
+def test_of_several_at_once_one_draws_and_the_others_wait(
+    tmp_path, small_set, monkeypatch, old_version
+):
+    if old_version:
+        folder = install_shapes(tmp_path)
+        (folder / "version.json").write_text(json.dumps({"shapes_version": -1}))
+    drawn = []
+
+    def draw_slowly(*args):
+        drawn.append(args)
+        time.sleep(0.5)  # the others come meanwhile
+        real(*args)
+
+    real = shapes.draw_set
+    monkeypatch.setattr(shapes, "draw_set", draw_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(install_shapes, [tmp_path] * 3))
+    assert len(drawn) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "shapes"]
+    assert len(ShapesSegmentation(tmp_path, "trainval")) == 4
+
+
+# Bad input.
+
+
+def test_unknown_image_set_is_an_error_that_names_the_flag(tmp_path):
+    with pytest.raises(UserError, match="--image_set trainaug.*train, val, trainval"):
+        ShapesSegmentation(tmp_path, "trainaug")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [None, "not json", "[]", '{"version": 1}'])
+def test_folder_of_something_else_is_left_alone(tmp_path, small_set, version):
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("all of it")
+    if version is not None:
+        (folder / "version.json").write_text(version)
+    before = read_files(folder)
+    with pytest.raises(UserError, match="shapes: not a data set.*--data_root"):
+        ShapesSegmentation(tmp_path)
+    assert read_files(folder) == before
+
+
+def test_file_in_place_of_the_folder_is_left_alone(tmp_path, small_set):
+    (tmp_path / "shapes").write_text("all of it")
+    with pytest.raises(UserError, match="move it away"):
+        ShapesSegmentation(tmp_path)
+    assert (tmp_path / "shapes").read_text() == "all of it"
+
+
+def test_root_that_cannot_be_written_is_an_error_that_names_the_flag(tmp_path, small_set):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="shapes: cannot be written.*--data_root"):
+        ShapesSegmentation(tmp_path / "file" / "data")

@@ -1,0 +1,227 @@
+import os
+import shutil
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from pickle import loads
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.base import IGNORE_INDEX
+from datasets.image_files import available_memory
+from datasets.voc import CLASS_NAMES, PALETTE, VOCSegmentation, decode_target
+from tests.conftest import make_voc, save_mask, write_list
+from utils.common.errors import UserError
+
+
+def test_palette_is_vocs():
+    # From the table of the VOC development kit.
+    expected = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        3: (128, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    for index, color in expected.items():
+        assert tuple(PALETTE[index]) == color
+    assert len({tuple(color) for color in PALETTE}) == 256
+
+
+def test_class_names_are_vocs_21():
+    assert len(CLASS_NAMES) == 21
+    assert CLASS_NAMES[0] == "background"
+    assert CLASS_NAMES[1:] == tuple(sorted(CLASS_NAMES[1:]))
+    assert (CLASS_NAMES[11], CLASS_NAMES[15], CLASS_NAMES[20]) == (
+        "diningtable",
+        "person",
+        "tvmonitor",
+    )
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array])
+def test_decode_target_draws_void_in_cream(make):
+    target = make([[0, 1], [15, IGNORE_INDEX]])
+    rgb = decode_target(target)
+    assert rgb.dtype == np.uint8
+    assert rgb.tolist() == [[[0, 0, 0], [128, 0, 0]], [[192, 128, 128], [224, 224, 192]]]
+    assert VOCSegmentation.decode_target(target).tolist() == rgb.tolist()
+
+
+def test_samples_are_what_the_files_hold(voc_root):
+    dataset = VOCSegmentation(voc_root, "val")
+    assert dataset.ids == [f"2008_{number:06d}" for number in range(5)]
+    assert dataset.image_sizes() == [(48, 64), (64, 48), (48, 64), (50, 50), (48, 64)]
+    for index, name in enumerate(dataset.ids):
+        image, target = dataset[index]
+        folder = voc_root / "VOCdevkit" / "VOC2012"
+        with Image.open(folder / "JPEGImages" / f"{name}.jpg") as file:
+            expected = np.asarray(file.convert("RGB"))
+        assert image.dtype == target.dtype == torch.uint8
+        assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+        with Image.open(folder / "SegmentationClass" / f"{name}.png") as file:
+            assert np.array_equal(target.numpy(), np.asarray(file))
+
+
+@pytest.mark.parametrize("inside", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_root_may_be_any_folder_of_the_tree(voc_root, inside):
+    assert len(VOCSegmentation(voc_root / inside, "train")) == 6
+
+
+def test_trainaug_is_every_augmented_mask_that_is_not_in_val(voc_root):
+    folder = voc_root / "VOCdevkit" / "VOC2012"
+    for path in (folder / "SegmentationClass").glob("*.png"):
+        save_mask(folder / "SegmentationClassAug" / path.name, np.full((48, 64), 7))
+    dataset = VOCSegmentation(voc_root, "trainaug")
+    assert dataset.ids == [f"2007_{number:06d}" for number in range(6)]
+    assert dataset.read_target(0).unique().tolist() == [7]
+
+
+def test_trainaug_without_its_folder_names_it(voc_root):
+    with pytest.raises(UserError, match=r"SegmentationClassAug.*trainaug"):
+        VOCSegmentation(voc_root, "trainaug")
+
+
+def test_missing_data_set_names_the_ways_to_get_it(tmp_path):
+    with pytest.raises(UserError, match=r"--data_root.*--voc_archive.*--dataset shapes"):
+        VOCSegmentation(tmp_path, "train")
+
+
+def test_id_without_image_or_mask_is_named(voc_root):
+    folder = voc_root / "VOCdevkit" / "VOC2012"
+    (folder / "JPEGImages" / "2007_000003.jpg").unlink()
+    with pytest.raises(UserError, match=r"2007_000003\.jpg.*image.*missing"):
+        VOCSegmentation(voc_root, "train")
+    (folder / "SegmentationClass" / "2008_000001.png").unlink()
+    with pytest.raises(UserError, match=r"2008_000001\.png.*mask.*missing"):
+        VOCSegmentation(voc_root, "val")
+
+
+def test_images_may_have_any_suffix_in_any_case(voc_root):
+    images = voc_root / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    (images / "2007_000000.jpg").rename(images / "2007_000000.JPG")
+    with Image.open(images / "2007_000001.jpg") as image:
+        image.convert("L").save(images / "2007_000001.png")
+    (images / "2007_000001.jpg").unlink()
+    dataset = VOCSegmentation(voc_root, "train")
+    assert dataset[0][0].shape == (3, 48, 64)
+    assert dataset[1][0].shape == (3, 64, 48)
+
+
+def test_unknown_image_set_names_its_list(voc_root):
+    with pytest.raises(UserError, match=r"test\.txt"):
+        VOCSegmentation(voc_root, "test")
+
+
+def test_mask_of_another_size_is_named(voc_root):
+    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
+    save_mask(mask, np.zeros((48, 63)))
+    with pytest.raises(UserError, match=r"2007_000000\.png.*63x48.*64x48"):
+        VOCSegmentation(voc_root, "train")[0]
+
+
+def test_mask_value_that_is_no_class_is_named(voc_root):
+    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
+    indices = np.zeros((48, 64))
+    indices[5, 5] = 21
+    save_mask(mask, indices)
+    with pytest.raises(UserError, match=r"2007_000000\.png.*value 21 .*0 to 20.*255"):
+        VOCSegmentation(voc_root, "train")[0]
+
+
+def test_rgb_mask_is_refused(voc_root):
+    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
+    Image.new("RGB", (64, 48)).save(mask)
+    with pytest.raises(UserError, match=r"2007_000000\.png.*RGB.*palette"):
+        VOCSegmentation(voc_root, "train")[0]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400])
+def test_truncated_jpeg_is_named(voc_root, keep):
+    image = voc_root / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2007_000000.jpg"
+    image.write_bytes(image.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"2007_000000\.jpg.*cannot be read"):
+        VOCSegmentation(voc_root, "train")[0]
+
+
+def test_truncated_mask_is_named(voc_root):
+    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
+    mask.write_bytes(mask.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"2007_000000\.png.*cannot be read"):
+        VOCSegmentation(voc_root, "train")[0]
+
+
+@pytest.mark.parametrize("line", ["../../etc/passwd", "a\\b"])
+def test_list_cannot_lead_out_of_the_folder(voc_root, line):
+    write_list(voc_root / "VOCdevkit" / "VOC2012", "train", [line])
+    with pytest.raises(UserError, match=r"train\.txt"):
+        VOCSegmentation(voc_root, "train")
+
+
+def test_masks_only_needs_no_images(tmp_path):
+    folder = make_voc(tmp_path)
+    for path in (folder / "JPEGImages").iterdir():
+        path.unlink()
+    dataset = VOCSegmentation(tmp_path, "train", masks_only=True)
+    assert dataset.read_target(0).shape == (48, 64)
+
+
+@pytest.mark.parametrize(("name", "value"), [("grey", 128), ("palette", 32)])
+def test_images_that_are_not_rgb_come_as_rgb(voc_root, name, value):
+    folder = voc_root / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    (folder / "2007_000000.jpg").unlink()
+    image = Image.new("L" if name == "grey" else "P", (64, 48), value if name == "grey" else 1)
+    if name == "palette":
+        image.putpalette([0, 0, 0, value, value, value])
+    image.save(folder / "2007_000000.png")
+    pixels = VOCSegmentation(voc_root, "train")[0][0]
+    assert pixels.shape == (3, 48, 64) and pixels.unique().tolist() == [value]
+
+
+def test_cached_samples_are_those_of_the_files_and_need_them_no_more(voc_root):
+    folder = voc_root / "VOCdevkit" / "VOC2012"
+    expected = [VOCSegmentation(voc_root, "train")[index] for index in range(6)]
+    dataset = VOCSegmentation(voc_root, "train")
+    dataset.cache_in_ram()
+    shutil.rmtree(folder)
+    # As a spawned worker gets it: in one piece of shared memory.
+    copy = loads(ForkingPickler.dumps(dataset))
+    assert copy.cache.memory.is_shared()
+    for cached in (dataset, copy):
+        for index, (image, target) in enumerate(expected):
+            assert torch.equal(cached[index][0], image)
+            assert torch.equal(cached[index][1], target)
+            assert torch.equal(cached.read_target(index), target)
+    dataset.transform = lambda image, target: (255 - image, target)
+    assert torch.equal(dataset[1][0], 255 - expected[1][0])
+
+
+def test_cache_names_the_broken_file_and_leaves_no_cache(voc_root):
+    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000003.png"
+    save_mask(mask, np.full((50, 50), 21))
+    dataset = VOCSegmentation(voc_root, "train")
+    with pytest.raises(UserError, match=r"2007_000003\.png.*value 21"):
+        dataset.cache_in_ram()
+    assert dataset.cache is None
+
+
+def test_cache_larger_than_memory_is_refused(voc_root, monkeypatch):
+    dataset = VOCSegmentation(voc_root, "train")
+    needed = 4 * (5 * 48 * 64 + 50 * 50)
+    assert sum(4 * height * width for height, width in dataset.image_sizes()) == needed
+    monkeypatch.setattr("datasets.voc.available_memory", lambda: needed - 1)
+    with pytest.raises(UserError, match=r"--cache ram: the 6 images.*--cache none"):
+        dataset.cache_in_ram()
+    monkeypatch.setattr("datasets.voc.available_memory", lambda: needed)
+    dataset.cache_in_ram()
+    assert len(dataset.cache.memory) == needed
+
+
+def test_available_memory_is_a_part_of_the_machines():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0.001 * total < available_memory() <= total or not Path("/proc/meminfo").exists()

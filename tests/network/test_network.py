@@ -1,0 +1,604 @@
+import io
+import pickle
+import socket
+from collections import OrderedDict
+from email.message import Message
+from functools import cache
+from urllib.error import HTTPError, URLError
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_model
+from torchvision.models.segmentation import deeplabv3_resnet50
+
+from network import MODELS, build_model
+from network._deeplab import (
+    ASPP,
+    ASPPPooling,
+    DeepLab,
+    DeepLabHeadPlus,
+    SeparableConv2d,
+    conv3x3,
+)
+from network.backbone import BACKBONES, build_backbone
+from utils.common.errors import UserError
+
+MOBILENET_FILES = {
+    "imagenet1k_v1": "mobilenet_v2-b0353104.pth",
+    "imagenet1k_v2": "mobilenet_v2-7ebf99e0.pth",
+}
+
+
+@cache
+def plain_network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return settle(get_model(name, weights=None))
+
+
+def settle(module: nn.Module) -> nn.Module:
+    """Give every batch norm values of its own, and running statistics that fit its input."""
+    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        module.train()(torch.randn(2, 3, 65, 65))
+    return module.eval()
+
+
+def meta_state(name: str, separable_conv: bool = False) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return build_model(name, separable_conv=separable_conv).state_dict()
+
+
+def norm_shapes(key: str, channels: int) -> dict[str, tuple[int, ...]]:
+    names = ("weight", "bias", "running_mean", "running_var")
+    return {f"{key}.{name}": (channels,) for name in names} | {f"{key}.num_batches_tracked": ()}
+
+
+def aspp_shapes(key: str, in_channels: int, separable: bool) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        f"{key}.convs.0.0.weight": (256, in_channels, 1, 1),
+        f"{key}.convs.4.1.weight": (256, in_channels, 1, 1),
+        f"{key}.project.0.weight": (256, 1280, 1, 1),
+        **norm_shapes(f"{key}.convs.0.1", 256),
+        **norm_shapes(f"{key}.convs.4.2", 256),
+        **norm_shapes(f"{key}.project.1", 256),
+    }
+    for branch in (1, 2, 3):
+        shapes |= conv3x3_shapes(f"{key}.convs.{branch}.0", in_channels, separable)
+        shapes |= norm_shapes(f"{key}.convs.{branch}.1", 256)
+    return shapes
+
+
+def conv3x3_shapes(key: str, in_channels: int, separable: bool) -> dict[str, tuple[int, ...]]:
+    if separable:
+        return {
+            f"{key}.body.0.weight": (in_channels, 1, 3, 3),
+            f"{key}.body.1.weight": (256, in_channels, 1, 1),
+        }
+    return {f"{key}.weight": (256, in_channels, 3, 3)}
+
+
+def v3_head_shapes(in_channels: int, separable: bool) -> dict[str, tuple[int, ...]]:
+    return {
+        **aspp_shapes("classifier.classifier.0", in_channels, separable),
+        **conv3x3_shapes("classifier.classifier.1", 256, separable),
+        **norm_shapes("classifier.classifier.2", 256),
+        "classifier.classifier.4.weight": (21, 256, 1, 1),
+        "classifier.classifier.4.bias": (21,),
+    }
+
+
+def v3plus_head_shapes(
+    low_level_channels: int, in_channels: int, separable: bool
+) -> dict[str, tuple[int, ...]]:
+    return {
+        "classifier.project.0.weight": (48, low_level_channels, 1, 1),
+        **norm_shapes("classifier.project.1", 48),
+        **aspp_shapes("classifier.aspp", in_channels, separable),
+        **conv3x3_shapes("classifier.classifier.0", 304, separable),
+        **norm_shapes("classifier.classifier.1", 256),
+        "classifier.classifier.3.weight": (21, 256, 1, 1),
+        "classifier.classifier.3.bias": (21,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "separable_conv", "keys", "parameters"),
+    [
+        ("deeplabv3_resnet50", False, 362, 39_638_869),
+        ("deeplabv3plus_resnet50", False, 368, 39_761_845),
+        ("deeplabv3plus_resnet50", True, 372, 26_614_373),
+        ("deeplabv3plus_mobilenet", False, 356, 5_225_717),
+    ],
+)
+def test_published_numbers_of_keys_and_parameters(name, separable_conv, keys, parameters):
+    with torch.device("meta"):
+        model = build_model(name, separable_conv=separable_conv)
+    assert len(model.state_dict()) == keys
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_head_keys_and_shapes_are_the_ancestors(name, separable):
+    low_level_channels, in_channels = (256, 2048) if "resnet" in name else (24, 320)
+    expected = (
+        v3plus_head_shapes(low_level_channels, in_channels, separable)
+        if "plus" in name
+        else v3_head_shapes(in_channels, separable)
+    )
+    state = meta_state(name, separable)
+    head = {key: tuple(value.shape) for key, value in state.items() if "backbone" not in key}
+    assert head == expected
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+def test_resnet_backbone_keys_are_torchvisions_without_fc(backbone):
+    with torch.device("meta"):
+        expected = {
+            f"backbone.{key}": value.shape
+            for key, value in get_model(backbone, weights=None).state_dict().items()
+            if key not in ("fc.weight", "fc.bias")
+        }
+    state = meta_state(f"deeplabv3_{backbone}")
+    assert {k: v.shape for k, v in state.items() if k.startswith("backbone.")} == expected
+
+
+def test_mobilenet_backbone_keys_split_torchvisions_features_after_3():
+    expected = {}
+    with torch.device("meta"):
+        for key, value in get_model("mobilenet_v2", weights=None).state_dict().items():
+            part, _, rest = key.removeprefix("features.").partition(".")
+            if key.startswith("features.") and int(part) < 18:
+                level = "low" if int(part) < 4 else "high"
+                expected[f"backbone.{level}_level_features.{part}.{rest}"] = value.shape
+    state = meta_state("deeplabv3_mobilenet")
+    assert {k: v.shape for k, v in state.items() if k.startswith("backbone.")} == expected
+    assert len(expected) == 306  # V3+'s 356 less its head's 50
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_have_the_size_of_the_image(name, output_stride):
+    with torch.device("meta"):
+        model = build_model(name, 4, output_stride, separable_conv=output_stride == 8).eval()
+        for size in ((33, 33), (64, 47), (513, 481)):
+            assert model(torch.empty(1, 3, *size)).shape == (1, 4, *size)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet50", (256, 2048)), ("resnet101", (256, 2048)), ("mobilenet_v2", (24, 320))],
+)
+@pytest.mark.parametrize(("output_stride", "size"), [(16, (33, 31)), (8, (65, 61))])
+def test_feature_sizes_follow_the_output_stride(name, channels, output_stride, size):
+    with torch.device("meta"):
+        backbone = build_backbone(name, output_stride)
+        features = backbone(torch.empty(2, 3, 513, 481))
+    assert (backbone.low_level_channels, backbone.out_channels) == channels
+    assert features["low_level"].shape == (2, channels[0], 129, 121)
+    assert features["out"].shape == (2, channels[1], *size)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "expected"),
+    [
+        ("resnet50", 16, [1] * 3 + [1] * 4 + [1] * 6 + [1, 2, 2]),
+        ("resnet50", 8, [1] * 3 + [1] * 4 + [1] + [2] * 5 + [2, 4, 4]),
+        ("resnet101", 16, [1] * 3 + [1] * 4 + [1] * 23 + [1, 2, 2]),
+        ("resnet101", 8, [1] * 3 + [1] * 4 + [1] + [2] * 22 + [2, 4, 4]),
+        # the stem, then 17 blocks, of which 7 and 14 have stride 2 in the strided network
+        ("mobilenet_v2", 16, [1] * 14 + [1] + [2] * 3),
+        ("mobilenet_v2", 8, [1] * 7 + [1] + [2] * 6 + [2] + [4] * 3),
+    ],
+)
+def test_dilations_of_the_backbones_3x3_convolutions(name, output_stride, expected):
+    with torch.device("meta"):
+        backbone = build_backbone(name, output_stride)
+    convs = [m for m in backbone.modules() if getattr(m, "kernel_size", None) == (3, 3)]
+    convs = [conv for conv in convs if isinstance(conv, nn.Conv2d)]
+    assert [conv.dilation for conv in convs] == [(d, d) for d in expected]
+    assert [conv.padding for conv in convs] == [(d, d) for d in expected]
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize(("output_stride", "rates"), [(16, [6, 12, 18]), (8, [12, 24, 36])])
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3plus_mobilenet"])
+def test_atrous_rates_double_at_output_stride_8(name, output_stride, rates, separable):
+    with torch.device("meta"):
+        model = build_model(name, output_stride=output_stride, separable_conv=separable)
+    (aspp,) = (module for module in model.modules() if isinstance(module, ASPP))
+    found = [branch[0].body[0] if separable else branch[0] for branch in aspp.convs[1:4]]
+    assert [conv.dilation[0] for conv in found] == rates
+    assert [conv.padding[0] for conv in found] == rates
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+def test_dilated_features_equal_the_strided_networks_where_it_has_any(name, output_stride):
+    plain = plain_network(name)
+    backbone = build_backbone(name, output_stride).eval()
+    backbone.load_state_dict(backbone.from_torchvision(plain.state_dict()))
+    if name == "mobilenet_v2":
+        low_level_part, out_part = plain.features[:4], plain.features[4:18]
+    else:
+        children = list(plain.children())
+        low_level_part, out_part = nn.Sequential(*children[:5]), nn.Sequential(*children[5:8])
+    image = torch.randn(2, 3, 97, 75)
+    with torch.inference_mode():
+        features = backbone(image)
+        low_level = low_level_part(image)
+        out = out_part(low_level)
+    step = 32 // output_stride
+    torch.testing.assert_close(features["low_level"], low_level)
+    assert out.shape[-2:] == (4, 3)
+    torch.testing.assert_close(features["out"][..., ::step, ::step], out, rtol=1e-4, atol=1e-4)
+
+
+def test_deeplabv3_equals_torchvisions_with_the_same_weights():
+    torch.manual_seed(0)
+    reference = settle(TorchvisionLogits()).model
+    state = OrderedDict(
+        (key.replace("classifier.", "classifier.classifier.", 1), value)
+        for key, value in reference.state_dict().items()
+    )
+    model = build_model("deeplabv3_resnet50", output_stride=8).eval()
+    model.load_state_dict(state)
+    image = torch.randn(2, 3, 65, 81)
+    with torch.inference_mode():
+        expected = reference(image)["out"]
+        logits = model(image)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+class TorchvisionLogits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = deeplabv3_resnet50(
+            weights=None, weights_backbone=None, aux_loss=None, num_classes=21
+        )
+
+    def forward(self, image):
+        return self.model(image)["out"]
+
+
+def test_v3plus_decoder_equals_a_functional_one():
+    torch.manual_seed(0)
+    head = DeepLabHeadPlus(6, 10, 5, (1, 2, 3)).double()
+    for norm in (m for m in head.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    head.eval()
+    state = head.state_dict()
+    low_level, out = torch.randn(2, 6, 17, 13).double(), torch.randn(2, 10, 5, 4).double()
+
+    def norm_relu(x, key):
+        names = ("running_mean", "running_var", "weight", "bias")
+        return F.relu(F.batch_norm(x, *(state[f"{key}.{name}"] for name in names)))
+
+    with torch.inference_mode():
+        coarse = F.interpolate(head.aspp(out), (17, 13), mode="bilinear", align_corners=False)
+        fine = norm_relu(F.conv2d(low_level, state["project.0.weight"]), "project.1")
+        joined = torch.cat([fine, coarse], dim=1)
+        x = F.conv2d(joined, state["classifier.0.weight"], padding=1)
+        x = norm_relu(x, "classifier.1")
+        expected = F.conv2d(x, state["classifier.3.weight"], state["classifier.3.bias"])
+        logits = head({"low_level": low_level, "out": out})
+    torch.testing.assert_close(logits, expected)
+
+
+def test_separable_convolution_equals_the_dense_one_of_the_product_kernel():
+    conv = SeparableConv2d(4, 6, dilation=3).double()
+    depthwise, pointwise = conv.body[0].weight, conv.body[1].weight
+    kernel = pointwise * depthwise.transpose(0, 1)  # (6, 4, 1, 1) * (1, 4, 3, 3)
+    x = torch.randn(2, 4, 9, 11).double()
+    torch.testing.assert_close(conv(x), F.conv2d(x, kernel, padding=3, dilation=3))
+
+
+def test_image_pooling_is_the_mean_at_every_place():
+    pooling = ASPPPooling(3, 2).double().eval()
+    x = torch.randn(2, 3, 5, 7).double()
+    mean = torch.einsum("oc,nc->no", pooling[1].weight[:, :, 0, 0], x.mean(dim=(2, 3)))
+    expected = (mean / (1 + 1e-5) ** 0.5).clamp(min=0)  # running statistics are 0 and 1
+    torch.testing.assert_close(pooling(x), expected[:, :, None, None].expand(2, 2, 5, 7))
+
+
+def test_dropout_after_aspp_is_a_tenth():
+    assert [m.p for m in ASPP(4, (1, 2, 3)).modules() if isinstance(m, nn.Dropout)] == [0.1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_logits_are_upsampled_in_float32_or_better(dtype):
+    coarse = torch.tensor([[[[1.0, 1.0078125]]]], dtype=dtype)  # neighbours in bfloat16
+    model = DeepLab(nn.Identity(), nn.Module())
+    model.classifier.forward = lambda features: coarse
+    logits = model(torch.zeros(1, 3, 1, 4))
+    # align_corners=False samples at -0.25 (clamped), 0.25, 0.75 and 1.25 (clamped)
+    step = 0.0078125
+    expected = torch.tensor([1.0, 1 + 0.25 * step, 1 + 0.75 * step, 1 + step])
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(logits[0, 0, 0].float(), expected, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_autocast_gives_float32_logits():
+    model = build_model("deeplabv3plus_mobilenet").eval()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.randn(1, 3, 65, 49)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["deeplabv3_resnet50", "deeplabv3plus_resnet50", "deeplabv3plus_mobilenet"]
+)
+def test_channels_last_gives_the_same_logits(name):
+    torch.manual_seed(0)
+    model = settle(build_model(name)).double()  # two-image statistics amplify float32's rounding
+    image = torch.randn(2, 3, 65, 49).double()
+    with torch.inference_mode():
+        expected = model(image)
+        model.to(memory_format=torch.channels_last)
+        logits = model(image.to(memory_format=torch.channels_last))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected)
+
+
+def test_model_compiles_without_a_graph_break():
+    model = build_model("deeplabv3plus_mobilenet").eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    image = torch.randn(1, 3, 65, 49)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(image), model(image))
+
+
+@pytest.mark.parametrize(
+    "name", ["deeplabv3_resnet50", "deeplabv3_mobilenet", "deeplabv3plus_mobilenet"]
+)
+def test_every_parameter_gets_a_finite_gradient(name):
+    torch.manual_seed(0)
+    model = build_model(name, separable_conv=True)
+    model(torch.randn(2, 3, 65, 65)).square().mean().backward()
+    bad = [
+        key
+        for key, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.isfinite().all()
+    ]
+    assert bad == []
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus_mobilenet", "deeplabv3_resnet50"])
+def test_auxiliary_head_gives_logits_in_training_alone(name):
+    model = build_model(name, num_classes=4, aux_head=True)
+    image = torch.randn(2, 3, 33, 49)
+    logits, aux = model(image)
+    assert logits.shape == aux.shape == (2, 4, 33, 49)
+    assert aux.dtype == torch.float32
+    aux.sum().backward()
+    assert model.aux_classifier[0].weight.grad is not None
+    assert next(model.backbone.parameters()).grad is not None
+    assert all(parameter.grad is None for parameter in model.classifier.parameters())
+    assert model.eval()(image).shape == (2, 4, 33, 49)
+
+
+def test_training_on_a_batch_of_one_fails_in_batch_norm():
+    model = build_model("deeplabv3_mobilenet")
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.randn(1, 3, 65, 65))
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus_resnet50", "deeplabv3_mobilenet"])
+@pytest.mark.parametrize(("given", "expected"), [(0.01, 0.01), (None, 0.1)])
+def test_bn_momentum_is_set_on_the_backbone_alone(name, given, expected):
+    with torch.device("meta"):
+        model = build_model(name, bn_momentum=given)
+    for part, momentum in ((model.backbone, expected), (model.classifier, 0.1)):
+        norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert {norm.momentum for norm in norms} == {momentum}
+
+
+def test_head_starts_with_he_initialisation():
+    torch.manual_seed(0)
+    head = build_model("deeplabv3plus_mobilenet").classifier
+    # 3x3 over 304 channels: standard deviation sqrt(2 / fan_in)
+    assert head.classifier[0].weight.std().item() == pytest.approx((2 / (304 * 9)) ** 0.5, rel=0.02)
+    assert head.classifier[3].bias.abs().max() == 0
+    for norm in (m for m in head.modules() if isinstance(m, nn.BatchNorm2d)):
+        assert (norm.weight == 1).all()
+        assert (norm.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "deeplabv4"}, "--model deeplabv4: .*deeplabv3plus_resnet50"),
+        ({"output_stride": 32}, "--output_stride 32: must be 8 or 16"),
+        ({"num_classes": 1}, "--num_classes 1: must be at least 2"),
+        ({"bn_momentum": 1.5}, "--bn_momentum 1.5: must be between 0 and 1"),
+        ({"bn_momentum": float("nan")}, "--bn_momentum nan: must be between 0 and 1"),
+    ],
+)
+def test_wrong_arguments_name_the_flag(arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_model(**{"name": "deeplabv3_mobilenet", **arguments})
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_file_of_torchvision_loads_into_the_backbone(tmp_path, name, zipped):
+    plain = plain_network(name)
+    path = tmp_path / "weights.pth"
+    # Old files have no num_batches_tracked, and are not zip archives.
+    state = {
+        key: value
+        for key, value in plain.state_dict().items()
+        if zipped or not key.endswith("num_batches_tracked")
+    }
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    loaded = build_backbone(name, 16, str(path)).state_dict()
+    expected = BACKBONES[name].from_torchvision(state)
+    assert len(expected) > 200
+    for key, value in expected.items():
+        assert torch.equal(loaded[key], value), key
+
+
+def test_backbone_weights_reach_the_model_and_leave_the_head(tmp_path):
+    plain = plain_network("mobilenet_v2")
+    torch.save(plain.state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(1)
+    model = build_model("deeplabv3_mobilenet", backbone_weights=str(tmp_path / "weights.pth"))
+    stem = model.backbone.low_level_features[0][0].weight
+    assert torch.equal(stem, plain.features[0][0].weight)
+
+
+class NeedsCode:
+    """A pickle of this class imports it."""
+
+
+def write_bad_file(path, kind):
+    if kind == "html":
+        path.write_text("<!DOCTYPE html><html><body>404</body></html>")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        torch.save(plain_network("mobilenet_v2").state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif kind == "needs code":
+        torch.save({"model": NeedsCode()}, path)
+    elif kind == "plain pickle":
+        path.write_bytes(pickle.dumps({"weight": [1.0]}, protocol=2))
+    elif kind == "folder":
+        path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "kind", ["html", "empty", "truncated", "needs code", "plain pickle", "folder"]
+)
+def test_unreadable_weights_name_file_and_flag_in_one_line(tmp_path, kind):
+    path = tmp_path / "weights.pth"
+    write_bad_file(path, kind)
+    with pytest.raises(UserError) as caught:
+        build_backbone("mobilenet_v2", 16, str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "--backbone_weights" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_name_the_choices(tmp_path):
+    with pytest.raises(UserError, match="imagenet1k_v3: no such file: .*imagenet1k_v2, none"):
+        build_backbone("resnet50", 16, "imagenet1k_v3")
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {1: torch.zeros(3)}])
+def test_weights_that_are_no_state_dict_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="weights.pth: holds no state dict: .*--backbone_weights"):
+        build_backbone("resnet50", 16, str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("change", ["missing key", "more keys", "shape", "no tensor"])
+def test_weights_of_another_network_are_refused(tmp_path, change):
+    state = plain_network("mobilenet_v2").state_dict()
+    key = "features.5.conv.0.0.weight"
+    if change == "missing key":
+        del state[key]
+    elif change == "more keys":
+        state["layer1.0.conv1.weight"] = torch.zeros(3)
+    else:
+        state[key] = torch.zeros(3) if change == "shape" else 1.0
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    with pytest.raises(UserError) as caught:
+        build_backbone("mobilenet_v2", 16, str(path))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: not the weights of torchvision's mobilenet_v2")
+    assert "--backbone_weights" in message
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(path))
+
+
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    """An empty TORCH_HOME."""
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("version", MOBILENET_FILES)
+def test_published_weights_are_taken_from_torchs_cache(cache_folder, monkeypatch, version):
+    def fail(request):
+        raise AssertionError("no download is needed")
+
+    monkeypatch.setattr("torch.hub.urlopen", fail)
+    plain = plain_network("mobilenet_v2")
+    torch.save(plain.state_dict(), cache_folder / MOBILENET_FILES[version])
+    backbone = build_backbone("mobilenet_v2", 16, version)
+    last = plain.features[17].conv[3].running_var
+    assert torch.equal(backbone.high_level_features[-1].conv[3].running_var, last)
+
+
+@pytest.mark.parametrize("kind", ["html", "empty", "truncated"])
+def test_damaged_file_in_torchs_cache_is_to_be_deleted(cache_folder, kind):
+    path = cache_folder / MOBILENET_FILES["imagenet1k_v1"]
+    write_bad_file(path, kind)
+    with pytest.raises(UserError) as caught:
+        build_backbone("mobilenet_v2", 16, "imagenet1k_v1")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "delete this file" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class HtmlResponse(io.BytesIO):
+    """What a captive portal answers: a page with status 200."""
+
+    def info(self):
+        return Message()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (URLError("Name or service not known"), "Name or service not known"),
+        (HTTPError("https://x", 403, "Forbidden", Message(), None), "Forbidden"),
+        (TimeoutError("timed out"), "timed out"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (HtmlResponse(b"<html>log in first</html>"), "invalid hash value"),
+    ],
+)
+def test_failed_download_names_the_three_ways_out(cache_folder, monkeypatch, answer, reason):
+    timeouts = []
+
+    def fake_urlopen(request):
+        timeouts.append(socket.getdefaulttimeout())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("torch.hub.urlopen", fake_urlopen)
+    with pytest.raises(UserError) as caught:
+        build_model("deeplabv3plus_resnet50", backbone_weights="imagenet1k_v2")
+    message = str(caught.value)
+    url = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+    assert message.startswith(f"{url}: cannot be downloaded (")
+    assert reason in message
+    assert "--backbone_weights none" in message
+    assert "--backbone_weights FILE" in message
+    assert "TORCH_HOME" in message
+    assert "hub/checkpoints/resnet50-11ad3fa6.pth" in message
+    assert "\n" not in message
+    assert timeouts == [15]
+    assert socket.getdefaulttimeout() is None
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_conv3x3_keeps_the_size_and_has_no_bias():
+    for separable in (False, True):
+        conv = conv3x3(4, 6, dilation=5, separable=separable)
+        assert conv(torch.zeros(1, 4, 7, 9)).shape == (1, 6, 7, 9)
+        assert not any(key.endswith("bias") for key in conv.state_dict())

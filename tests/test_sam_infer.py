@@ -1,0 +1,522 @@
+import json
+import os
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+import sam_infer
+from network.modeling import build_model
+from tests.conftest import save_sample, write_list
+from utils.checkpoint import save_checkpoint
+from utils.common.errors import UserError
+from utils.common.files import write_json
+from utils.run_folder import write_log
+from utils.sam import mask_maker
+from utils.sam.mask_files import load_masks
+from utils.sam.mask_maker import MaskMaker, MaskSettings, SamModel, load_sam
+from utils.sam.regions import Prompts
+
+CPU = torch.device("cpu")
+WIDTH, SIDE = 32, 64  # of the small SAM: channels, and pixels of what it sees
+EVERYTHING = ("--pred_iou_thresh", 0, "--stability_score_thresh", 0, "--points_per_side", 3)
+CLASS_NAMES = ["background", "disc", "square"]
+
+
+def build_small_sam(width: int = WIDTH) -> Sam:
+    """The package's own parts, small: 2 blocks, windows of 2 and global attention."""
+    grid = (SIDE // 16, SIDE // 16)
+    return Sam(
+        ImageEncoderViT(
+            img_size=SIDE,
+            embed_dim=width,
+            depth=2,
+            num_heads=2,
+            out_chans=16,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=2,
+            global_attn_indexes=(1,),
+        ),
+        PromptEncoder(16, grid, (SIDE, SIDE), mask_in_chans=4),
+        MaskDecoder(
+            transformer_dim=16,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=16, mlp_dim=32, num_heads=2),
+            iou_head_hidden_dim=16,
+        ),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _small_models(monkeypatch):
+    """`vit_b` and `vit_l` are small in these tests, and nothing is downloaded."""
+    for name, width in (("vit_b", WIDTH), ("vit_l", 2 * WIDTH)):
+        model = SamModel(partial(build_small_sam, width), width, f"{name}.pth", 1)
+        monkeypatch.setitem(mask_maker.SAM_MODELS, name, model)
+
+    def refuse(urls, path, size):
+        raise mask_maker.DownloadError(f"{path}: no mirror sent it")
+
+    monkeypatch.setattr(mask_maker, "download_file", refuse)
+
+
+@pytest.fixture(scope="module")
+def sam():
+    torch.manual_seed(54)  # with most other seeds all masks are of one box, and one remains
+    return build_small_sam().eval()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, sam):
+    """A custom data set of 5 images and 3 classes, a run on it, and weights of a small SAM."""
+    folder = tmp_path_factory.mktemp("home")
+    ids = [f"image_{number}" for number in range(5)]
+    for name, size in zip(ids, [(48, 64), (64, 48), (50, 50), (48, 64), (33, 65)], strict=True):
+        save_sample(folder / "data", name, size, num_classes=3)
+    write_list(folder / "data", "train", ids)
+    write_list(folder / "data", "val", ids[:2])
+    (folder / "data" / "class_names.txt").write_text("\n".join(CLASS_NAMES))
+    torch.save(sam.state_dict(), folder / "sam.pth")
+    save_run(folder / "runs" / "best", 0.5)
+    save_run(folder / "runs" / "worse", 0.4)
+    return folder
+
+
+def save_run(folder, miou, class_names=CLASS_NAMES):
+    torch.manual_seed(0)
+    name = "deeplabv3plus_mobilenet"
+    args = {"dataset": "custom", "model": name, "output_stride": 16, "data_root": "data"}
+    content = {
+        "model_state": build_model(name, num_classes=3).state_dict(),
+        "args": args,
+        "class_names": class_names,
+        "best_score": miou,
+        "cur_itrs": 1,
+    }
+    save_checkpoint(folder / "best.pth", content)
+    write_json(folder / "args.json", {"args": args, "class_names": class_names})
+    write_log(folder, [{"iteration": 1, "miou": miou}])
+
+
+@pytest.fixture
+def infer(run, home, tmp_path):
+    """Run the script on the data set above; results go to `tmp_path / "results"`."""
+
+    def run_script(*words, images=(), checkpoint=home / "sam.pth", everything=EVERYTHING):
+        return run(
+            sam_infer.main, *images, "--dataset", "custom", "--data_root", home / "data",
+            "--runs_dir", home / "runs", "--report_dir", tmp_path / "report", "--output_dir",
+            tmp_path / "results", "--sam_checkpoint", checkpoint, "--device", "cpu",
+            "--precision", "fp32", *everything, *words,
+        )  # fmt: skip
+
+    return run_script
+
+
+# The model
+
+
+def make_maker(sam, **settings):
+    return MaskMaker(sam, MaskSettings(4, 8, 0, 0, **settings), CPU, "fp32")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (3, 40, 60), generator=generator, dtype=torch.uint8)
+
+
+def test_masks_are_those_of_the_packages_generator(sam, photo):
+    from segment_anything import SamAutomaticMaskGenerator
+
+    reference = SamAutomaticMaskGenerator(
+        sam, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0
+    ).generate(photo.permute(1, 2, 0).numpy())
+    reference = [record for record in reference if record["area"]]
+    reference.sort(key=lambda record: -record["area"])
+    masks = make_maker(sam)(photo)
+    assert len(masks) == len(reference) >= 3
+    for index, (mask, record) in enumerate(zip(masks, reference, strict=True)):
+        np.testing.assert_array_equal(mask.numpy(), record["segmentation"])
+        assert masks.predicted_iou[index] == pytest.approx(record["predicted_iou"])
+        assert masks.stability[index] == pytest.approx(record["stability_score"])
+        assert masks.points[index] == pytest.approx(record["point_coords"][0])
+        x0, y0, x1, y1 = masks.boxes[index]
+        assert int(mask[y0:y1, x0:x1].sum()) == int(mask.sum())
+        assert mask[y0:y1, x0].any() and mask[y0:y1, x1 - 1].any()
+        assert mask[y0, x0:x1].any() and mask[y1 - 1, x0:x1].any()
+
+
+def test_prompts_give_one_mask_each_with_its_class(sam, photo):
+    from segment_anything import SamPredictor
+
+    prompts = Prompts(
+        boxes=torch.tensor([[2, 3, 20, 30], [25, 5, 50, 35], [1, 1, 58, 9], [2, 3, 20, 30]]),
+        points=torch.tensor([[10, 12], [40, 20], [30, 4], [11, 12]]),
+        classes=torch.tensor([5, 3, 4, 7]),
+    )
+    maker = make_maker(sam)
+    maker.batch = 2  # so that there are two batches
+    masks = maker(photo, prompts)
+    assert sorted(masks.classes.tolist()) == [3, 4, 5, 7]  # also where boxes are the same
+    predictor = SamPredictor(sam)
+    predictor.set_image(photo.permute(1, 2, 0).numpy())
+    for index, mask in enumerate(masks):
+        number = prompts.classes.tolist().index(masks.classes[index])
+        assert masks.prompt_boxes[index].tolist() == prompts.boxes[number].tolist()
+        expected, iou, _ = predictor.predict(
+            prompts.points[number : number + 1].numpy(),
+            np.ones(1),
+            prompts.boxes[number].numpy(),
+            multimask_output=False,
+        )
+        assert (mask.numpy() != expected[0]).mean() < 1e-3
+        assert masks.predicted_iou[index] == pytest.approx(iou[0], abs=1e-4)
+
+
+def test_no_prompt_gives_no_mask_and_asks_nothing(photo):
+    nothing = torch.zeros(0, 2, dtype=torch.int64)
+    prompts = Prompts(torch.zeros(0, 4, dtype=torch.int64), nothing, nothing[:, 0])
+    assert len(make_maker(torch.nn.Module())(photo, prompts)) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (300, 1), (7, 400)])
+def test_images_of_every_shape_give_masks_of_their_size(sam, size):
+    masks = make_maker(sam)(torch.full((3, *size), 128, dtype=torch.uint8))
+    assert masks.size == size
+    assert all(mask.shape == size for mask in masks)
+
+
+def test_thresholds_that_nothing_meets_give_no_mask(sam, photo):
+    maker = MaskMaker(sam, MaskSettings(4, 8, 1.0, 1.0), CPU, "fp32")
+    assert len(maker(photo)) == 0
+
+
+class Hungry(torch.nn.Module):
+    """A mask decoder that has memory for so many points at a time."""
+
+    def __init__(self, decoder, points):
+        super().__init__()
+        self.decoder, self.points, self.asked = decoder, points, []
+
+    def forward(self, *, sparse_prompt_embeddings, **inputs):
+        self.asked.append(len(sparse_prompt_embeddings))
+        if self.asked[-1] > self.points:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.decoder(sparse_prompt_embeddings=sparse_prompt_embeddings, **inputs)
+
+
+def hungry_sam(points):
+    torch.manual_seed(0)
+    sam = build_small_sam().eval()
+    sam.mask_decoder = Hungry(sam.mask_decoder, points)
+    return sam
+
+
+def test_out_of_memory_halves_the_points_and_gives_the_same_masks(photo, capsys):
+    hungry = hungry_sam(points=2)
+    maker = make_maker(hungry)
+    masks, expected = maker(photo), make_maker(hungry_sam(points=99))(photo)
+    assert hungry.mask_decoder.asked == [8, 4, *[2] * 8]
+    assert len(masks) == len(expected) > 0
+    for mask, other in zip(masks, expected, strict=True):
+        assert (mask != other).float().mean() < 1e-3
+    notes = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert [note.split()[-1] for note in notes] == ["4", "2"]
+    maker(photo)
+    assert set(hungry.mask_decoder.asked[10:]) == {2}  # the next image starts where this ended
+
+
+def test_out_of_memory_with_one_point_goes_to_the_cpu_for_this_image(photo, capsys, monkeypatch):
+    maker = make_maker(build_small_sam())
+    maker.device, maker.batch = torch.device("cuda"), 2
+    asked = []
+
+    def make_records(image, prompts, device, batch):
+        asked.append((device.type, batch))
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError
+        return []
+
+    monkeypatch.setattr(maker, "_make_records", make_records)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("emptied"))
+    assert len(maker(photo)) == 0
+    assert asked == [("cuda", 2), "emptied", ("cuda", 1), "emptied", ("cpu", 8)]
+    assert "on the CPU" in capsys.readouterr().err
+    maker(photo)
+    assert asked[5] == ("cuda", 1)
+
+
+def test_out_of_memory_on_the_cpu_is_said_in_one_line(photo):
+    with pytest.raises(UserError, match="60x40.*smaller SAM"):
+        make_maker(hungry_sam(points=0))(photo)
+
+
+def test_large_image_takes_fewer_points_at_a_time(photo, monkeypatch):
+    monkeypatch.setattr(mask_maker, "MASK_BYTES", 3 * 4 * 40 * 60 * 3 + 1)
+    hungry = hungry_sam(points=99)
+    make_maker(hungry)(photo)
+    assert max(hungry.mask_decoder.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_precision_is_that_of_the_image_encoder_alone(photo, precision, dtype):
+    torch.manual_seed(0)
+    sam = build_small_sam().eval()
+    found = {}
+    for name, module in (
+        ("encoder", sam.image_encoder.blocks[0].mlp.lin1),
+        ("decoder", sam.mask_decoder.iou_prediction_head.layers[0]),
+    ):
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: found.update({name: output.dtype})
+        )
+    MaskMaker(sam, MaskSettings(2, 4, 0, 0), CPU, precision)(photo)
+    assert found == {"encoder": dtype, "decoder": torch.float32}
+
+
+# Weights
+
+
+def test_weights_of_another_size_are_recognised(home):
+    with pytest.raises(UserError, match=r"sam\.pth: is a SAM vit_b, not vit_l: .*--sam_model"):
+        load_sam("vit_l", home / "sam.pth")
+
+
+def test_loaded_weights_are_those_of_the_file(home, sam):
+    loaded = load_sam("vit_b", home / "sam.pth")
+    assert not loaded.training
+    for key, value in sam.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("missing", "cannot be read.*--sam_checkpoint"),
+        ("cut", "cut off"),
+        ("deeplab", "no weights of a SAM"),
+        ("unknown size", "a SAM of 5 channels"),
+        ("another depth", "does not fit"),
+        ("code", "refused"),
+    ],
+)
+def test_bad_weights_are_named(tmp_path, home, spoil, message):
+    path = tmp_path / "weights.pth"
+    state = torch.load(home / "sam.pth", weights_only=True)
+    if spoil == "cut":
+        path.write_bytes((home / "sam.pth").read_bytes()[:-1000])
+    elif spoil == "deeplab":
+        path = home / "runs" / "best" / "best.pth"
+    elif spoil == "unknown size":
+        torch.save({"image_encoder.pos_embed": torch.zeros(1, 4, 4, 5)}, path)
+    elif spoil == "another depth":
+        state.pop("image_encoder.blocks.1.attn.qkv.weight")
+        torch.save(state, path)
+    elif spoil == "code":
+        torch.save({"image_encoder.pos_embed": print}, path)
+    with pytest.raises(UserError, match=message) as error:
+        load_sam("vit_b", path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_a_network_it_says_where_the_weights_may_be_put(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"--sam_checkpoint FILE, or put vit_b\.pth into .*checkp"):
+        load_sam("vit_b")
+
+
+def test_published_sizes_are_those_of_the_package():
+    names = ["vit_b", "vit_l", "vit_h"]
+    assert list(mask_maker.SAM_MODELS) == names
+    with torch.device("meta"):
+        huge = mask_maker.SAM_MODELS["vit_h"].build()
+    assert huge.image_encoder.pos_embed.shape[-1] == mask_maker.SAM_MODELS["vit_h"].width == 1280
+
+
+# The script
+
+
+def test_five_images_of_the_report_leave_pictures_masks_and_scores(infer, home, tmp_path):
+    finished = infer()
+    assert finished.status == 0, finished.stderr
+    results = tmp_path / "results"
+    scores = json.loads((results / "scores.json").read_text())
+    picks = json.loads((tmp_path / "report" / "picks.json").read_text())
+    assert scores["images"] == picks["five"]
+    assert (scores["dataset"], scores["image_set"]) == ("custom", "train")
+    assert scores["checkpoint"] == str(home / "runs" / "best" / "best.pth")
+    for part in ("deeplab", "sam_deeplab", "oracle"):
+        assert list(scores[part]["class_iou"]) == CLASS_NAMES
+        assert 0 <= scores[part]["miou"] <= 1
+    assert {width: list(pair) for width, pair in scores["borders"].items()} == {
+        width: ["deeplab", "sam_deeplab"] for width in ("3", "5", "10")
+    }
+    counts = []
+    for name in picks["five"]:
+        with Image.open(home / "data" / "JPEGImages" / f"{name}.jpg") as image:
+            size = image.size
+        with Image.open(results / f"{name}.png") as picture:
+            assert picture.size == size
+        masks = load_masks(results / f"{name}.npz")
+        assert masks.size == size[::-1]
+        areas = [int(mask.sum()) for mask in masks]
+        assert areas == sorted(areas, reverse=True)
+        counts.append(len(masks))
+    assert max(counts) > 1
+    assert scores["masks_per_image"] == np.mean(counts)
+    assert f"{100 * scores['sam_deeplab']['miou']:.2f}" in finished.stdout
+
+
+def test_second_run_skips_what_is_done_and_scores_it_the_same(infer, tmp_path, monkeypatch):
+    infer("--split", "val")
+    before = (tmp_path / "results" / "scores.json").read_bytes()
+    (tmp_path / "results" / "image_1.png").unlink()  # as if it had been stopped there
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("image_0.*")}
+    finished = infer("--split", "val")
+    assert "1 of 2 images are done" in finished.stderr
+    assert (tmp_path / "results" / "image_1.png").exists()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    after = json.loads((tmp_path / "results" / "scores.json").read_text())
+    for key, value in json.loads(before).items():
+        assert after[key] == value or key == "seconds_per_image"
+    monkeypatch.setattr(sam_infer, "load_sam", None)  # with everything done there is no need of it
+    assert infer("--split", "val").status == 0
+
+
+def test_overwrite_does_it_again(infer, tmp_path):
+    infer("--split", "val", "--limit", 1)
+    path = tmp_path / "results" / "image_0.npz"
+    before = path.stat().st_mtime_ns
+    infer("--split", "val", "--limit", 1, "--overwrite")
+    assert path.stat().st_mtime_ns > before
+    assert not (tmp_path / "results" / "image_1.npz").exists()
+
+
+def test_masks_of_other_settings_or_images_are_not_mixed_in(infer, home, tmp_path):
+    infer("--split", "val", "--limit", 1)
+    error = infer("--split", "val", everything=(*EVERYTHING[:-1], 4)).error
+    assert "image_0.npz" in error and "points_per_side" in error and "--overwrite" in error
+    other = tmp_path / "image_0.jpg"
+    Image.new("RGB", (64, 48)).save(other)
+    assert "another image" in infer(images=[other]).error
+
+
+def test_broken_mask_file_is_made_again(infer, tmp_path):
+    infer("--split", "val", "--limit", 1)
+    (tmp_path / "results" / "image_0.npz").write_bytes(b"PK")
+    finished = infer("--split", "val", "--limit", 1)
+    assert finished.status == 0 and "making it again" in finished.stderr
+    load_masks(tmp_path / "results" / "image_0.npz")
+
+
+def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path, monkeypatch):
+    def predict(self, images):  # what the small network would say if it were trained
+        pred = torch.zeros(1, *images.shape[2:], dtype=torch.uint8)
+        pred[:, 5:20, 5:20], pred[:, 30:40, 30:45] = 1, 2
+        return pred
+
+    monkeypatch.setattr(sam_infer.Predictor, "__call__", predict)
+    finished = infer("--split", "val", "--prompts", "deeplab", everything=EVERYTHING[:4])
+    assert finished.status == 0, finished.stderr
+    masks = load_masks(tmp_path / "results" / "image_0.npz")
+    boxes = {
+        tuple(box): number for box, number in zip(masks.prompt_boxes, masks.classes, strict=True)
+    }
+    assert boxes.items() <= {(5, 5, 19, 19): 1, (30, 30, 44, 39): 2}.items() and boxes
+    assert masks.settings["made_with"]["deeplab"]["best_score"] == 0.5
+
+
+def test_images_of_your_own_have_masks_but_no_scores(infer, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("L", (1, 1), 9).save(folder / "dot.PNG")
+    Image.effect_noise((400, 7), 80).save(folder / "wide.bmp")
+    Image.effect_noise((30, 20), 80).convert("RGBA").save(folder / "clear.png")
+    finished = infer(images=[folder])
+    assert finished.status == 0, finished.stderr
+    assert "no scores" in finished.stdout
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {f"{stem}.{end}" for stem in ("dot", "wide", "clear") for end in ("png", "npz")}
+    assert load_masks(tmp_path / "results" / "wide.npz").size == (7, 400)
+
+
+def test_images_of_your_own_take_their_prompts_from_the_newest_run(infer, home, tmp_path):
+    os.utime(home / "runs" / "worse" / "best.pth", (2e9, 2e9))
+    Image.effect_noise((40, 30), 80).save(tmp_path / "photo.png")
+    words = ("--prompts", "deeplab")
+    finished = infer(*words, images=[tmp_path / "photo.png"], everything=EVERYTHING[:4])
+    assert finished.status == 0, finished.stderr
+    assert str(home / "runs" / "worse" / "best.pth") in finished.stderr
+    assert load_masks(tmp_path / "results" / "photo.npz").size == (30, 40)
+
+
+def test_no_mask_found_is_a_result(infer, tmp_path):
+    finished = infer("--split", "val", everything=("--points_per_side", 2, "--pred_iou_thresh", 1))
+    assert finished.status == 0
+    assert "image_0: SAM found no mask" in finished.stderr
+    assert len(load_masks(tmp_path / "results" / "image_0.npz")) == 0
+    scores = json.loads((tmp_path / "results" / "scores.json").read_text())
+    assert scores["sam_deeplab"] == scores["oracle"] == scores["deeplab"]
+    assert scores["masks_per_image"] == 0
+
+
+def test_without_a_deeplab_the_masks_are_counted_alone(infer, tmp_path):
+    finished = infer("--split", "val", "--runs_dir", tmp_path / "none")
+    assert finished.status == 0 and "no run of this data set" in finished.stderr
+    scores = json.loads((tmp_path / "results" / "scores.json").read_text())
+    assert scores["checkpoint"] is None and "deeplab" not in scores
+    assert scores["masks_per_image"] > 0 and scores["masks_per_region"] > 0
+
+
+def test_checkpoint_of_other_classes_is_refused(infer, tmp_path):
+    save_run(tmp_path / "other", 0.5, ["background", "cat", "dog"])
+    error = infer("--split", "val", "--ckpt", tmp_path / "other" / "best.pth").error
+    assert "best.pth: was trained on other classes" in error and "--dataset custom" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--split", "test"], "test.txt"),
+        (["--limit", "0"], "--limit 0: at least 1"),
+        (["--points_per_batch", "0"], "--points_per_batch 0"),
+        (["--pred_iou_thresh", "1.5"], "--pred_iou_thresh 1.5"),
+        (["--prompts", "deeplab"], "--points_per_side"),
+        (["--device", "cuda:77"], "--device cuda:77"),
+    ],
+)
+def test_bad_flags_are_named(infer, words, message):
+    assert message in infer(*words).error
+
+
+def test_deeplab_prompts_without_a_deeplab_are_refused(infer, tmp_path):
+    words = ("--prompts", "deeplab", "--runs_dir", tmp_path / "none")
+    assert "--prompts deeplab" in infer(*words, everything=()).error
+
+
+def test_bad_images_are_named(infer, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    assert "text.jpg: not an image" in infer(images=[tmp_path / "text.jpg"]).error
+    assert "no image in this folder" in infer(images=[tmp_path / "empty"]).error
+    assert "no such file" in infer(images=[tmp_path / "none.jpg"]).error
+    assert "--split val" in infer("--split", "val", images=[tmp_path / "text.jpg"]).error
+
+
+def test_small_regions_need_opencv_and_it_says_so(infer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    error = infer("--min_mask_region_area", 9).error
+    assert "--min_mask_region_area 9: needs OpenCV" in error and "pip install" in error

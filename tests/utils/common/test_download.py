@@ -1,0 +1,648 @@
+import hashlib
+import http.server
+import io
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from datasets.voc_download import (
+    VOC2012_MD5,
+    VOC2012_NAME,
+    VOC2012_SIZE,
+    VOC2012_URLS,
+    install_voc2012,
+)
+from tests.conftest import ROOT
+from utils.common import download
+from utils.common.download import (
+    CONNECT_TIMEOUT,
+    DownloadError,
+    check_space,
+    download_file,
+    extract_archive,
+    locked,
+)
+from utils.common.errors import UserError
+
+DATA = bytes(range(251)) * 1000  # 251,000 bytes
+DATA_MD5 = hashlib.md5(DATA).hexdigest()
+QUICK = {"connect_timeout": 5.0, "stall_timeout": 0.3}
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves `server.data` with the faults that `server.faults` names; notes each Range."""
+
+    def do_GET(self):  # noqa: N802
+        faults, data = self.server.faults, self.server.data
+        self.server.ranges.append(self.headers.get("Range"))
+        if faults.get("silent"):
+            self.server.released.wait(10)
+            return
+        if "status" in faults:
+            return self.send_error(faults["status"])
+        start = 0
+        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            if faults.get("ranges") == "refused":
+                return self.send_error(416)
+            start = int(asked[1]) if faults.get("ranges") != "ignored" else 0
+        self.send_response(206 if start else 200)
+        if start:
+            first = start - faults.get("shift", 0)
+            total = faults.get("total", len(data))
+            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{total}")
+        if not faults.get("no_length"):
+            self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        stop = start + faults["cut"] if faults.get("cuts", 0) > 0 else len(data)
+        if "cut" in faults:
+            faults["cuts"] -= 1
+        self.server.sent += len(data[start:stop])
+        self.wfile.write(data[start:stop])
+        if faults.get("stalls") and stop < len(data):
+            self.wfile.flush()
+            self.server.released.wait(10)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """`serve(data, **faults)` starts a mirror and returns its server, with `.url`."""
+    servers = []
+
+    def start(data=DATA, **faults):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+        server.data, server.faults, server.ranges, server.sent = data, faults, [], 0
+        server.released = threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}/{VOC2012_NAME}"
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.released.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def part(path):
+    return path.with_name("weights.pth.part")
+
+
+def fetch(path, *servers, md5=DATA_MD5):
+    download_file([server.url for server in servers], path, len(DATA), md5, **QUICK)
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# download_file()
+
+
+@pytest.mark.parametrize("md5", [DATA_MD5, None])
+def test_download_leaves_the_file_and_nothing_else(serve, path, tmp_path, capsys, md5):
+    server = serve()
+    fetch(path, server, md5=md5)
+    assert path.read_bytes() == DATA
+    assert names(tmp_path) == ["weights.pth"]
+    said = capsys.readouterr().out
+    assert server.url in said and "0.3 MB" in said and str(path) in said
+
+
+def test_download_continues_a_part_and_asks_for_the_rest_alone(serve, path, part):
+    part.write_bytes(DATA[:100_001])
+    server = serve()
+    fetch(path, server)
+    assert path.read_bytes() == DATA
+    assert server.ranges == ["bytes=100001-"] and server.sent == len(DATA) - 100_001
+
+
+def test_complete_part_needs_no_mirror(path, part):
+    part.write_bytes(DATA)
+    download_file(["http://127.0.0.1:1/"], path, len(DATA), DATA_MD5)
+    assert path.read_bytes() == DATA and not part.exists()
+
+
+def test_too_long_part_is_dropped(serve, path, part):
+    part.write_bytes(DATA + b"x")
+    server = serve()
+    fetch(path, server)
+    assert path.read_bytes() == DATA and server.ranges == [None]
+
+
+def test_cut_transfer_goes_on_at_the_same_mirror(serve, path):
+    server, spare = serve(cut=100_000, cuts=1), serve()
+    fetch(path, server, spare)
+    assert path.read_bytes() == DATA
+    assert server.ranges == [None, "bytes=100000-"] and spare.ranges == []
+
+
+def test_mirror_that_always_cuts_is_used_while_the_file_grows(serve, path):
+    server = serve(cut=50_000, cuts=99)
+    fetch(path, server)
+    assert path.read_bytes() == DATA
+    assert server.ranges == [None] + [f"bytes={n}0000-" for n in (5, 10, 15, 20, 25)]
+
+
+def test_cutting_mirror_without_ranges_is_given_up_and_the_next_goes_on(serve, path):
+    server, spare = serve(cut=50_000, cuts=99, ranges="ignored"), serve()
+    fetch(path, server, spare)
+    assert path.read_bytes() == DATA
+    assert len(server.ranges) == 2 and spare.ranges == ["bytes=50000-"]
+
+
+@pytest.mark.parametrize(
+    "faults, requests", [({"ranges": "ignored"}, 1), ({"ranges": "refused"}, 2), ({"shift": 1}, 2)]
+)
+def test_mirror_without_right_ranges_starts_again(serve, path, part, faults, requests):
+    part.write_bytes(b"?" * 1000)  # would stay in the file if it were continued
+    server = serve(**faults)
+    fetch(path, server, md5=None)
+    assert path.read_bytes() == DATA and len(server.ranges) == requests
+
+
+@pytest.mark.parametrize(
+    "data, faults",
+    [
+        (b"<html>moved</html>", {}),
+        (b"<html>moved</html>", {"ranges": "ignored"}),
+        (DATA, {"total": len(DATA) + 1, "ranges": "yes", "shift": 0, "no_length": True}),
+        (DATA, {"no_length": True, "ranges": "ignored"}),
+    ],
+    ids=["html_416", "html_200", "other_total", "no_length"],
+)
+def test_file_of_another_size_is_rejected_before_the_part_is_touched(
+    serve, path, part, data, faults
+):
+    part.write_bytes(DATA[:1000])
+    if not faults:
+        faults = {"ranges": "refused"}
+    wrong = serve(data, **faults)
+    with pytest.raises(DownloadError, match="sends another file"):
+        fetch(path, wrong)
+    assert part.read_bytes() == DATA[:1000]
+    spare = serve()
+    fetch(path, wrong, spare)
+    assert path.read_bytes() == DATA and spare.ranges == ["bytes=1000-"]
+
+
+def test_wrong_bytes_of_the_right_size_are_deleted_and_the_next_mirror_tried(serve, path, tmp_path):
+    wrong, spare = serve(b"x" * len(DATA)), serve()
+    with pytest.raises(DownloadError, match=f"MD5 [0-9a-f]{{32}} where {DATA_MD5}"):
+        fetch(path, wrong)
+    assert names(tmp_path) == []
+    fetch(path, wrong, spare)
+    assert path.read_bytes() == DATA and spare.ranges == [None]
+
+
+def test_damaged_part_is_downloaded_anew_from_the_same_mirror(serve, path, part):
+    part.write_bytes(b"x" * 1000)
+    server = serve()
+    fetch(path, server)
+    assert path.read_bytes() == DATA and server.ranges == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_http_error_goes_to_the_next_mirror_and_is_named(serve, path, part, status):
+    broken, spare = serve(status=status), serve()
+    with pytest.raises(DownloadError) as error:
+        fetch(path, broken)
+    message = str(error.value)
+    assert f"127.0.0.1:{broken.server_port}: HTTP status {status}" in message
+    assert str(path) in message and "\n" not in message and not part.exists()
+    fetch(path, broken, spare)
+    assert path.read_bytes() == DATA
+
+
+def test_mirror_that_accepts_and_never_answers_is_left_after_the_connect_timeout(serve, path):
+    silent, spare = serve(silent=True), serve()
+    start = time.monotonic()
+    download_file([silent.url, spare.url], path, len(DATA), DATA_MD5, connect_timeout=0.3)
+    assert 0.3 <= time.monotonic() - start < 3
+    assert path.read_bytes() == DATA
+
+
+def test_stalled_transfer_loses_nothing_and_goes_on(serve, path):
+    server = serve(cut=70_001, cuts=1, stalls=True)
+    start = time.monotonic()
+    fetch(path, server)
+    assert 0.3 <= time.monotonic() - start < 3
+    assert path.read_bytes() == DATA and server.ranges == [None, "bytes=70001-"]
+
+
+def test_failure_says_where_the_next_try_goes_on(serve, path, part):
+    server = serve(cut=100_000, cuts=99, ranges="ignored")
+    with pytest.raises(DownloadError, match=re.escape(f"0.1 MB are in {part}")):
+        fetch(path, server)
+    assert part.read_bytes() == DATA[:100_000]
+
+
+def test_interrupt_keeps_the_part_for_the_next_run(serve, path, part, tmp_path, monkeypatch):
+    server = serve()
+    write = download.tqdm.update
+
+    def interrupt(bar, count):
+        write(bar, count)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download.tqdm, "update", interrupt)
+        fetch(path, server)
+    assert names(tmp_path) == ["weights.pth.part"]
+    done = part.read_bytes()
+    assert 0 < len(done) < len(DATA) and done == DATA[: len(done)]
+    fetch(path, server)
+    assert path.read_bytes() == DATA and server.ranges == [None, f"bytes={len(done)}-"]
+
+
+def test_file_already_there_is_checked_and_not_downloaded(serve, path):
+    server = serve()
+    path.write_bytes(DATA)
+    fetch(path, server)
+    path.write_bytes(DATA[:-1] + b"x")
+    with pytest.raises(UserError, match=re.escape(f"{path}: its MD5 is")):
+        fetch(path, server)
+    path.write_bytes(DATA[:-1])
+    with pytest.raises(UserError, match=re.escape(f"{path}: has 250,999 bytes where 251,000")):
+        fetch(path, server, md5=None)
+    assert server.ranges == [] and path.read_bytes() == DATA[:-1]
+
+
+def test_download_asks_for_room_for_what_is_missing(serve, path, part, monkeypatch):
+    part.write_bytes(DATA[:1000])
+    server = serve()
+    free = len(DATA) - 1000 - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=re.escape(f"{path.parent}: 0.0 GB are needed")):
+        fetch(path, server)
+    assert server.ranges == []
+    free += 1
+    fetch(path, server)
+    assert path.read_bytes() == DATA
+
+
+def test_part_that_cannot_be_written_is_a_user_error_that_names_it(serve, path, part):
+    part.mkdir()
+    with pytest.raises(UserError, match=re.escape(f"{part}: cannot be used (Is a directory)")):
+        fetch(path, serve())
+
+
+def test_check_space_says_how_much_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
+    check_space(tmp_path, 1_500_000_000)
+    with pytest.raises(UserError, match=r"4\.1 GB are needed, but only 1\.5 GB are free"):
+        check_space(tmp_path, 4_100_000_000)
+
+
+# extract_archive()
+
+
+def make_tar(path, files, links=()):
+    """A tar with files (name: bytes) and special members (name, type, link name)."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, kind, linkname in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, linkname
+            tar.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize(
+    "files, links",
+    [
+        ({"a/ok": b"1", "../evil": b"2"}, []),
+        ({"a/ok": b"1", "a/../../evil": b"2"}, []),
+        ({"a/ok": b"1", "/evil": b"2"}, []),
+        ({"a/ok": b"1"}, [("a/out", tarfile.SYMTYPE, "../../evil")]),
+        ({"a/ok": b"1"}, [("a/out", tarfile.SYMTYPE, "/etc/passwd")]),
+        ({"a/ok": b"1"}, [("a/out", tarfile.LNKTYPE, "../evil")]),
+        ({"a/ok": b"1"}, [("a/device", tarfile.CHRTYPE, "")]),
+        ({"a/ok": b"1"}, [("a/pipe", tarfile.FIFOTYPE, "")]),
+    ],
+)
+def test_member_that_leads_outside_is_an_error_and_leaves_nothing(tmp_path, files, links):
+    archive = make_tar(tmp_path / "bad.tar", files, links)
+    with pytest.raises(UserError, match=re.escape(f"{archive}: cannot be extracted")) as error:
+        extract_archive(archive, tmp_path / "folder")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.tar"]
+
+
+# a header, 600 bytes in two blocks, a header, one byte in one block, zeros
+@pytest.mark.parametrize("length", [0, 700, 512 + 1024, 512 + 1024 + 100, 5 * 512])
+def test_cut_off_tar_is_an_error_and_leaves_nothing(tmp_path, length):
+    archive = make_tar(tmp_path / "cut.tar", {"a": b"1" * 600, "b": b"2"})
+    archive.write_bytes(archive.read_bytes()[:length])
+    with pytest.raises(UserError, match=re.escape(str(archive))):
+        extract_archive(archive, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_extraction_keeps_links_inside(tmp_path):
+    links = [("a/link", tarfile.SYMTYPE, "file"), ("a/hard", tarfile.LNKTYPE, "a/file")]
+    extract_archive(make_tar(tmp_path / "x.tar", {"a/file": b"1"}, links), tmp_path / "out")
+    assert (tmp_path / "out/a/link").read_bytes() == b"1"
+    assert (tmp_path / "out/a/hard").read_bytes() == b"1"
+
+
+# install_voc2012()
+
+FILES = {
+    "JPEGImages/2007_000032.jpg": b"image" * 1000,
+    "SegmentationClass/2007_000032.png": b"target",
+    "SegmentationObject/2007_000032.png": b"object",
+    "ImageSets/Segmentation/train.txt": b"2007_000032\n",
+    "Annotations/2007_000032.xml": b"<xml/>",
+}
+
+
+@pytest.fixture
+def tar(tmp_path):
+    files = {f"VOCdevkit/VOC2012/{name}": data for name, data in FILES.items()}
+    return make_tar(tmp_path / "own.tar", files)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+def known(tar):
+    return {
+        "size": tar.stat().st_size,
+        "md5": hashlib.md5(tar.read_bytes()).hexdigest(),
+        "connect_timeout": 5.0,
+    }
+
+
+def assert_installed(root, more=()):
+    voc = [f"VOCdevkit/VOC2012/{name}" for name in FILES]
+    assert names(root) == sorted([*voc, *more])
+    for name, data in FILES.items():
+        assert (root / "VOCdevkit/VOC2012" / name).read_bytes() == data
+
+
+def test_voc_is_downloaded_whole_and_the_archive_removed(serve, tar, root):
+    other = root / "VOCdevkit/VOC2007/readme"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"2007")
+    server = serve(tar.read_bytes())
+    install_voc2012(root, urls=["http://127.0.0.1:1/x", server.url], **known(tar))
+    assert_installed(root, ["VOCdevkit/VOC2007/readme"])
+    assert not (root / ".voc2012-partial").exists()
+    install_voc2012(root, urls=[server.url], **known(tar))
+    assert len(server.ranges) == 1
+
+
+def test_own_archive_is_extracted_and_kept(tar, root):
+    install_voc2012(root, str(tar), urls=(), **known(tar))
+    assert_installed(root)
+    assert tar.exists()
+
+
+def test_archive_found_in_root_is_used_and_kept(tar, root):
+    root.mkdir()
+    shutil.copy(tar, root / VOC2012_NAME)
+    install_voc2012(root, urls=(), **known(tar))
+    assert_installed(root, [VOC2012_NAME])
+
+
+def test_voc_download_continues_a_part(serve, tar, root):
+    root.mkdir()
+    (root / f"{VOC2012_NAME}.part").write_bytes(tar.read_bytes()[:3000])
+    server = serve(tar.read_bytes())
+    install_voc2012(root, urls=[server.url], **known(tar))
+    assert_installed(root)
+    assert server.ranges == ["bytes=3000-"]
+
+
+def test_wrong_archive_is_an_error_with_both_md5s_before_anything_is_written(tar, root):
+    right = known(tar)
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    found = known(tar)["md5"]
+    with pytest.raises(UserError) as error:
+        install_voc2012(root, tar, **right)
+    assert all(text in str(error.value) for text in (str(tar), found, right["md5"]))
+    assert not root.exists() and tar.exists()
+
+
+def test_cut_off_or_missing_archive_is_an_error_before_anything_is_written(tar, root, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"{tar}: has ") + r".* where 1,999,639,040"):
+        install_voc2012(root, tar)
+    with pytest.raises(UserError, match="nowhere.tar: no such file"):
+        install_voc2012(root, tmp_path / "nowhere.tar")
+    assert not root.exists()
+
+
+def test_archive_without_masks_is_an_error_and_leaves_nothing(tmp_path, root):
+    tar = make_tar(tmp_path / "x.tar", {"VOCdevkit/VOC2012/JPEGImages/a.jpg": b"1"})
+    with pytest.raises(UserError, match="without SegmentationClass"):
+        install_voc2012(root, tar, **known(tar))
+    assert list(root.iterdir()) == []
+
+
+def test_incomplete_voc_is_not_touched(tar, root):
+    (root / "VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"VOC2012: is there without SegmentationClass"):
+        install_voc2012(root, tar, **known(tar))
+    assert names(root) == []
+
+
+@pytest.mark.parametrize("download_it", [True, False])
+def test_voc_needs_room_for_archive_and_files(serve, tar, root, monkeypatch, download_it):
+    size = tar.stat().st_size
+    need = size + size // 20 + (size if download_it else 0)
+    server = serve(tar.read_bytes())
+    arguments = (root, None if download_it else tar)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need - 1))
+    with pytest.raises(UserError, match=re.escape(f"{root}: 0.0 GB are needed")):
+        install_voc2012(*arguments, urls=[server.url], **known(tar))
+    assert server.ranges == [] and names(root) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
+    install_voc2012(*arguments, urls=[server.url], **known(tar))
+    assert_installed(root)
+
+
+def test_root_that_is_a_file_is_a_user_error(tar, root):
+    root.write_bytes(b"")
+    with pytest.raises(UserError, match=re.escape(f"{root}: cannot be used")):
+        install_voc2012(root, tar, **known(tar))
+
+
+def test_without_network_one_line_names_the_ways_to_get_voc(root, tar, monkeypatch):
+    def hang(*args, **kwargs):
+        released.wait(10)
+        raise socket.gaierror("no name server")
+
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    start = time.monotonic()
+    with pytest.raises(UserError) as error:
+        install_voc2012(root, connect_timeout=0.2)
+    seconds = time.monotonic() - start
+    released.set()
+    assert 0.2 * len(VOC2012_URLS) <= seconds < 0.2 * len(VOC2012_URLS) + 1
+    message = str(error.value)
+    assert "\n" not in message and "VOC 2012 is missing" in message and str(root) in message
+    assert all(flag in message for flag in ("--voc_archive", "--data_root", "--dataset shapes"))
+    assert names(root) == []
+
+
+def test_mirrors_that_hang_end_within_30_seconds():
+    assert len(VOC2012_URLS) * CONNECT_TIMEOUT <= 25
+    assert VOC2012_SIZE == 1_999_639_040 and VOC2012_MD5 == "6cd6e144f989b92b3379bac3b3de84fd"
+
+
+def test_closed_ports_are_named_with_their_reason(root):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1: .*[Rr]efused"):
+        install_voc2012(root, urls=["http://127.0.0.1:1/voc.tar"])
+
+
+# kills, and two at once
+
+PROLOGUE = """
+import importlib.util, os, signal, sys, tarfile, time
+sys.path.insert(0, {repository!r})
+spec = importlib.util.spec_from_file_location("download", {module!r})  # without importing torch
+download = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(download)
+"""
+
+
+def start_python(code, *args):
+    repository = ROOT
+    module = repository / "datasets" / "download.py"
+    prologue = PROLOGUE.format(repository=str(repository), module=str(module))
+    command = [sys.executable, "-c", prologue + code, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_kill_during_extraction_leaves_no_voc_and_the_next_run_starts_over(tar, root):
+    code = """
+extract, calls = tarfile.TarFile.extract, []
+def dying(*args, **kwargs):
+    extract(*args, **kwargs)
+    calls.append(1)
+    if len(calls) == 4:  # all that segmentation needs is there
+        os.kill(os.getpid(), signal.SIGKILL)
+tarfile.TarFile.extract = dying
+download.install_voc2012(sys.argv[1], sys.argv[2], size=int(sys.argv[3]), md5=sys.argv[4])
+"""
+    right = known(tar)
+    process = start_python(code, root, tar, right["size"], right["md5"])
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    left = root / ".voc2012-partial"
+    assert len(names(left)) == 4 and not (root / "VOCdevkit").exists()
+    (left / "stray").write_bytes(b"")
+    install_voc2012(root, tar, **right)
+    assert_installed(root)
+    assert not left.exists()
+
+
+def test_interrupted_extraction_leaves_no_voc(tar, root, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        install_voc2012(root, tar, **known(tar))
+    assert list(root.iterdir()) == []
+
+
+def test_of_two_processes_one_installs_and_the_other_waits(serve, tar, root):
+    server = serve(tar.read_bytes(), cut=3000, cuts=1, stalls=True)  # long enough for both to meet
+    code = """
+download.install_voc2012(sys.argv[1], urls=[sys.argv[2]], size=int(sys.argv[3]),
+                         md5=sys.argv[4], stall_timeout=1.5)
+"""
+    right = known(tar)
+    arguments = (root, server.url, right["size"], right["md5"])
+    processes = [start_python(code, *arguments) for _ in range(2)]
+    said = [process.communicate(timeout=30)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sorted("waiting for it" in text for text in said) == [False, True]
+    assert server.ranges == [None, "bytes=3000-"]
+    assert_installed(root)
+
+
+def test_lock_excludes_another_process_until_that_is_killed(tmp_path):
+    path = tmp_path / "x.lock"
+    code = """
+from pathlib import Path
+with download.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(30)
+"""
+    process = start_python(code, path)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process"), locked(path, timeout=0.3):
+        pass
+    process.kill()
+    process.communicate()
+    assert path.exists()
+    with locked(path, timeout=0):
+        assert path.exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_lock_on_a_file_that_was_removed_in_between_does_not_count(
+    tmp_path, monkeypatch, made_anew
+):
+    path = tmp_path / "x.lock"
+    connect, opened = download.sqlite3.connect, []
+
+    def connect_late(*args, **kwargs):
+        connection = connect(*args, **kwargs)
+        if not opened:  # as by the last holder, and then by one more process
+            path.unlink()
+            if made_anew:
+                path.touch()
+        opened.append(path.exists())
+        return connection
+
+    monkeypatch.setattr(download.sqlite3, "connect", connect_late)
+    with locked(path):
+        assert path.exists() and opened == [made_anew, True]
+
+
+def test_lock_lets_one_thread_in_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    inside, most = [], []
+
+    def enter():
+        for _ in range(20):
+            with locked(tmp_path / "x.lock"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and max(most) == 1

@@ -1,0 +1,142 @@
+"""The choice of images, on hand-made masks."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from datasets import add_data_args
+from datasets.base import SegmentationDataset
+from datasets.voc import CLASS_NAMES
+from tests.conftest import save_mask, write_list
+from utils.common.errors import UserError
+from utils.report.image_choice import load_or_make_picks, make_picks, pick_five, pick_images
+
+NAMES = ("background", "cat", "dog", "cow")
+
+
+def box(value, top, left, height, width, canvas=None):
+    mask = np.zeros((40, 40), np.uint8) if canvas is None else canvas.copy()
+    mask[top : top + height, left : left + width] = value
+    return mask
+
+
+def make_set(folder, masks, names=NAMES):
+    for sample, mask in masks.items():
+        save_mask(folder / "SegmentationClass" / f"{sample}.png", mask)
+    return SegmentationDataset(folder, list(masks), names, masks_only=True)
+
+
+def test_pick_is_large_whole_and_alone(tmp_path):
+    large = box(1, 5, 5, 30, 30)
+    masks = {
+        "small": box(1, 10, 10, 8, 8),
+        "cut": box(1, 0, 0, 30, 30),
+        "crowded": box(2, 5, 5, 30, 15, large),
+        "good": large,
+        "dog": box(2, 5, 5, 20, 20),
+    }
+    picks = pick_images(make_set(tmp_path, masks))
+    assert picks["classes"] == {"cat": "good", "dog": "dog"}  # no image holds a cow
+
+
+def test_each_image_is_used_once_and_the_rarest_class_chooses_first(tmp_path):
+    both = box(2, 5, 22, 30, 12, box(1, 5, 5, 30, 16))
+    masks = {"both": both, "cat": box(1, 15, 15, 5, 5)}
+    picks = pick_images(make_set(tmp_path, masks))
+    assert picks["classes"] == {"cat": "cat", "dog": "both"}
+
+
+def test_a_class_for_which_no_image_is_left_is_left_out(tmp_path):
+    both = box(2, 5, 22, 30, 12, box(1, 5, 5, 30, 16))
+    picks = pick_images(make_set(tmp_path, {"both": both}))
+    assert picks["classes"] == {"cat": "both"}
+
+
+def test_without_background_class_0_is_an_object(tmp_path):
+    masks = {"a": box(1, 5, 5, 9, 9), "b": box(0, 5, 5, 30, 30, np.ones((40, 40)))}
+    for names, classes in ((("sky", "tree"), {"sky": "b", "tree": "a"}),
+                           (("_Background_", "tree"), {"tree": "a"})):  # fmt: skip
+        assert pick_images(make_set(tmp_path, masks, names))["classes"] == classes
+
+
+def test_seed_draws_among_the_ten_best(tmp_path):
+    masks = {f"{side:02d}": box(1, 3, 3, side, side) for side in range(5, 30)}
+    dataset = make_set(tmp_path, masks)
+    drawn = {pick_images(dataset, seed)["classes"]["cat"] for seed in range(1, 40)}
+    assert pick_images(dataset)["classes"]["cat"] == "29"
+    assert drawn == {f"{side:02d}" for side in range(20, 30)}
+    assert pick_images(dataset, 7) == pick_images(dataset, 7)
+
+
+def test_fixed_pick_wins_and_is_not_used_again(tmp_path):
+    masks = {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 20, 20, box(1, 30, 30, 4, 4))}
+    dataset = make_set(tmp_path, masks)
+    assert pick_images(dataset)["classes"] == {"cat": "a", "dog": "b"}
+    assert pick_images(dataset, fixed={"cat": "b"})["classes"] == {"cat": "b"}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [
+        ({"horse": "a"}, "--pick horse=a: no such object class: choose from cat, dog, cow"),
+        ({"background": "a"}, "no such object class"),
+        ({"cat": "zzz"}, "--pick cat=zzz: no such image in this set"),
+        ({"cow": "a"}, "--pick cow=a: the image holds no cow"),
+        ({"cat": "b", "dog": "b"}, "--pick dog=b: the image was picked for another class"),
+    ],
+)
+def test_impossible_picks_are_named(tmp_path, fixed, words):
+    masks = {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 20, 20, box(1, 30, 30, 4, 4))}
+    with pytest.raises(UserError, match=words):
+        pick_images(make_set(tmp_path, masks), fixed=fixed)
+
+
+def test_five_are_of_distinct_kinds_first():
+    ids = {name: f"id_{name}" for name in CLASS_NAMES[1:]}
+    # vehicle, animal, indoor, person; then the first of the others
+    assert pick_five(ids) == [
+        f"id_{name}" for name in ("aeroplane", "bird", "bottle", "person", "bicycle")
+    ]
+    shapes = ("red_disc", "red_star", "blue_disc", "blue_star", "green_heart")
+    assert pick_five(dict(zip(shapes, "abcde", strict=True))) == ["a", "d", "e", "b", "c"]
+    assert pick_five({"cat": "a", "dog": "b"}) == ["a", "b"]
+
+
+@pytest.fixture
+def args(tmp_path):
+    folder = tmp_path / "data"
+    make_set(folder, {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 9, 9), "c": box(1, 0, 0, 9, 9)})
+    (folder / "class_names.txt").write_text("\n".join(NAMES))
+    write_list(folder, "train", ["a", "b", "c"])
+    parser = argparse.ArgumentParser()
+    add_data_args(parser)
+    return parser.parse_args(["--dataset", "custom", "--data_root", str(folder)])
+
+
+def test_stored_picks_are_read_again(args, tmp_path):
+    path = tmp_path / "report" / "picks.json"
+    picks = load_or_make_picks(path, args)
+    assert picks == {
+        "dataset": "custom", "data_root": args.data_root, "image_set": "train",
+        "classes": {"cat": "a", "dog": "b"}, "five": ["a", "b"],
+    }  # fmt: skip
+    assert json.loads(path.read_text()) == picks
+    wanted = make_picks(path, args, fixed={"cat": "c"})
+    assert wanted["classes"] == {"cat": "c", "dog": "b"}
+    assert load_or_make_picks(path, args) == wanted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "voc"}, {"data_root": "elsewhere"}, {"image_set": "val"}, {"five": ["zzz"]},
+        {"classes": {"cat": "zzz"}}, {"classes": {"horse": "a"}}, {"classes": 3}, None,
+    ],
+)  # fmt: skip
+def test_picks_that_do_not_fit_are_made_anew(args, tmp_path, change):
+    path = tmp_path / "picks.json"
+    picks = make_picks(path, args, fixed={"cat": "c"})
+    path.write_text("{" if change is None else json.dumps({**picks, **change}))
+    assert load_or_make_picks(path, args)["classes"] == {"cat": "a", "dog": "b"}

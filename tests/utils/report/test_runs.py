@@ -1,0 +1,155 @@
+"""Reading runs back: settings, logs, and what a kill or a NaN leaves in them."""
+
+import json
+import math
+
+import pytest
+
+from datasets.base import SegmentationDataset
+from datasets.voc import CLASS_NAMES
+from utils.common.errors import UserError
+from utils.report.runs import read_sam_scores
+from utils.run_records import best_run, find_runs, load_named_runs, load_run
+
+
+def write_run(folder, mious=(0.2, 0.4, 0.3), class_names=CLASS_NAMES, **args):
+    """The text files of a run: evaluations every 10 iterations, which are 2 epochs."""
+    folder.mkdir(parents=True)
+    args = {"dataset": "voc", "data_root": "data", "loss": "ce", "image_set": "train", **args}
+    stored = {"args": args, "class_names": list(class_names), "environment": {"gpu": None}}
+    (folder / "args.json").write_text(json.dumps(stored))
+    records = [
+        {
+            "iteration": 10 * number, "epoch": 2 * number, "train_loss": 1 / number,
+            "lr": 0.1**number, "backbone_lr": 0.01 * 0.1**number, "miou": miou, "pixel_acc": 0.9,
+            "mean_acc": 0.5, "fw_iou": 0.8, "seconds": 100.0 * number, "val_seconds": 1.0,
+            "class_iou": dict.fromkeys(class_names, miou), "max_memory_mb": None,
+        }
+        for number, miou in enumerate(mious, start=1)
+    ]  # fmt: skip
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "log.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    (tmp_path / "SegmentationClass").mkdir()
+    return SegmentationDataset(tmp_path, [], CLASS_NAMES, masks_only=True)
+
+
+def test_run_tells_settings_and_its_first_best_evaluation(tmp_path):
+    run = load_run(write_run(tmp_path / "a", (0.2, 0.4, 0.4)))
+    assert (run.name, run.setting("loss"), run.setting("zzz")) == ("a", "ce", None)
+    assert run.best["iteration"] == 20 and run.column("miou") == [0.2, 0.4, 0.4]
+    assert run.notes == [] and run.best_checkpoint == tmp_path / "a" / "best.pth"
+
+
+def test_broken_last_line_is_left_out_and_said(tmp_path):
+    folder = write_run(tmp_path / "a")
+    path = folder / "log.jsonl"
+    path.write_text(path.read_text()[:-30])
+    run = load_run(folder)
+    assert run.column("iteration") == [10, 20]
+    assert run.notes == [f"{path}: the last line is cut off and was left out"]
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path):
+    folder = write_run(tmp_path / "a")
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text("\n".join([lines[0], lines[1][:40], lines[2]]))
+    with pytest.raises(UserError, match=r"log\.jsonl: line 2 is not a JSON object"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "null", '"x"'])
+def test_json_that_is_no_record_counts_as_broken(tmp_path, line):
+    folder = write_run(tmp_path / "a")
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(line)
+    assert len(load_run(folder).log) == 3 and len(load_run(folder).notes) == 1
+
+
+def test_nan_is_left_out_and_said(tmp_path):
+    folder = write_run(tmp_path / "a", (0.2, math.nan, 0.1))
+    run = load_run(folder)
+    assert run.best["iteration"] == 10 and math.isnan(run.column("miou")[1])
+    assert run.notes == [f"{folder / 'log.jsonl'}: miou not a number at iteration 20: left out"]
+
+
+def test_missing_numbers_are_nan_without_a_note(tmp_path):
+    run = load_run(write_run(tmp_path / "a"))
+    assert all(math.isnan(value) for value in run.column("max_memory_mb"))
+    assert run.notes == []
+
+
+@pytest.mark.parametrize("log", ["", '{"iteration": 1, "miou": NaN}', "{"])
+def test_run_without_an_evaluation_is_named(tmp_path, log):
+    folder = write_run(tmp_path / "a")
+    (folder / "log.jsonl").write_text(log)
+    with pytest.raises(UserError, match=r"a: has no evaluation yet"):
+        load_run(folder)
+
+
+def test_find_runs_takes_those_of_the_data_set(tmp_path, dataset):
+    runs = tmp_path / "runs"
+    write_run(runs / "b")
+    write_run(runs / "a", loss="focal")
+    write_run(runs / "shapes", dataset="shapes")
+    write_run(runs / "fewer", class_names=CLASS_NAMES[:4])
+    (write_run(runs / "new") / "log.jsonl").unlink()
+    found, notes = find_runs(runs, "voc", dataset)
+    assert [run.name for run in found] == ["a", "b"]
+    assert len(notes) == 1 and "new: has no evaluation yet" in notes[0]
+    assert find_runs(tmp_path / "nowhere", "voc", dataset) == ([], [])
+
+
+def test_runs_are_named_by_name_or_path(tmp_path, dataset):
+    write_run(tmp_path / "runs" / "a")
+    other = write_run(tmp_path / "elsewhere" / "b")
+    runs = load_named_runs(["a", str(other)], tmp_path / "runs", "voc", dataset)
+    assert [run.name for run in runs] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["zzz"], "--runs zzz: no such run; in .*runs there are: a, shapes"),
+        (["shapes"], "--runs shapes: a run on shapes, not on voc: give --dataset shapes"),
+        (["a", "a"], "--runs a: given twice"),
+    ],
+)
+def test_wrong_runs_are_named(tmp_path, dataset, names, words):
+    write_run(tmp_path / "runs" / "a")
+    write_run(tmp_path / "runs" / "shapes", dataset="shapes")
+    with pytest.raises(UserError, match=words):
+        load_named_runs(names, tmp_path / "runs", "voc", dataset)
+
+
+def test_best_run_of_a_loss(tmp_path):
+    runs = [
+        load_run(write_run(tmp_path / name, (miou,), loss=loss))
+        for name, miou, loss in (("a", 0.3, "ce"), ("b", 0.5, "focal"), ("c", 0.4, "ce"))
+    ]
+    assert best_run(runs).name == "b" and best_run(runs, "ce").name == "c"
+    assert best_run(runs, "dice") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "not there"),
+        ({"dataset": "shapes"}, "of the data set shapes, not voc"),
+        ({"dataset": "voc", "oracle": {"class_iou": {"zebra": 1}}}, "of other classes"),
+    ],
+)
+def test_scores_of_sam_are_of_this_data_set(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "scores.json").write_text(json.dumps(content))
+    scores, note = read_sam_scores(tmp_path, "voc", CLASS_NAMES)
+    assert scores is None and reason in note
+    (tmp_path / "scores.json").write_text('{"dataset": "voc", "oracle": null}')
+    assert read_sam_scores(tmp_path, "voc", CLASS_NAMES) == (
+        {"dataset": "voc", "oracle": None},
+        None,
+    )

@@ -1,0 +1,215 @@
+"""The comparison of the reported runs: means by hand, and commands that lead back to the runs."""
+
+import json
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.utils.report.test_runs import write_run
+from utils.options import parse_args, settings_to_store
+from utils.report.runs import UNCOMPARED, group_runs
+from utils.report.score_tables import END, START, command_lines, find_flags, main, spread, to_words
+from utils.run_records import load_run
+
+CLASSES = ("sky", "road")
+
+
+def add_run(folder, name, mious, *flags, class_names=CLASSES):
+    """A run that `main.py` would have made with these flags."""
+    argv = ["--dataset", "custom", "--data_root", "data/town", *map(str, flags)]
+    settings = settings_to_store(parse_args("", argv))
+    return write_run(folder / name, mious, class_names, **settings)
+
+
+def add_scores(folder, name="scores.json", **scores):
+    scores = {"image_set": "test", "scales": [1.0], "flip": False, **scores}
+    (folder / name).write_text(json.dumps(scores))
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two seeds of `town_ce`, one of `town_focal`."""
+    folder = tmp_path / "results"
+    add_run(folder, "town_ce_s0", (0.2, 0.4, 0.3))
+    add_run(folder, "town_ce_s1", (0.41,), "--seed", 1, "--num_workers", 3, "--runs_dir", "other")
+    add_run(folder, "town_focal_s0", (0.5,), "--loss", "focal")
+    return folder
+
+
+def rows_of(text, first):
+    """The cells of the table whose header begins with `first`, by the first cells of its rows."""
+    lines = text.partition(f"| {first} |")[2].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("shares", "text"),
+    [
+        ([], "-"),
+        ([None, float("nan")], "-"),
+        ([0.5], "50.00"),
+        ([0.5, 0.52, 0.58], "53.33 ± 4.00"),
+        ([0.25, None, 0.75], "50.00 ± 25.00 (2 of 3)"),
+    ],
+)
+def test_spread_is_the_mean_and_half_the_range(shares, text):
+    assert spread(shares) == text
+
+
+def test_a_row_is_the_mean_over_the_seeds(run, results):
+    header, _, ce, focal = rows_of(run(main, results).stdout, "data")
+    assert header == [
+        "model", "run", "seeds", "mIoU", "pixel acc.", "time", "memory", "trained on",
+    ]  # fmt: skip
+    model = "`deeplabv3plus_resnet50`"
+    # The best of town_ce_s0 is 40, of town_ce_s1 41; they took 300 s and 100 s.
+    assert ce == [
+        "town", model, "`town_ce`", "0, 1", "40.50 ± 0.50", "90.00 ± 0.00", "200 s", "-", "CPU, -",
+    ]  # fmt: skip
+    assert focal[2:] == ["`town_focal`", "0", "50.00", "90.00", "100 s", "-", "CPU, -"]
+
+
+def test_memory_is_the_peak_of_all_seeds(run, results):
+    for name, memory in (("town_ce_s0", 4000.4), ("town_ce_s1", 5000.0)):
+        path = results / name / "log.jsonl"
+        path.write_text(
+            path.read_text().replace('"max_memory_mb": null', f'"max_memory_mb": {memory}')
+        )
+    rows = rows_of(run(main, results).stdout, "data")
+    assert [row[-2] for row in rows[2:]] == ["5,000 MB", "-"]
+
+
+def test_scores_of_the_best_weights_have_columns_of_their_own(run, results):
+    add_scores(results / "town_ce_s0", miou=0.3)
+    add_scores(results / "town_ce_s1", miou=0.5)
+    add_scores(results / "town_ce_s1", "scores_views.json", miou=0.6, scales=[0.5, 1.0], flip=True)
+    header, _, ce, focal = rows_of(run(main, results).stdout, "data")
+    assert header[5:7] == ["mIoU on `test`", "mIoU on `test`, scales 0.5 1, flipped too"]
+    assert ce[6:8] == ["40.00 ± 10.00", "60.00 (1 of 2)"] and focal[6:8] == ["-", "-"]
+
+
+def test_classes_are_compared_with_the_baseline(run, results):
+    path = results / "town_focal_s0" / "log.jsonl"
+    path.write_text(path.read_text().replace('"road": 0.5', '"road": null'))
+    plain = rows_of(run(main, results).stdout, "class")
+    assert plain == [
+        ["`town_ce`", "`town_focal`"],
+        ["---", "---:", "---:"],
+        ["`sky`", "40.50", "50.00"],
+        ["`road`", "40.50", "-"],
+        ["mIoU", "40.50", "50.00"],
+    ]
+    compared = rows_of(run(main, results, "--baseline", "town_focal").stdout, "class")
+    assert compared[0] == ["`town_focal`", "`town_ce`"]
+    assert compared[2:] == [
+        ["`sky`", "50.00", "40.50 (-9.50)"],
+        ["`road`", "-", "40.50"],
+        ["mIoU", "50.00", "40.50 (-9.50)"],
+    ]
+
+
+def test_every_data_set_has_its_table_of_classes(run, results):
+    add_run(results, "village", (0.2,), class_names=("sky", "cow"))
+    text = run(main, results).stdout
+    assert text.count("| class |") == 2 and "| `cow` | 20.00 |" in text
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(results):
+    add_run(results, "town_ce_s2", (0.6,), "--seed", 2, "--lr", 0.02)
+    add_run(results, "again", (0.6,))
+    old = add_run(results, "town_ce_s3", (0.6,), "--seed", 3) / "args.json"
+    stored = json.loads(old.read_text())
+    del stored["args"]["deterministic"]  # a flag that came later: off, as by default
+    old.write_text(json.dumps(stored))
+    runs = [load_run(path) for path in sorted(results.iterdir())]
+    assert [[run.name for run in group] for group in group_runs(runs)] == [
+        ["again"],
+        ["town_ce_s0", "town_ce_s1", "town_ce_s3"],
+        ["town_ce_s2"],
+        ["town_focal_s0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--dataset shapes",
+        "--dataset shapes --lr 0.01 --backbone_weights imagenet1k_v1",
+        "--backbone_weights none --bn_momentum 0.01",
+        "--loss focal --focal_gamma 1.0 --class_weights median_frequency --crop_size 240 320",
+        "--recipe strong --lr 0.123",
+        "--ckpt weights.pth --crop_val --deterministic",
+    ],
+)
+def test_flags_are_the_fewest_that_lead_to_the_settings(tmp_path, flags):
+    argv = ["--dataset", "voc", *flags.split()]
+    settings = settings_to_store(parse_args("", argv))
+    found = find_flags(load_run(write_run(tmp_path / "a", **settings)))
+    assert sorted(to_words(found)) == sorted(flags.split())
+
+
+def test_data_of_ones_own_is_named_without_its_place(tmp_path):
+    settings = settings_to_store(
+        parse_args("", ["--dataset", "custom", "--data_root", "/home/somebody/town"])
+    )
+    flags = find_flags(load_run(write_run(tmp_path / "a", **settings)))
+    assert flags == {"dataset": "custom", "data_root": "data/town"}
+
+
+def test_commands_train_the_seeds_under_their_names(results):
+    groups = group_runs([load_run(path) for path in sorted(results.iterdir())])
+    command = "python main.py --dataset custom --data_root data/town"
+    assert [command_lines(group) for group in groups] == [
+        [f"for s in 0 1; do {command} --seed $s --run_name town_ce_s$s; done"],
+        [f"{command} --loss focal --run_name town_focal_s0"],
+    ]
+    (words,) = (shlex.split(command_lines(groups[1])[0])[2:],)
+    again, stored = vars(parse_args("", words)), groups[1][0].args
+    assert {k: v for k, v in stored.items() if k not in UNCOMPARED and again.get(k, v) != v} == {}
+
+
+def test_block_of_a_file_is_replaced_and_the_rest_left(run, results, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    printed = run(main, results).stdout
+    for _ in range(2):
+        assert run(main, results, "--write", path).status == 0
+        assert path.read_text() == f"before\n{START}\n\n{printed}\n{END}\nafter\n"
+
+
+@pytest.mark.parametrize("content", ["no block", f"{END}\n{START}", START, None])
+def test_file_without_a_block_is_left_alone(run, results, tmp_path, content):
+    path = tmp_path / "README.md"
+    if content is not None:
+        path.write_text(content)
+    assert f"--write {path}: " in run(main, results, "--write", path).error
+    assert content is None or path.read_text() == content
+
+
+def test_bad_results_are_named(run, results, tmp_path):
+    assert "nowhere: holds no run" in run(main, tmp_path / "nowhere").error
+    error = run(main, results, "--baseline", "zzz").error
+    assert "--baseline zzz: no such variant; there are: town_ce, town_focal" in error
+    add_run(results, "town_ce_s2", (0.6,), "--seed", 2, "--lr", 0.02)
+    assert "town_ce_s0, town_ce_s1, town_ce_s2: differ in more" in run(main, results).error
+
+
+def test_bad_scores_are_named(run, results):
+    add_scores(results / "town_ce_s0")
+    assert "scores.json: holds no mIoU" in run(main, results).error
+    add_scores(results / "town_ce_s0", miou=0.3)
+    add_scores(results / "town_ce_s0", "scores_2.json", miou=0.3)
+    assert "scores_2.json: a second score on `test`" in run(main, results).error
+
+
+def test_readme_shows_what_the_command_prints(run, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.partition(START)[2].partition(END)[0].strip("\n") + "\n"
+    command = re.search(r"`python -m utils\.comparison (.*?)`", block)
+    if command is None:
+        pytest.skip("no block of results in README.md")
+    monkeypatch.chdir(ROOT)
+    assert run(main, *shlex.split(command[1])).stdout == block

@@ -1,0 +1,230 @@
+import itertools
+
+import pytest
+import torch
+
+from utils.sam.regions import (
+    RegionScores,
+    border_band,
+    component_prompts,
+    connected_components,
+    index_map,
+    paint_classes,
+)
+
+
+def mask_of(*rows: str) -> torch.Tensor:
+    return torch.tensor([[letter == "#" for letter in row] for row in rows])
+
+
+def flood_fill(classes: list[list[int]]) -> list[list[int]]:
+    """Number the 8-connected regions the slow way."""
+    height, width = len(classes), len(classes[0])
+    numbers = [[-1] * width for _ in range(height)]
+    count = 0
+    for start in ((y, x) for y in range(height) for x in range(width)):
+        if numbers[start[0]][start[1]] >= 0:
+            continue
+        numbers[start[0]][start[1]] = count
+        stack = [start]
+        while stack:
+            y, x = stack.pop()
+            for v in range(max(y - 1, 0), min(y + 2, height)):
+                for u in range(max(x - 1, 0), min(x + 2, width)):
+                    if numbers[v][u] < 0 and classes[v][u] == classes[y][x]:
+                        numbers[v][u] = count
+                        stack.append((v, u))
+        count += 1
+    return numbers
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_components_equal_those_of_a_flood_fill(seed):
+    generator = torch.Generator().manual_seed(seed)
+    height, width = torch.randint(1, 25, (2,), generator=generator).tolist()
+    classes = torch.randint(2 + seed % 3, (height, width), generator=generator, dtype=torch.uint8)
+    assert connected_components(classes).tolist() == flood_fill(classes.tolist())
+
+
+def test_components_follow_a_spiral_to_its_end():
+    spiral = mask_of(
+        "#########",
+        "........#",
+        "#######.#",
+        "#.....#.#",
+        "#.###.#.#",
+        "#.#...#.#",
+        "#.#####.#",
+        "#.......#",
+        "#########",
+    )
+    components = connected_components(spiral)
+    assert components[spiral].unique().tolist() == [0]
+    assert components[~spiral].unique().tolist() == [1]
+
+
+def test_prompts_lie_deep_inside_their_component():
+    pred = torch.zeros(9, 12, dtype=torch.uint8)
+    pred[1:8, 1:6] = 1  # 7 x 5: depth 3 in column 3; the middle is row 4
+    pred[2:3, 7:12] = 2  # a line: its middle is column 9
+    pred[5:8, 8] = 2  # an L whose middle lies nowhere near its centre of mass
+    pred[7, 8:12] = 2
+    prompts = component_prompts(pred, first_class=1)
+    assert prompts.boxes.tolist() == [[1, 1, 5, 7], [7, 2, 11, 2], [8, 5, 11, 7]]
+    assert prompts.points.tolist()[:2] == [[3, 4], [9, 2]]
+    assert prompts.classes.tolist() == [1, 2, 2]
+    column, row = prompts.points[2]
+    assert pred[row, column] == 2
+    assert len(component_prompts(pred).classes) == 4  # and the background
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_component_has_its_own_prompt(seed):
+    generator = torch.Generator().manual_seed(seed)
+    pred = torch.randint(3, (20, 30), generator=generator)
+    components = connected_components(pred)
+    prompts = component_prompts(pred)
+    columns, rows = prompts.points.T
+    assert components[rows, columns].tolist() == list(range(int(components.max()) + 1))
+    for number, box in enumerate(prompts.boxes.tolist()):
+        y, x = torch.nonzero(components == number, as_tuple=True)
+        assert box == [int(x.min()), int(y.min()), int(x.max()), int(y.max())]
+
+
+def test_band_lies_on_both_sides_of_a_border_between_classes():
+    target = torch.zeros(1, 10, dtype=torch.uint8)
+    target[0, 4:] = 1
+    assert border_band(target, 2).int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0, 0]]
+
+
+def test_band_goes_around_the_void_and_not_into_it():
+    target = torch.zeros(1, 10, dtype=torch.uint8)
+    target[0, 4:6], target[0, 6:] = 255, 1
+    assert border_band(target, 3).int().tolist() == [[0, 1, 1, 1, 0, 0, 1, 1, 1, 0]]
+
+
+def test_band_is_square_around_a_pixel_and_void_of_one_value_has_none():
+    target = torch.full((9, 11), 7, dtype=torch.uint8)
+    assert not border_band(target, 3).any()
+    target[4, 5] = 8
+    expected = torch.zeros(9, 11, dtype=torch.bool)
+    expected[2:7, 3:8] = True
+    assert torch.equal(border_band(target, 2), expected)
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_band_equals_its_definition_pixel_by_pixel(width):
+    generator = torch.Generator().manual_seed(width)
+    target = torch.tensor([0, 0, 0, 1, 255])[torch.randint(5, (5, 6), generator=generator)]
+    target = target.repeat_interleave(4, 0).repeat_interleave(5, 1)
+    found = border_band(target, width)
+    for y in range(target.shape[0]):
+        for x in range(target.shape[1]):
+            near = target[max(y - width, 0) : y + width + 1, max(x - width, 0) : x + width + 1]
+            assert found[y, x] == bool(target[y, x] != 255 and (near != target[y, x]).any())
+
+
+# DeepLab is right but for the last column of the object; SAM's second mask is the object exactly.
+TARGET = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 255], [0, 0, 0, 0, 0]])
+PRED = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 1, 2], [0, 0, 1, 1, 0], [0, 0, 0, 0, 2]])
+WHOLE = mask_of("#####", "#####", "#####", ".....")
+OBJECT = mask_of("..###", "..###", "..###", ".....")
+
+
+def test_mask_takes_the_class_of_most_pixels_and_uncovered_pixels_keep_theirs():
+    painted = paint_classes([WHOLE, OBJECT], source=PRED, base=PRED, num_classes=3)
+    assert painted.tolist() == [[0, 0, 1, 1, 1]] * 3 + [[0, 0, 0, 0, 2]]
+    assert PRED[0, 4] == 0  # what it was given is as before
+
+
+def test_smaller_mask_must_come_later_to_be_seen():
+    painted = paint_classes([OBJECT, WHOLE], source=PRED, base=PRED, num_classes=3)
+    assert painted[:3].unique().tolist() == [0]
+
+
+def test_mask_of_void_alone_is_left_out_of_the_oracle():
+    void = mask_of(".....", ".....", "....#", ".....")
+    painted = paint_classes([void], source=TARGET, base=PRED, num_classes=3)
+    assert torch.equal(painted, PRED)
+
+
+def test_lower_class_wins_a_tie():
+    half = torch.tensor([[2, 2, 1, 1]])
+    assert paint_classes([half > 0], half, half, 3).tolist() == [[1, 1, 1, 1]]
+
+
+def test_scores_of_a_hand_made_image():
+    scores = RegionScores(3, band_widths=(1,))
+    scores.update(TARGET, [WHOLE, OBJECT], PRED)
+    found = scores.compute(("a", "b", "c"))
+    # DeepLab: 10 of the 11 pixels of a and one of b's, 6 of the 8 of b.
+    assert found["deeplab"]["class_iou"] == {"a": 10 / 12, "b": 6 / 8, "c": 0.0}
+    assert found["deeplab"]["miou"] == pytest.approx((10 / 12 + 6 / 8 + 0) / 3)
+    # SAM + DeepLab: only the pixel that no mask covers is still wrong.
+    assert found["sam_deeplab"]["class_iou"] == {"a": 10 / 11, "b": 1.0, "c": 0.0}
+    # The oracle cannot mend it either. It takes WHOLE, most of which is b, for the a that is seen.
+    assert found["oracle"] == found["sam_deeplab"]
+    assert found["masks_per_image"] == 2
+    assert found["masks_per_region"] == 2 / 2
+
+
+def test_oracle_takes_its_classes_from_the_target():
+    wrong = torch.full_like(TARGET, 2)
+    scores = RegionScores(3)
+    scores.update(TARGET, [WHOLE, OBJECT], wrong)
+    found = scores.compute(("a", "b", "c"))
+    assert found["sam_deeplab"] == found["deeplab"]
+    assert found["oracle"]["class_iou"] == {"a": 6 / 11, "b": 1.0, "c": 0.0}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_choice_of_classes_gets_more_pixels_right_than_the_oracle(seed):
+    generator = torch.Generator().manual_seed(seed)
+    target, pred = torch.randint(3, (2, 6, 7), generator=generator)
+    masks = list(torch.rand(3, 6, 7, generator=generator) < 0.5)
+    scores = RegionScores(3)
+    scores.update(target, masks, pred)
+    right = {name: int(matrix.diagonal().sum()) for name, matrix in scores.confusions.items()}
+    others = []
+    for choice in itertools.product(range(3), repeat=3):
+        painted = pred.clone()
+        for mask, index in zip(masks, choice, strict=True):
+            painted[mask] = index
+        others.append(int((painted == target).sum()))
+    assert right["oracle"] == max(others)
+    assert right["sam_deeplab"] in others
+
+
+def test_border_scores_count_the_band_alone():
+    target = torch.zeros(12, 40, dtype=torch.long)
+    target[:, 20:] = 1
+    pred = target.clone()
+    pred[:, 0] = 1  # far from the border
+    pred[:, 18:20] = 1  # two columns on the wrong side of it
+    right = torch.zeros(12, 40, dtype=torch.bool)
+    right[:, 20:] = True
+    scores = RegionScores(2)
+    scores.update(target, [~right, right], pred)
+    found = scores.compute(("a", "b"))["borders"]
+    assert list(found) == ["3", "5", "10"]
+    for width in (3, 5, 10):
+        expected = ((width - 2) / width + width / (width + 2)) / 2
+        assert found[str(width)]["deeplab"] == pytest.approx(expected)
+        assert found[str(width)]["sam_deeplab"] == 1.0
+
+
+def test_masks_are_counted_per_region_of_the_target_over_all_images():
+    scores = RegionScores(3)
+    scores.update(torch.tensor([[0, 255, 0, 1]]), [torch.ones(1, 4, dtype=torch.bool)] * 4, None)
+    scores.update(torch.tensor([[2, 2]]), [torch.ones(1, 2, dtype=torch.bool)] * 2, None)
+    assert scores.compute("abc") == {"masks_per_image": 3.0, "masks_per_region": 6 / 4}
+
+
+def test_no_region_at_all_gives_no_ratio():
+    scores = RegionScores(3)
+    scores.update(torch.full((2, 2), 255), [], torch.zeros(2, 2, dtype=torch.long))
+    assert scores.compute("abc") == {"masks_per_image": 0.0, "masks_per_region": None}
+
+
+def test_index_map_names_the_last_mask_that_covers_a_pixel():
+    assert index_map([WHOLE, OBJECT], (4, 5)).tolist() == [[0, 0, 1, 1, 1]] * 3 + [[-1] * 5]

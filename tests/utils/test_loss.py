@@ -1,0 +1,466 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.common.errors import UserError
+from utils.loss import (
+    CLASS_WEIGHTS,
+    LOSSES,
+    AuxiliaryLoss,
+    CrossEntropyLoss,
+    CrossEntropyLovaszLoss,
+    DiceLoss,
+    FocalLoss,
+    LovaszSoftmaxLoss,
+    OhemCrossEntropyLoss,
+    build_criterion,
+    class_weights,
+    jaccard_slopes,
+)
+
+ALL = sorted(LOSSES)
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25])
+
+
+def two_classes(probs_of_1: list[float], target: list[int]) -> tuple[Tensor, Tensor]:
+    """Logits (1, 2, 1, P) whose softmax is 1 - p and p, and the target (1, 1, P)."""
+    p = torch.tensor(probs_of_1)
+    return torch.stack([1 - p, p]).log()[None, :, None], torch.tensor(target)[None, None]
+
+
+def random_batch(seed: int = 0, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+    """Logits (2, 4, 3, 5) in float64 and a target with 4 classes and 6 ignored pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64)
+    target = torch.arange(30).remainder(4)[torch.randperm(30, generator=generator)]
+    target[torch.randperm(30, generator=generator)[:6]] = ignore_index
+    return logits, target.reshape(2, 3, 5)
+
+
+def grad_of(criterion, logits: Tensor, target: Tensor) -> Tensor:
+    logits = logits.detach().clone().requires_grad_()
+    criterion(logits, target).backward()
+    return logits.grad
+
+
+# Values by hand. p of the right class: 0.8, 0.4, 0.7 for the three pixels of `HAND`.
+
+HAND = ([0.8, 0.4, 0.3], [1, 1, 0])
+
+
+def test_cross_entropy_is_the_mean_of_minus_log_p():
+    value = CrossEntropyLoss()(*two_classes(*HAND))
+    assert value.item() == pytest.approx((0.2231436 + 0.9162907 + 0.3566749) / 3, rel=1e-6)
+
+
+def test_weighted_cross_entropy_is_divided_by_the_sum_of_the_weights():
+    criterion = CrossEntropyLoss(class_weights=torch.tensor([3.0, 0.5]))
+    value = criterion(*two_classes(*HAND))
+    expected = (0.5 * 0.2231436 + 0.5 * 0.9162907 + 3 * 0.3566749) / 4
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "factors"),
+    [(2.0, (0.04, 0.36, 0.09)), (1.0, (0.2, 0.6, 0.3)), (0.5, (0.4472136, 0.7745967, 0.5477226))],
+)
+def test_focal_multiplies_cross_entropy_by_a_power_of_1_minus_p(gamma, factors):
+    value = FocalLoss(gamma=gamma)(*two_classes(*HAND))
+    expected = factors[0] * 0.2231436 + factors[1] * 0.9162907 + factors[2] * 0.3566749
+    assert value.item() == pytest.approx(expected / 3, rel=1e-6)
+
+
+def test_focal_shares_the_divisor_of_weighted_cross_entropy():
+    criterion = FocalLoss(class_weights=torch.tensor([3.0, 0.5]), gamma=1)
+    value = criterion(*two_classes(*HAND))
+    expected = 0.5 * 0.2 * 0.2231436 + 0.5 * 0.6 * 0.9162907 + 3 * 0.3 * 0.3566749
+    assert value.item() == pytest.approx(expected / 4, rel=1e-6)
+
+
+def test_dice_is_averaged_over_both_classes():
+    value = DiceLoss()(*two_classes(*HAND))
+    class_1 = 1 - 2 * (0.8 + 0.4) / (1.5 + 2)
+    class_0 = 1 - 2 * 0.7 / (1.5 + 1)
+    assert value.item() == pytest.approx((class_0 + class_1) / 2, rel=1e-6)
+
+
+def test_lovasz_weights_sorted_errors_by_differences_of_the_jaccard_loss():
+    # Class 1: errors 0.6 (inside), 0.3 (outside), 0.2 (inside); Jaccard losses 1/2, 2/3, 1.
+    # Class 0: errors 0.6 (outside), 0.3 (inside), 0.2 (outside); Jaccard losses 1/2, 1, 1.
+    value = LovaszSoftmaxLoss()(*two_classes(*HAND))
+    class_1 = 0.6 / 2 + 0.3 / 6 + 0.2 / 3
+    class_0 = 0.6 / 2 + 0.3 / 2
+    assert value.item() == pytest.approx((class_0 + class_1) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("criterion", [DiceLoss(), LovaszSoftmaxLoss()])
+def test_classes_absent_from_the_target_are_left_out_of_the_mean(criterion):
+    logits, target = two_classes([0.8, 0.4, 0.3], [1, 1, 1])
+    # Class 1 alone. Dice: |p| = 1.5, |t| = 3. Lovász: every pixel inside, so the mean error.
+    expected = {"DiceLoss": 1 - 2 * 1.5 / 4.5, "LovaszSoftmaxLoss": (0.2 + 0.6 + 0.7) / 3}
+    assert criterion(logits, target).item() == pytest.approx(
+        expected[type(criterion).__name__], rel=1e-6
+    )
+
+
+# OHEM: p of the right class is 0.9, 0.8, 0.6, 0.3; a fifth pixel, the worst, is ignored.
+
+
+@pytest.mark.parametrize(
+    ("threshold", "min_fraction", "kept"),
+    [
+        (0.7, 0.25, [2, 3]),  # all that are hard, more than the quarter asked for
+        (0.7, 0.75, [1, 2, 3]),  # three quarters, though only two are hard
+        (0.7, 0.51, [1, 2, 3]),  # rounded up
+        (0.2, 0.25, [3]),  # none is hard
+        (0.2, 0.0, []),
+        (1.0, 0.0, [0, 1, 2, 3]),
+    ],
+)
+def test_ohem_keeps_exactly_the_hard_pixels(threshold, min_fraction, kept):
+    logits, target = two_classes([0.9, 0.2, 0.6, 0.7, 0.01], [1, 0, 1, 0, 255])
+    criterion = OhemCrossEntropyLoss(threshold=threshold, min_fraction=min_fraction)
+    grad = grad_of(criterion, logits, target)
+    assert grad[0, 0, 0].nonzero().flatten().tolist() == kept
+    losses = [-math.log(p) for p in (0.9, 0.8, 0.6, 0.3)]
+    expected = sum(losses[k] for k in kept) / max(len(kept), 1)
+    assert criterion(logits, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+# Cross entropy and focal against torch
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS.double()], ids=["plain", "weighted"])
+@pytest.mark.parametrize("criterion_class", [CrossEntropyLoss, FocalLoss])
+def test_gamma_0_equals_torch_cross_entropy_in_value_and_gradient(criterion_class, weights):
+    options = {"gamma": 0} if criterion_class is FocalLoss else {}
+    criterion = criterion_class(class_weights=weights, **options)
+    logits, target = random_batch()
+
+    def reference(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(x, y, weight=weights, ignore_index=255)
+
+    torch.testing.assert_close(
+        criterion(logits, target), reference(logits, target), rtol=1e-14, atol=0
+    )
+    torch.testing.assert_close(
+        grad_of(criterion, logits, target), grad_of(reference, logits, target), rtol=0, atol=1e-16
+    )
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_gamma_0_equals_the_cross_entropy_loss_bit_for_bit_in_float32(weights):
+    logits, target = random_batch()
+    logits = logits.float() * 20  # also pixels whose probability rounds to 0 or 1
+    ce = CrossEntropyLoss(class_weights=weights)
+    focal = FocalLoss(class_weights=weights, gamma=0)
+    assert torch.equal(ce(logits, target), focal(logits, target))
+    assert torch.equal(grad_of(ce, logits, target), grad_of(focal, logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 1.0, 2.0, 5.0])
+def test_focal_is_finite_where_p_is_0_or_1(gamma, dtype):
+    sure = torch.tensor([[100.0, -100.0]], dtype=dtype).reshape(1, 2, 1, 1)
+    criterion = FocalLoss(gamma=gamma)
+    right, wrong = torch.zeros(1, 1, 1).long(), torch.ones(1, 1, 1).long()
+    assert criterion(sure, right).item() == pytest.approx(0, abs=1e-30)
+    assert criterion(sure, wrong).item() == pytest.approx(200)
+    assert grad_of(criterion, sure, right).flatten().tolist() == pytest.approx([0, 0], abs=1e-30)
+    assert grad_of(criterion, sure, wrong).flatten().tolist() == pytest.approx([1, -1])
+
+
+def test_focal_keeps_the_digits_of_1_minus_p_close_to_1():
+    # 1 - exp(-1e-5) = 1e-5 - 0.5e-10 + ...; in float32, 1 - exp is 0.1 percent off.
+    value = FocalLoss(gamma=1).modulate(torch.tensor([1e-5]))
+    assert value.item() == pytest.approx(1e-5 * (1e-5 - 0.5e-10), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("gamma", [-0.5, math.nan, math.inf])
+def test_focal_refuses_a_gamma_below_0_and_names_the_flag(gamma):
+    with pytest.raises(UserError, match="--focal_gamma"):
+        FocalLoss(gamma=gamma)
+
+
+def test_divisor_counts_valid_pixels_or_sums_their_weights():
+    target = torch.tensor([[[0, 1, 1, 255, 3]]], dtype=torch.uint8)
+    assert CrossEntropyLoss().divisor(target).item() == 4
+    assert CrossEntropyLoss().divisor(target).dtype == torch.float32
+    assert FocalLoss(class_weights=WEIGHTS).divisor(target).item() == 0.5 + 2 + 2 + 0.25
+    assert FocalLoss(class_weights=WEIGHTS).divisor(target.fill_(255)).item() == 0
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS.double()], ids=["plain", "weighted"])
+@pytest.mark.parametrize("criterion_class", [CrossEntropyLoss, FocalLoss])
+def test_shares_weighted_by_their_divisors_give_the_loss_of_the_whole_batch(
+    criterion_class, weights
+):
+    criterion = criterion_class(class_weights=weights)
+    logits, target = random_batch()
+    target[0, :2] = 255  # the halves differ in their number of valid pixels
+    shares = [(logits[k : k + 1], target[k : k + 1]) for k in (0, 1)]
+    divisors = [criterion.divisor(share_target) for _, share_target in shares]
+    total = sum(criterion(*share) * n for share, n in zip(shares, divisors, strict=True))
+    torch.testing.assert_close(total / sum(divisors), criterion(logits, target), rtol=1e-7, atol=0)
+
+
+def test_weight_0_classes_take_no_part_and_alone_give_0():
+    criterion = CrossEntropyLoss(class_weights=torch.tensor([0.0, 1.0]))
+    logits, target = two_classes(*HAND)
+    assert criterion(logits, target).item() == pytest.approx((0.2231436 + 0.9162907) / 2, rel=1e-6)
+    nothing = torch.zeros_like(target)
+    assert criterion(logits, nothing).item() == 0
+    assert not grad_of(criterion, logits, nothing).any()
+
+
+# Dice and Lovász
+
+
+@pytest.mark.parametrize("name", ["dice", "lovasz"])
+def test_perfect_prediction_costs_nothing(name):
+    _, target = random_batch()
+    one_hot = F.one_hot(target.where(target != 255, 0), 4).movedim(-1, 1)
+    assert LOSSES[name]()(one_hot * 200.0, target).item() == pytest.approx(0, abs=1e-7)
+    assert LOSSES[name]()(one_hot * -200.0, target).item() == pytest.approx(1, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lovasz_of_hard_predictions_is_1_minus_iou(seed):
+    logits, target = random_batch(seed)
+    pred = logits.argmax(1)
+    hard = F.one_hot(pred, 4).movedim(-1, 1) * 1000.0
+    pairs = list(zip(pred.flatten().tolist(), target.flatten().tolist(), strict=True))
+    jaccard_losses = []
+    for index in range(4):
+        intersection = sum(p == t == index for p, t in pairs)
+        union = sum(index in (p, t) for p, t in pairs if t != 255)
+        jaccard_losses.append(1 - intersection / union)
+    expected = sum(jaccard_losses) / 4
+    assert LovaszSoftmaxLoss()(hard, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_jaccard_slopes_are_exact_in_float32_over_many_pixels():
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.rand(100_000, generator=generator)
+    inside = torch.rand(100_000, generator=generator) < 0.1
+    order = errors.argsort(descending=True)
+    wrong = inside[order].double()
+    jaccard = 1 - (wrong.sum() - wrong.cumsum(0)) / (wrong.sum() + (1 - wrong).cumsum(0))
+    expected = jaccard.diff(prepend=torch.zeros(1, dtype=torch.float64))
+    slopes = jaccard_slopes(errors, inside)[order].double()
+    torch.testing.assert_close(slopes, expected, rtol=1e-6, atol=1e-14)
+
+
+def test_jaccard_slopes_of_a_single_pixel_are_finite():
+    assert jaccard_slopes(torch.tensor([0.3]), torch.tensor([True])).tolist() == [1.0]
+
+
+# Every loss
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("seed", range(2))
+def test_gradient_agrees_with_finite_differences(name, seed):
+    logits, target = random_batch(seed)
+    assert torch.autograd.gradcheck(
+        lambda x: LOSSES[name]()(x, target), logits.requires_grad_(), atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
+def test_focal_gradient_agrees_with_finite_differences(gamma):
+    logits, target = random_batch()
+    criterion = FocalLoss(class_weights=WEIGHTS.double(), gamma=gamma)
+    assert torch.autograd.gradcheck(lambda x: criterion(x, target), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("ignore_index", [255, -100, 3])
+@pytest.mark.parametrize("name", ALL)
+def test_logits_of_ignored_pixels_change_nothing(name, ignore_index):
+    criterion = LOSSES[name](ignore_index=ignore_index)
+    logits, target = random_batch(ignore_index=ignore_index)
+    ignored = (target == ignore_index)[:, None].expand_as(logits)
+    changed = logits.where(~ignored, 50 * logits.flip(1))
+    assert torch.equal(criterion(logits, target), criterion(changed, target))
+    grad = grad_of(criterion, changed, target)
+    assert not grad[ignored].any()
+    assert grad[~ignored].any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ignored_pixels_count_as_if_they_were_not_there(name):
+    logits, target = random_batch()
+    valid = target != 255
+    some = logits.movedim(1, 0)[:, valid][None, :, None]  # (1, C, 1, P)
+    expected = LOSSES[name]()(some, target[valid][None, None])
+    torch.testing.assert_close(LOSSES[name]()(logits, target), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", [*ALL, "weighted"])
+def test_batch_without_valid_pixel_gives_0_and_zero_gradients(name):
+    criterion = LOSSES[name]() if name in LOSSES else FocalLoss(class_weights=WEIGHTS)
+    logits, target = random_batch()
+    target.fill_(255)
+    assert criterion(logits, target).item() == 0
+    assert torch.equal(grad_of(criterion, logits, target), torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("name", [*ALL, "weighted"])
+def test_every_integer_type_of_target_gives_the_same(name, dtype):
+    criterion = LOSSES[name]() if name in LOSSES else CrossEntropyLoss(class_weights=WEIGHTS)
+    logits, target = random_batch()
+    assert torch.equal(criterion(logits, target.to(dtype)), criterion(logits, target))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_negative_ignore_index_does_not_catch_a_class_of_a_uint8_target(name):
+    logits = torch.zeros(1, 200, 1, 1)  # -100 and class 156 are one byte
+    target = torch.full((1, 1, 1), 156, dtype=torch.uint8)
+    assert LOSSES[name](ignore_index=-100)(logits, target).item() > 0.9
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float64_stays_float64_and_float32_agrees_with_it(name):
+    logits, target = random_batch()
+    double, single = (LOSSES[name]()(x, target) for x in (logits, logits.float()))
+    assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_logits_are_computed_in_float32(name, dtype, autocast):
+    logits, target = random_batch()
+    logits = logits.to(dtype)
+    expected = LOSSES[name]()(logits.float(), target)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        value = LOSSES[name]()(logits, target)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    grad = grad_of(LOSSES[name](), logits, target)
+    assert grad.dtype == dtype
+    assert grad.isfinite().all()
+    assert grad.any()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("logits_shape", "target_shape"),
+    [((2, 4, 3, 5), (2, 3, 4)), ((2, 4, 3, 5), (2, 1, 3, 5)), ((4, 3, 5), (3, 5))],
+)
+def test_shapes_that_do_not_fit_are_named(name, logits_shape, target_shape):
+    with pytest.raises(ValueError, match="needs logits") as error:
+        LOSSES[name]()(torch.zeros(logits_shape), torch.zeros(target_shape).long())
+    assert str(logits_shape) in str(error.value)
+    assert str(target_shape) in str(error.value)
+
+
+def test_float_target_and_weights_of_another_number_of_classes_are_errors():
+    logits, target = random_batch()
+    with pytest.raises(ValueError, match="integers"):
+        CrossEntropyLoss()(logits, target.float())
+    with pytest.raises(ValueError, match="3 class weights for 4 classes"):
+        CrossEntropyLoss(class_weights=WEIGHTS[:3])(logits, target)
+
+
+# build_criterion
+
+
+def test_ce_lovasz_is_the_sum_of_both():
+    logits, target = random_batch()
+    weights = WEIGHTS.double()
+    value = CrossEntropyLovaszLoss(class_weights=weights)(logits, target)
+    expected = CrossEntropyLoss(class_weights=weights)(logits, target)
+    assert value.item() == pytest.approx((expected + LovaszSoftmaxLoss()(logits, target)).item())
+
+
+def test_auxiliary_loss_adds_the_second_logits_with_their_weight():
+    logits, target = random_batch()
+    other, _ = random_batch(seed=1)
+    criterion = CrossEntropyLoss()
+    value = AuxiliaryLoss(criterion, 0.4)((logits, other), target)
+    expected = criterion(logits, target) + 0.4 * criterion(other, target)
+    assert value.item() == pytest.approx(expected.item())
+    assert AuxiliaryLoss(criterion, 0.4).divisor(target) == criterion.divisor(target)
+    assert not hasattr(AuxiliaryLoss(LovaszSoftmaxLoss(), 0.4), "divisor")
+
+
+def test_build_criterion_passes_each_loss_what_it_uses():
+    for name, criterion_class in LOSSES.items():
+        criterion = build_criterion(name, ignore_index=7)
+        assert type(criterion) is criterion_class
+        assert criterion.ignore_index == 7
+    assert build_criterion("focal").gamma == 2
+    focal = build_criterion("focal", class_weights=WEIGHTS, focal_gamma=0.0)
+    assert focal.gamma == 0
+    assert focal.class_weights is WEIGHTS
+    assert build_criterion("ce", class_weights=WEIGHTS).class_weights is WEIGHTS
+
+
+@pytest.mark.parametrize("name", ["ohem", "dice", "lovasz"])
+def test_class_weights_are_refused_by_a_loss_that_cannot_use_them(name):
+    with pytest.raises(UserError, match=f"--loss {name} .*--class_weights.*--loss ce") as error:
+        build_criterion(name, class_weights=WEIGHTS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ce", "ohem", "dice", "lovasz"])
+def test_focal_gamma_is_refused_by_a_loss_that_cannot_use_it(name):
+    with pytest.raises(UserError, match=f"--loss {name} .*--focal_gamma.*--loss focal"):
+        build_criterion(name, focal_gamma=2.0)
+
+
+def test_class_weights_move_with_the_module_but_are_no_part_of_its_state():
+    criterion = CrossEntropyLoss(class_weights=WEIGHTS)
+    assert criterion.to("meta").class_weights.device.type == "meta"
+    assert criterion.state_dict() == {}
+
+
+# Class weights
+
+
+def test_median_frequency_divides_the_median_by_the_frequency_where_present():
+    # Frequencies: 60/100, 20/100, 10/50, 5/100; sorted 0.05, 0.2, 0.2, 0.6.
+    weights = class_weights(
+        "median_frequency",
+        torch.tensor([60, 20, 10, 0, 5]),
+        torch.tensor([2, 2, 1, 0, 2]),
+        torch.tensor([100, 100, 50, 0, 100]),
+    )
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == pytest.approx([1 / 3, 1, 1, 0, 4])
+
+
+def test_median_of_an_even_number_of_frequencies_is_the_mean_of_the_middle_two():
+    weights = class_weights(
+        "median_frequency", torch.tensor([30, 10]), torch.tensor([1, 1]), torch.tensor([40, 40])
+    )
+    assert weights.tolist() == pytest.approx([0.5 / 0.75, 0.5 / 0.25])
+
+
+def test_effective_number_counts_images_and_has_mean_1_over_the_classes_present():
+    # 1 image has the effective number 1, 2 have 1 + 0.999: the weights are as 1 to 1/1.999.
+    weights = class_weights(
+        "effective_number",
+        torch.tensor([10**6, 0, 10**7]),
+        torch.tensor([1, 0, 2]),
+        torch.tensor([10**7, 0, 10**7]),
+    )
+    mean = (1 + 1 / 1.999) / 2
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == pytest.approx([1 / mean, 0, 1 / 1.999 / mean])
+
+
+@pytest.mark.parametrize("method", sorted(CLASS_WEIGHTS))
+def test_no_class_at_all_is_an_error_unless_no_weights_are_asked_for(method):
+    zeros = torch.zeros(3).long()
+    if method == "none":
+        assert class_weights(method, zeros, zeros, zeros) is None
+    else:
+        with pytest.raises(UserError, match=f"--class_weights {method}"):
+            class_weights(method, zeros, zeros, zeros)

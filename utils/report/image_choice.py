@@ -1,0 +1,216 @@
+"""The choice of images that figures show: one for each object class, and five for comparisons.
+
+The choice is a function of the masks, a seed and the wishes of a person, and is kept in
+`report/picks.json`:
+
+    {"dataset": "voc", "data_root": "data", "image_set": "train",
+     "classes": {"aeroplane": "2007_000032", ...}, "five": ["2007_000032", ...]}
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from datasets import build_dataset
+from datasets.base import IGNORE_INDEX, SegmentationDataset
+from datasets.loader import available_cores
+from utils.common.errors import UserError
+from utils.common.files import write_json
+
+NUM_CANDIDATES = 10  # a seed other than 0 draws among so many of the best images of a class
+
+# The groups of classes of the VOC challenge (its development kit, section 1).
+VOC_KINDS = {
+    "animal": ("bird", "cat", "cow", "dog", "horse", "sheep"),
+    "vehicle": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
+    "indoor": ("bottle", "chair", "diningtable", "pottedplant", "sofa", "tvmonitor"),
+}
+_KIND_OF = {name: kind for kind, names in VOC_KINDS.items() for name in names}
+
+
+def has_background(class_names: Sequence[str]) -> bool:
+    """Whether class 0 is what is left beside the objects (labelme calls it `_background_`)."""
+    return class_names[0].strip("_").lower() == "background"
+
+
+def object_classes(class_names: Sequence[str]) -> list[int]:
+    """The indices of the object classes: all but the background."""
+    return list(range(int(has_background(class_names)), len(class_names)))
+
+
+def kinds_of(class_name: str) -> set[str]:
+    """What two classes must not share to be of distinct kinds.
+
+    VOC's classes have their group in the challenge, a name of several words each of its words.
+    """
+    if class_name in _KIND_OF:
+        return {_KIND_OF[class_name]}
+    return set(class_name.lower().replace("-", "_").replace(" ", "_").split("_")) - {""}
+
+
+def pick_images(
+    dataset: SegmentationDataset, seed: int = 0, fixed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Choose one image for each object class, each image at most once, and five of them.
+
+    An image is good for a class that is large in it, not cut by the border, and alone (see
+    `rate_images`). The class with the fewest images chooses first. With `seed` 0 it takes the best
+    image that is left, with another one of the ten best.
+
+    Args:
+        dataset: reads masks alone.
+        seed: 0, or another choice.
+        fixed: the image of a class, decided by a person.
+
+    Returns:
+        `classes`: {class name: id}, in the order of the classes, without those that no image was
+        left for; `five`: ids, see `pick_five`.
+
+    Raises:
+        UserError: a fixed class or image is not in the set, or does not fit.
+    """
+    ratings = rate_images(dataset)  # (images, C)
+    chosen = check_fixed(dataset, ratings, fixed or {})
+    generator = torch.Generator().manual_seed(seed)
+    names = dataset.class_names
+    for index in sorted(
+        object_classes(names), key=lambda index: int((ratings[:, index] > 0).sum())
+    ):
+        if names[index] in chosen:
+            continue
+        left = ratings[:, index].clone()
+        left[list(chosen.values())] = 0
+        order = left.argsort(descending=True, stable=True)
+        order = order[left[order] > 0][: NUM_CANDIDATES if seed else 1]
+        if len(order):
+            draw = int(torch.randint(len(order), (), generator=generator))
+            chosen[names[index]] = int(order[draw])
+    classes = {name: dataset.ids[chosen[name]] for name in names if name in chosen}
+    return {"classes": classes, "five": pick_five(classes)}
+
+
+def pick_five(classes: Mapping[str, str]) -> list[str]:
+    """Five of the picks: in the order of the classes, those that share no kind with one before.
+
+    If these are fewer than five, the rest comes from the first of the others (see `kinds_of`).
+    """
+    seen: set[str] = set()
+    distinct = []
+    for name in classes:
+        if not seen & kinds_of(name):
+            seen |= kinds_of(name)
+            distinct.append(name)
+    others = [name for name in classes if name not in distinct]
+    return [classes[name] for name in (distinct + others)[:5]]
+
+
+def rate_images(dataset: SegmentationDataset) -> torch.Tensor:
+    """Rate every image for every class: float64 (images, C), 0 where the class is not in it.
+
+    The rating is a product of three numbers in [0, 1]: the share of the labelled pixels that the
+    class has; the tenth power of the share of the image's edge that it leaves free; the square of
+    its share of all objects' pixels.
+    """
+    first = object_classes(dataset.class_names)[0]
+
+    def rate(index: int) -> torch.Tensor:
+        target = dataset.read_target(index)
+        edge = torch.cat([target[0], target[-1], target[1:-1, 0], target[1:-1, -1]])
+        counts, cut = (
+            torch.bincount(part.flatten(), minlength=IGNORE_INDEX)[: dataset.num_classes].double()
+            for part in (target, edge)
+        )
+        share = counts / counts.sum().clamp(min=1)
+        free = 1 - cut / (len(edge) + 1)  # never 0, so that the class counts as present
+        alone = counts / counts[first:].sum().clamp(min=1)
+        return share * free**10 * alone.clamp(max=1) ** 2
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        results = pool.map(rate, range(len(dataset)))
+        return torch.stack(list(tqdm(results, "pick images", len(dataset), leave=False)))
+
+
+def check_fixed(
+    dataset: SegmentationDataset, ratings: torch.Tensor, fixed: Mapping[str, str]
+) -> dict[str, int]:
+    """The indices of the images that a person wants, by class name."""
+    allowed = [dataset.class_names[index] for index in object_classes(dataset.class_names)]
+    places = {sample: index for index, sample in enumerate(dataset.ids)}
+    chosen: dict[str, int] = {}
+    for name, sample in fixed.items():
+        pick = f"--pick {name}={sample}"
+        if name not in allowed:
+            raise UserError(f"{pick}: no such object class: choose from {', '.join(allowed)}")
+        if sample not in places:
+            raise UserError(f"{pick}: no such image in this set: see --image_set, or pick another")
+        if places[sample] in chosen.values():
+            raise UserError(f"{pick}: the image was picked for another class: pick another")
+        if ratings[places[sample], dataset.class_names.index(name)] == 0:
+            raise UserError(f"{pick}: the image holds no {name}: pick another")
+        chosen[name] = places[sample]
+    return chosen
+
+
+def make_picks(
+    path: Path,
+    args: argparse.Namespace,
+    image_set: str = "train",
+    seed: int = 0,
+    fixed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Choose images of the data set that the flags name, and keep the choice in a file."""
+    dataset = build_dataset(args, image_set, masks_only=True)
+    source = {"dataset": args.dataset, "data_root": str(args.data_root), "image_set": image_set}
+    picks = {**source, **pick_images(dataset, seed, fixed)}
+    write_json(path, picks)
+    return picks
+
+
+def load_or_make_picks(
+    path: Path, args: argparse.Namespace, image_set: str = "train"
+) -> dict[str, Any]:
+    """Read the picks if they are of this data set; else choose images and write them.
+
+    Args:
+        path: `picks.json`.
+        args: the flags of `datasets.add_data_args`.
+        image_set: the split to choose from.
+
+    Returns:
+        `dataset`, `data_root`, `image_set`, `classes` ({class name: id}) and `five` (ids).
+    """
+    picks = read_picks(path)
+    if picks is not None and _is_of(picks, args, image_set):
+        dataset = build_dataset(args, image_set, masks_only=True)
+        known = set(dataset.ids)
+        fits = known.issuperset([*picks["classes"].values(), *picks["five"]])
+        if fits and set(picks["classes"]) <= set(dataset.class_names):
+            return picks
+    return make_picks(path, args, image_set)
+
+
+def read_picks(path: Path) -> dict[str, Any] | None:
+    """The picks in a file; None if it is not there or is something else."""
+    try:
+        picks = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            **{key: str(picks[key]) for key in ("dataset", "data_root", "image_set")},
+            "classes": {str(name): str(sample) for name, sample in picks["classes"].items()},
+            "five": [str(sample) for sample in picks["five"]],
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_of(picks: Mapping[str, Any], args: argparse.Namespace, image_set: str) -> bool:
+    return (
+        picks["dataset"] == args.dataset
+        and picks["image_set"] == image_set
+        and Path(picks["data_root"]).resolve() == Path(args.data_root).resolve()
+    )

@@ -1,0 +1,158 @@
+"""SAM's masks of one image: the `.npz` files that hold them, and pictures of them.
+
+A file `<id>.npz` (`numpy.load`, no pickle needed) holds N masks, largest area first, so that those
+painted later lie over those that contain them:
+
+    size           int64 (2,)      height and width of the image
+    counts         int32 (total,)  run lengths of all masks, one mask after the other
+    offsets        int64 (N + 1,)  mask i is counts[offsets[i]:offsets[i + 1]]
+    boxes          int32 (N, 4)    x0, y0, x1, y1: the mask lies in [y0:y1, x0:x1]
+    predicted_iou  float32 (N,)    SAM's own estimate of the mask's quality
+    stability      float32 (N,)    IoU of the masks at a stricter and a laxer threshold
+    points         float32 (N, 2)  x, y of the point that SAM was asked about
+    prompt_boxes   float32 (N, 4)  x0, y0, x1, y1 of the box that it was asked about; NaN: none
+    classes        int64 (N,)      class of the prompt; -1 if it had none
+    settings       JSON text       `made_with` (flags that decide), `image` (checksum), `seconds`
+
+Run lengths are COCO's uncompressed ones: down the columns, from the left one on, and the first run
+is outside the mask (it may be 0). `{"size": size, "counts": counts}` is what pycocotools takes.
+"""
+
+import colorsys
+import dataclasses
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.sam.regions import border_band, index_map
+
+_ARRAYS = ("boxes", "predicted_iou", "stability", "points", "prompt_boxes", "classes")
+
+
+@dataclasses.dataclass
+class Masks(Sequence):
+    """The masks of an image, largest first; `masks[i]` is a bool tensor (H, W).
+
+    Attributes:
+        size: (H, W).
+        counts: run lengths of each mask, int32; see above, also for the arrays.
+        boxes: int32 (N, 4).
+        predicted_iou: float32 (N,).
+        stability: float32 (N,).
+        points: float32 (N, 2).
+        prompt_boxes: float32 (N, 4).
+        classes: int64 (N,).
+        settings: plain values.
+    """
+
+    size: tuple[int, int]
+    counts: list[np.ndarray]
+    boxes: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+    points: np.ndarray
+    prompt_boxes: np.ndarray
+    classes: np.ndarray
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        height, width = self.size
+        counts = self.counts[index]
+        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        return torch.from_numpy(values.reshape(width, height).T)
+
+
+def image_checksum(image: torch.Tensor) -> int:
+    """CRC-32 of the bytes of an image: tells whether masks are of this image."""
+    return zlib.crc32(image.contiguous().numpy())
+
+
+def save_masks(path: Path, masks: Masks) -> None:
+    """Write `<id>.npz`, whole or not at all."""
+    lengths = [len(counts) for counts in masks.counts]
+    with write_atomically(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(
+            file,
+            size=np.array(masks.size, np.int64),
+            counts=np.concatenate([np.zeros(0, np.int32), *masks.counts]),
+            offsets=np.cumsum([0, *lengths]),
+            settings=np.array(json.dumps(masks.settings)),
+            **{name: getattr(masks, name) for name in _ARRAYS},
+        )
+
+
+def load_masks(path: Path) -> Masks:
+    """Read `<id>.npz`.
+
+    Raises:
+        UserError: it is missing, cut off, or another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            height, width = (int(side) for side in file["size"])
+            counts = np.split(file["counts"], file["offsets"][1:-1])
+            masks = Masks(
+                size=(height, width),
+                counts=counts if len(file["offsets"]) > 1 else [],
+                settings=json.loads(str(file["settings"])),
+                **{name: file[name] for name in _ARRAYS},
+            )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: sam_infer.py makes it") from None
+    except Exception as error:  # NumPy documents no list of what a broken file raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path}: not readable as masks ({reason}): make it again with sam_infer.py --overwrite"
+        ) from None
+    sums = {int(run_lengths.sum()) for run_lengths in masks.counts}
+    lengths = {len(getattr(masks, name)) for name in _ARRAYS}
+    if sums - {height * width} or lengths != {len(masks)}:
+        raise UserError(
+            f"{path}: its arrays do not fit together: make it again with sam_infer.py --overwrite"
+        )
+    return masks
+
+
+def draw_masks(image: torch.Tensor, masks: Masks) -> Image.Image:
+    """Lay the masks over the image: distinct colours, light borders; smaller masks on top.
+
+    Args:
+        image: uint8 (3, H, W), RGB.
+        masks: of this image.
+
+    Returns:
+        The picture, of the image's size.
+    """
+    indices = index_map(masks, masks.size)
+    picture = image.permute(1, 2, 0).float()
+    colours = torch.cat([distinct_colours(len(masks)), torch.zeros(1, 3)])  # index -1 is the last
+    covered = (indices >= 0)[..., None]
+    picture = torch.where(covered, 0.4 * picture + 0.6 * colours[indices], picture)
+    thickness = max(round(max(masks.size) / 1000), 1)  # on each side of a border
+    picture[border_band(indices, thickness, ignore_index=-1)] = 255
+    return Image.fromarray(picture.round().byte().numpy())
+
+
+def distinct_colours(count: int) -> torch.Tensor:
+    """Colours that differ, neighbours in the order most: float32 (count, 3), RGB in [0, 255].
+
+    Hues go on by the golden section of the circle, which never comes back to where it was; two
+    lightnesses take turns.
+    """
+    golden = (5**0.5 - 1) / 2
+    colours = [
+        colorsys.hsv_to_rgb(index * golden % 1, 0.75, (0.95, 0.65)[index % 2])
+        for index in range(count)
+    ]
+    return 255 * torch.tensor(colours).reshape(count, 3)
