@@ -2,7 +2,7 @@
 
 Images are (3, H, W) RGB, targets (H, W). Random choices come from torch's default CPU generator,
 so any transform of `torchvision.transforms.v2` fits beside these. Normalisation is not among them:
-images travel as bytes, and `normalize` runs on the device.
+images travel as bytes, and the model normalises them.
 """
 
 from collections.abc import Sequence
@@ -14,27 +14,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from datasets.base import IGNORE_INDEX, Transform
+from utils.common.imagenet import MEAN
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training set, RGB in [0, 1]
-STD = (0.229, 0.224, 0.225)
 MEAN_COLOR = tuple(
     round(255 * value) for value in MEAN
 )  # what padding looks like: 0 when normalised
-
-
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Bytes to the network's input, on whatever device they are.
-
-    Args:
-        images: uint8 (N, 3, H, W) RGB.
-
-    Returns:
-        float32 (N, 3, H, W), channels last: (x / 255 - mean) / std.
-    """
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    images = images.to(torch.float32, memory_format=torch.channels_last)
-    return images.sub_(255 * mean).div_(255 * std)
 
 
 def resize(

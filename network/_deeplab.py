@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from network.depthwise import DepthwiseConv2d
+from utils.common.imagenet import MEAN, STD
 
 
 class SeparableConv2d(nn.Module):
@@ -227,17 +228,39 @@ class DeepLab(nn.Module):
         backbone: image to {"low_level", "aux", "out"}.
         classifier: that dict to logits at any size.
         aux_classifier: "aux" to logits; a second head that only training uses.
+        mean: of the images that the weights were trained on, RGB in [0, 1].
+        std: their standard deviation.
     """
 
     def __init__(
-        self, backbone: nn.Module, classifier: nn.Module, aux_classifier: nn.Module | None = None
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        aux_classifier: nn.Module | None = None,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ) -> None:
         super().__init__()
+        # Not in the state dict, whose keys are the ancestor's.
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits of a batch of images: `segment(normalize(image))`.
+
+        Args:
+            image: uint8 (N, 3, H, W), RGB, or float in the same range, [0, 255].
+        """
+        return self.segment(self.normalize(image))
+
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """(image - mean) / std: float (N, 3, H, W), channels last in memory."""
+        return (image.contiguous(memory_format=torch.channels_last) - self.mean).div_(self.std)
+
+    def segment(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits of a batch; in training it must hold at least 2 images (see `ASPPPooling`).
 
         Args:

@@ -1,11 +1,14 @@
 """The models by name, and `build_model()`."""
 
+from collections.abc import Sequence
+
 from torch import nn
 from torchvision.models.segmentation.fcn import FCNHead
 
 from network._deeplab import DeepLab, DeepLabHead, DeepLabHeadPlus
 from network.backbone import build_backbone
 from utils.common.errors import UserError
+from utils.common.imagenet import MEAN, STD
 
 MODELS = {
     "deeplabv3_resnet50": (DeepLabHead, "resnet50"),
@@ -30,6 +33,8 @@ def build_model(
     backbone_weights: str = "none",
     bn_momentum: float | None = None,
     aux_head: bool = False,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> DeepLab:
     """Build a model of the table, in training mode, on the CPU.
 
@@ -44,6 +49,8 @@ def build_model(
             keep 0.1: they have no ImageNet statistics to protect.
         aux_head: add a second head, torchvision's `FCNHead`, on what the last stage gets (PSPNet,
             arXiv:1612.01105, section 3.3). Training alone uses it.
+        mean: of the images that the weights were trained on, RGB in [0, 1].
+        std: their standard deviation.
 
     Raises:
         UserError: a value is out of range, or the weights cannot be loaded.
@@ -61,7 +68,7 @@ def build_model(
     if bn_momentum is not None:
         set_bn_momentum(backbone, bn_momentum)
     aux_classifier = FCNHead(backbone.aux_channels, num_classes) if aux_head else None
-    return DeepLab(backbone, classifier, aux_classifier)
+    return DeepLab(backbone, classifier, aux_classifier, mean, std)
 
 
 def check_arguments(

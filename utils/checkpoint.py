@@ -9,6 +9,7 @@ import errno
 import pickle
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets.transforms import MEAN, STD
 from network.modeling import build_model
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
+from utils.common.imagenet import MEAN, STD
 
 # What foreign files hold beside tensors, none of which runs code: the public ancestor's best score
 # is a NumPy scalar, which NumPy 1 and 2 pickle under different names; torchvision's reference
@@ -50,6 +51,8 @@ class Checkpoint:
         separable_conv: whether the head has separable convolutions.
         class_names: None if the file does not say.
         resize: factor by which it was trained to see images resized.
+        mean: of the images that it was trained on, RGB in [0, 1].
+        std: their standard deviation.
         content: everything in the file.
     """
 
@@ -62,6 +65,8 @@ class Checkpoint:
     separable_conv: bool
     class_names: list[str] | None
     resize: float
+    mean: Sequence[float]
+    std: Sequence[float]
     content: dict[str, Any]
 
 
@@ -164,6 +169,8 @@ def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
         separable_conv=any(".body.0.weight" in key for key in state_dict),
         class_names=class_names,
         resize=args.get("resize", 1.0) if kind == "own" else 1.0,
+        mean=content.get("mean", MEAN) if kind == "own" else MEAN,
+        std=content.get("std", STD) if kind == "own" else STD,
         content=content,
     )
 
@@ -173,12 +180,14 @@ def _check_own(path: Path, content: dict[str, Any], num_classes: int) -> None:
     names = content.get("class_names")
     if names is not None and not (isinstance(names, list) and len(names) == num_classes):
         raise UserError(f"{path}: has {num_classes} classes, but its class_names are {names}")
-    for key, value in (("mean", MEAN), ("std", STD)):
-        if content.get(key) not in (None, list(value)):
-            raise UserError(
-                f"{path}: was trained on images with {key} {content[key]}: set {key.upper()} in "
-                f"datasets/transforms.py, which is {list(value)}, to it"
-            )
+    for key in ("mean", "std"):
+        value = content.get(key)
+        if value is not None and not (
+            isinstance(value, list)
+            and len(value) == 3
+            and all(isinstance(number, float) for number in value)
+        ):
+            raise UserError(f"{path}: its {key} is {value}: three numbers for red, green and blue")
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -243,6 +252,8 @@ def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = No
         num_classes=checkpoint.num_classes,
         output_stride=output_stride,
         separable_conv=checkpoint.separable_conv,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
     )
     load_weights(model, checkpoint.state_dict, checkpoint.path)
     return model

@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.transforms import normalize
 from utils.distributed import all_reduce_sum, get_world_size, loss_share
 from utils.metrics import StreamSegMetrics
 from utils.precision import autocast
@@ -108,7 +107,7 @@ def train_one_epoch(
     """Train on the batches of `loader`, until `after_step()` returns True; then return True."""
     model.train()
     for images, targets, indices in loader:
-        images = normalize(images.to(device, non_blocking=True))
+        images = images.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         with autocast(precision, device):
             loss = criterion(model(images), targets) * loss_share(criterion, targets)

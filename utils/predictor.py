@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from datasets.transforms import normalize
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.common.errors import UserError
@@ -107,8 +106,9 @@ class Predictor:
         return upsampled_argmax(total.div_(weight), size)
 
     def _grid_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (N, 3, H, W) to float logits (N, C, h, w) before the upsampling."""
-        return self.model.classifier(self.model.backbone(images)).float()
+        """Images (N, 3, H, W) to float logits (N, C, h, w) before the upsampling."""
+        normalized = self.model.normalize(images)
+        return self.model.classifier(self.model.backbone(normalized)).float()
 
     def _scores(
         self,
@@ -119,20 +119,19 @@ class Predictor:
         """Mean softmax over the views, or the logits of a single one.
 
         Args:
-            forward: normalised images to logits.
+            forward: images to logits.
             images: uint8 (N, 3, H, W).
             size: height and width of the result.
 
         Returns:
             float (N, C, *size).
         """
-        images = normalize(images)
         total = None
         for scale in self.scales:
             factor, view = self.resize * scale, images
             if factor != 1:
                 scaled = [max(round(length * factor), 1) for length in images.shape[-2:]]
-                view = F.interpolate(images, scaled, mode="bilinear", antialias=True)
+                view = F.interpolate(images.float(), scaled, mode="bilinear", antialias=True)
             scores = self._view_scores(forward, view, size)
             if self.flip:
                 scores += self._view_scores(forward, view.flip(-1), size).flip(-1)

@@ -15,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from datasets.loader import derive_seed
-from datasets.transforms import MEAN, STD
 from utils.checkpoint import load_weights, read_file, save_checkpoint
 from utils.common.errors import UserError
 from utils.distributed import any_process, get_rank, get_world_size, is_main
@@ -79,8 +78,8 @@ class TrainingState:
                 "rng": _rng_state(),
                 "args": vars(self.args),
                 "class_names": list(self.class_names),
-                "mean": list(MEAN),
-                "std": list(STD),
+                "mean": (self.model.mean.flatten() / 255).tolist(),
+                "std": (self.model.std.flatten() / 255).tolist(),
             },
         )
 

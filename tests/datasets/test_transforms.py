@@ -4,14 +4,11 @@ import torch
 
 from datasets.base import IGNORE_INDEX
 from datasets.transforms import (
-    MEAN,
     MEAN_COLOR,
-    STD,
     Compose,
     RandomHorizontalFlip,
     RandomScaleCrop,
     ShortSideCenterCrop,
-    normalize,
     resize,
 )
 
@@ -21,19 +18,6 @@ def paired_image(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = torch.arange(height)[:, None] // 8, torch.arange(width)[None] // 8
     target = ((rows * 3 + columns) % 20).to(torch.uint8)
     return torch.stack([target * 10, target, target]), target
-
-
-def test_normalize_is_imagenets():
-    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    expected = (images.numpy().transpose(0, 2, 3, 1) / 255 - np.array(MEAN)) / np.array(STD)
-    result = normalize(images)
-    assert result.dtype == torch.float32
-    assert np.allclose(result.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)
-
-
-def test_padding_is_almost_zero_when_normalised():
-    padding = torch.tensor(MEAN_COLOR, dtype=torch.uint8).view(1, 3, 1, 1)
-    assert normalize(padding).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("size", [(40, 200), (200, 40), (96, 96), (17, 23)])

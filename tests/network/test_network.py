@@ -6,6 +6,7 @@ from email.message import Message
 from functools import cache
 from urllib.error import HTTPError, URLError
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.segmentation import deeplabv3_resnet50
 
+from datasets.transforms import MEAN_COLOR
 from network import MODELS, build_model
 from network._deeplab import (
     ASPP,
@@ -24,6 +26,7 @@ from network._deeplab import (
 )
 from network.backbone import BACKBONES, build_backbone
 from utils.common.errors import UserError
+from utils.common.imagenet import MEAN, STD
 
 MOBILENET_FILES = {
     "imagenet1k_v1": "mobilenet_v2-b0353104.pth",
@@ -252,7 +255,7 @@ def test_deeplabv3_equals_torchvisions_with_the_same_weights():
     image = torch.randn(2, 3, 65, 81)
     with torch.inference_mode():
         expected = reference(image)["out"]
-        logits = model(image)
+        logits = model.segment(image)
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -602,3 +605,28 @@ def test_conv3x3_keeps_the_size_and_has_no_bias():
         conv = conv3x3(4, 6, dilation=5, separable=separable)
         assert conv(torch.zeros(1, 4, 7, 9)).shape == (1, 6, 7, 9)
         assert not any(key.endswith("bias") for key in conv.state_dict())
+
+
+def test_a_model_takes_bytes_and_normalises_them_as_imagenets_images():
+    images = torch.randint(0, 256, (2, 3, 33, 47), dtype=torch.uint8)
+    model = build_model("deeplabv3plus_mobilenet", num_classes=3).eval()
+    expected = (images.numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    result = model.normalize(images)
+    assert result.dtype == torch.float32
+    assert np.allclose(result.numpy(), expected, atol=1e-6)
+    with torch.inference_mode():
+        assert torch.equal(model(images), model.segment(result))
+        assert torch.equal(model(images.float()), model.segment(result))
+
+
+def test_a_model_has_the_mean_and_std_that_it_is_built_with_and_no_keys_for_them():
+    model = build_model("deeplabv3plus_mobilenet", mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.5))
+    image = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    assert torch.allclose(model.normalize(image).flatten(), torch.tensor([5.0, 3.0, 1.4]))
+    assert not {"mean", "std"} & set(model.state_dict())
+
+
+def test_padding_is_almost_zero_when_normalised():
+    padding = torch.tensor(MEAN_COLOR, dtype=torch.uint8).view(1, 3, 1, 1)
+    model = build_model("deeplabv3plus_mobilenet")
+    assert model.normalize(padding).abs().max() < 0.01

@@ -15,7 +15,7 @@ from torch import nn
 
 from datasets.custom import CustomSegmentation
 from datasets.loader import TrainSamples
-from datasets.transforms import MEAN, STD, Compose, RandomHorizontalFlip, RandomScaleCrop
+from datasets.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
 from utils.benchmark import ancestor as reference
 from utils.benchmark.__main__ import NUM_VAL, build_setup, draw_inputs, main, parse_args
 from utils.benchmark.ancestor import STEPS, ReferenceSamples
@@ -39,6 +39,7 @@ from utils.benchmark.timing import (
     measure,
     summarize,
 )
+from utils.common.imagenet import MEAN, STD
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,10 @@
 The reference mode (`utils/benchmark/ancestor.py`) does what the public ancestor does. Both take
 turns in this process, on the same inputs and from the same weights; this project through the
 functions that `main.py` and `predict.py` call. The limits are a large matrix product in the same
-precision and on the same threads, and decoding the same files with the faster decoder at hand. cuDNN's search for
-the fastest algorithm is on for both. Without `--data_root` the inputs are drawn: photo-like JPEGs
-of 480 x 360 to train on, and of VOC's sizes to evaluate (3.8 to a batch of one size, as VOC's val).
+precision and on the same threads, and decoding the same files with the faster decoder at hand.
+cuDNN's search for the fastest algorithm is on for both. Without `--data_root` the inputs are
+drawn: photo-like JPEGs of 480 x 360 to train on, and of VOC's sizes to evaluate (3.8 to a batch of
+one size, as VOC's val).
 
 The steps from the reference mode to this project that were kept, in order, and the gain of each in
 images/s over the one before it ("x below" in the table of `--steps`; `--steps NAME` tries one

@@ -23,7 +23,7 @@ from torchvision.transforms import functional as F
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import SizeBatchSampler, TrainBatchSampler, TrainSamples
-from datasets.transforms import MEAN, STD, normalize
+from utils.common.imagenet import MEAN, STD
 from utils.metrics import confusion_matrix
 from utils.precision import autocast
 
@@ -158,6 +158,12 @@ def build_optimizer(model: nn.Module, lr: float, backbone_lr_factor: float) -> O
     return SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4)
 
 
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Uint8 (N, 3, H, W) to the network's input, as `DeepLab.normalize` computes it."""
+    mean, std = (255 * torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (images - mean).div_(std)
+
+
 def to_device(
     images: torch.Tensor, targets: torch.Tensor, device: torch.device, steps: Steps
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,7 +195,7 @@ def train(
         images, targets = to_device(images, targets, device, steps)
         optimizer.zero_grad()
         with autocast(precision, device):
-            loss = criterion(model(images), targets)
+            loss = criterion(model.segment(images), targets)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -214,7 +220,7 @@ def evaluate(
     for images, targets in loader:
         images, targets = to_device(images, targets, device, steps)
         with autocast(precision, device):
-            pred = model(images).argmax(1)
+            pred = model.segment(images).argmax(1)
         if "device_confusion" in steps:
             on_device += confusion_matrix(targets, pred, num_classes, IGNORE_INDEX)
         else:
@@ -243,4 +249,4 @@ def predict(
         image = F.normalize(F.to_tensor(image), MEAN, STD)
     images, _ = to_device(image[None], torch.empty(0), device, steps)
     with autocast(precision, device):
-        return model(images).argmax(1)[0].cpu().numpy()
+        return model.segment(images).argmax(1)[0].cpu().numpy()

@@ -16,7 +16,6 @@ from torch import nn
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import build_train_loader, build_val_loader
-from datasets.transforms import normalize
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.benchmark import ancestor as reference
@@ -167,7 +166,9 @@ def train_reference(setup: Setup, precision: str, steps: reference.Steps, batche
     """The same iterations in the reference mode, the same images as floats."""
     device = setup.device
     if "uint8" not in steps:
-        batches = [[normalize(images).contiguous(), *others] for images, *others in batches]
+        batches = [
+            [reference.normalize(images).contiguous(), *others] for images, *others in batches
+        ]
     if "no_waiting" in steps and setup.pin_memory:
         batches = pinned(batches)
     model = setup.copy_model("channels_last" in steps)
