@@ -25,7 +25,7 @@ from tqdm import tqdm
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import balanced_weights, class_statistics
-from datasets.loader import build_train_loader, derive_seed
+from datasets.loader import EvaluationData, build_train_loader, derive_seed
 from datasets.transforms import train_transform
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
@@ -45,7 +45,6 @@ from utils.distributed import (
 )
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
 from utils.loss import AuxiliaryLoss, build_criterion, class_weights
-from utils.metrics import StreamSegMetrics
 from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import choose_device, choose_precision
@@ -103,8 +102,7 @@ def test(args: argparse.Namespace, device: torch.device, precision: str) -> None
 
 def validate(
     state: TrainingState,
-    val_set: SegmentationDataset,
-    loader: DataLoader,
+    data: EvaluationData,
     run_dir: Path,
     precision: str,
     device: torch.device,
@@ -112,10 +110,9 @@ def validate(
 ) -> None:
     """Score the model, keep it in `best.pth` if it is the best so far, and log the scores."""
     start = time.perf_counter()
-    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
     sync_buffers(state.evaluated_model)
     predictor = Predictor(state.evaluated_model, precision, resize=state.args.resize)
-    scores = evaluate(predictor, loader, metrics, device, signals.stop_alone)
+    scores = evaluate(predictor, data, should_stop=signals.stop_alone).compute()
     class_iou = scores.pop("class_iou")
     record = {
         "iteration": state.cur_itrs,
@@ -124,7 +121,7 @@ def validate(
         "lr": state.optimizer.param_groups[-1]["lr"],
         "backbone_lr": state.optimizer.param_groups[0]["lr"],
         **scores,
-        "class_iou": dict(zip(val_set.class_names, class_iou, strict=True)),
+        "class_iou": dict(zip(data.dataset.class_names, class_iou, strict=True)),
         "seconds": state.seconds(),
         "val_seconds": time.perf_counter() - start,
         "max_memory_mb": max_memory_mb(device),
@@ -153,8 +150,7 @@ def train(
     state: TrainingState,
     criterion: nn.Module,
     train_loader: DataLoader,
-    val_set: SegmentationDataset,
-    val_loader: DataLoader,
+    val_data: EvaluationData,
     run_dir: Path,
     precision: str,
     device: torch.device,
@@ -178,7 +174,7 @@ def train(
             epoch, first = divmod(state.cur_itrs, per_epoch)
             is_due = state.cur_itrs > 0 and first == 0 and epoch % args.val_interval == 0
             if (is_due or at_end) and state.cur_itrs not in evaluated:
-                validate(state, val_set, val_loader, run_dir, precision, device, signals)
+                validate(state, val_data, run_dir, precision, device, signals)
             if state.cur_itrs > 0:
                 state.save(run_dir / LAST_FILE)
             if at_end:
@@ -226,7 +222,7 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
 
     with main_first():  # what is downloaded or drawn comes once
         train_set = build_train_set(args)
-        val_set, val_loader = build_val_data(args, pin_memory=device.type == "cuda")
+        val_data = build_val_data(args, pin_memory=device.type == "cuda")
     train_loader = build_train_loader(
         train_set,
         args.batch_size,
@@ -238,9 +234,9 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
         weights=balanced_weights(train_set) if args.balanced_sampling else None,
     )
     if args.cache == "ram":
-        for dataset in (train_set, val_set):
+        for dataset in (train_set, val_data.dataset):
             dataset.cache_in_ram()
-    print_settings(args, train_set, val_set, device, precision)
+    print_settings(args, train_set, val_data.dataset, device, precision)
 
     with main_first():
         model = build_model(
@@ -279,7 +275,7 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
 
     with StopSignals() as signals, orderly_end(state, train_set, run_dir, device):
         train(
-            state, criterion, train_loader, val_set, val_loader, run_dir, precision, device, signals
+            state, criterion, train_loader, val_data, run_dir, precision, device, signals
         )  # fmt: skip
     if signals.received is None:
         print_main(f"best mIoU {100 * state.best_score:.2f} in {run_dir / BEST_FILE}")

@@ -20,31 +20,21 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from datasets.image_files import ImageError, pixel_limit, read_photo, save_png
 from datasets.voc import CLASS_NAMES
 from network.backbone import download_weights
 from utils.checkpoint import (
     Checkpoint,
     describe_checkpoint,
     load_checkpoint,
-    model_from_checkpoint,
 )
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.threads import Background, call_ahead
 from utils.precision import choose_device, choose_precision
 from utils.predict.options import parse_args
-from utils.predict.photos import (
-    ImageError,
-    classes_in,
-    draw_overlay,
-    find_images,
-    name_outputs,
-    output_files,
-    pixel_limit,
-    read_photo,
-    save_png,
-    save_pred,
-)
+from utils.predict.overlay import classes_in, draw_overlay, save_pred
+from utils.predict.photos import find_images, name_outputs, output_files
 from utils.predictor import Predictor
 from utils.run_folder import BEST_FILE
 from utils.scores import score_checkpoint
@@ -213,9 +203,9 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_args(__doc__, argv, stored)
         score_split(args, checkpoint, output_dir, device, precision, **views)
         return 0
-    model = model_from_checkpoint(checkpoint, args.output_stride)
-    model = model.to(device, memory_format=torch.channels_last)
-    predictor = Predictor(model, precision, resize=checkpoint.resize, **views)
+    predictor = Predictor.from_checkpoint(
+        checkpoint, device, precision, args.output_stride, **views
+    )
     with pixel_limit(args.max_pixels):
         return predict_images(paths, output_dir, predictor, names_of(checkpoint), device)
 

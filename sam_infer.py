@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from utils.checkpoint import load_checkpoint, model_from_checkpoint
+from datasets.image_files import ImageError, read_photo, save_png
+from utils.checkpoint import load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
-from utils.precision import choose_device, choose_precision
-from utils.predict.photos import ImageError, find_images, name_outputs, read_photo, save_png
+from utils.precision import choose_device
+from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
 from utils.run_folder import BEST_FILE
@@ -125,14 +126,10 @@ def load_deeplab(
             f"{path}: was trained on other classes than those of --dataset {args.dataset}: give "
             "the data set that it was trained on, or another --ckpt"
         )
-    model = model_from_checkpoint(checkpoint, args.output_stride)
-    model = model.to(device, memory_format=torch.channels_last)
     say(f"DeepLab: {checkpoint.model} from {path}")
     state = {key: checkpoint.content.get(key) for key in ("cur_itrs", "best_score")}
     return DeepLab(
-        predict=Predictor(
-            model, choose_precision(args.precision, device), resize=checkpoint.resize
-        ),
+        predict=Predictor.from_checkpoint(checkpoint, device, args.precision, args.output_stride),
         identity={"checkpoint": str(path), **state},
         first_class=int(names is None or has_background(names)),
     )

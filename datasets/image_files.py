@@ -1,14 +1,39 @@
 """Reading images, masks and lists, with errors that name the file."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from utils.common.errors import UserError
+from utils.common.files import write_atomically
+
+# Pillow refuses what has more than twice its MAX_IMAGE_PIXELS, as a decompression bomb.
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+# Formats that Pillow recognises but cannot draw by itself; a folder may hold such files.
+NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+class ImageError(Exception):
+    """One image cannot be read; the message says why. Others may still be done."""
+
+
+@contextlib.contextmanager
+def pixel_limit(max_pixels: int) -> Iterator[None]:
+    """Let Pillow refuse images of more than `max_pixels`, and be silent about smaller ones."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels / 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def read_image(path: Path) -> torch.Tensor:
@@ -124,3 +149,78 @@ def find_files(
             f"missing{more}: add it, or take the id out of the list"
         )
     return [by_stem[sample] for sample in ids]
+
+
+def picture_suffixes() -> set[str]:
+    """The suffixes of all formats that Pillow reads, in lower case."""
+    formats = Image.registered_extensions()
+    return {
+        suffix
+        for suffix, name in formats.items()
+        if name in Image.OPEN and name not in NOT_PICTURES
+    }
+
+
+def read_photo(path: Path) -> torch.Tensor:
+    """Read any image as a viewer shows it.
+
+    EXIF orientation is applied; transparent parts lie on white; 16-bit grey is scaled to 8 bits;
+    of several frames it is the first. (Images of a data set: `datasets.image_files.read_image`.)
+
+    Returns:
+        uint8 (3, H, W), RGB.
+
+    Raises:
+        ImageError: the file is missing, empty, cut off, no image, or above the pixel limit.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise ImageError(
+            "has more pixels than the limit against decompression bombs: --max_pixels raises it"
+        ) from None
+    except Image.UnidentifiedImageError:
+        reason = "the file is empty" if path.stat().st_size == 0 else "not an image"
+        raise ImageError(reason) from None
+    except Exception as error:  # Pillow's formats raise whatever a broken file leads them to
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise ImageError(f"cannot be read ({reason or type(error).__name__})") from None
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to RGB, all values in their range."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """Scale deep grey values, which `Image.convert` would clip.
+
+    Args:
+        grey: (H, W); integers in [0, 65535], or floats in [0, 1] or [0, 255]. What lies outside
+            is clipped.
+
+    Returns:
+        uint8 (H, W).
+    """
+    scale = 255 / 65535
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey)
+        scale = 255 if grey.max() <= 1 else 1
+    return (grey * np.float32(scale)).round().clip(0, 255).astype(np.uint8)
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    """Write a PNG, whole or not at all; quickly rather than small."""
+    with write_atomically(path) as partial:
+        image.save(partial, format="PNG", compress_level=1)

@@ -1,5 +1,6 @@
 """Batches: which samples an iteration sees, and in what random form."""
 
+import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -184,6 +185,14 @@ class Loader(DataLoader):
                 f"a data worker was killed while it read one of {samples}: look at these files, or "
                 "give a smaller --num_workers if memory ran out"
             ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """A data set to evaluate on, and its batches, each of images of one size."""
+
+    dataset: SegmentationDataset
+    loader: DataLoader
 
 
 def build_train_loader(

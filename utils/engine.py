@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Callable
 from itertools import count
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +12,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.base import IGNORE_INDEX
+from datasets.loader import EvaluationData
+from utils.common.progress import progress
 from utils.distributed import all_reduce_sum, get_world_size, loss_share
 from utils.metrics import StreamSegMetrics
-from utils.precision import autocast
+from utils.precision import autocast, is_out_of_memory
+from utils.predictor import Predictor
 from utils.signals import Stopped
 
-Predict = Callable[[torch.Tensor], torch.Tensor]
+# Sample index, image, target, prediction.
+Visitor = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
 
@@ -123,46 +127,47 @@ def train_one_epoch(
 
 
 def evaluate(
-    predict: Predict,
-    loader: DataLoader,
-    metrics: StreamSegMetrics,
-    device: torch.device,
+    predictor: Predictor,
+    data: EvaluationData,
+    visit: Visitor | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    keep: Callable[[int, torch.Tensor], None] | None = None,
-) -> dict[str, Any]:
-    """The scores of the images of `loader`, against targets of their own size.
+) -> StreamSegMetrics:
+    """Count the predictions for the images of `data`, against targets of their own size.
 
     Args:
-        predict: a `Predictor`, or what else maps uint8 (N, 3, H, W) to classes uint8 (N, H, W).
-        loader: batches of images of one size.
-        metrics: counts.
-        device: where the images go.
+        predictor: maps uint8 (N, 3, H, W) on its `device` to classes uint8 (N, H, W).
+        data: images, targets, and batches of images of one size.
+        visit: called with each sample's index, its image uint8 (3, H, W), its target and its
+            prediction, both uint8 (H, W); the prediction is on the device, the others are not.
         should_stop: asked between two batches.
-        keep: called with each sample's index and its classes, uint8 (H, W).
+
+    Returns:
+        The counts over all processes; `compute()` gives the scores.
 
     Raises:
         Stopped: `should_stop()` returned True.
     """
-    with tqdm(loader, desc="evaluate", leave=False, disable=None) as batches:
-        for images, targets, indices in batches:
-            if should_stop():
-                raise Stopped
-            preds = predict_batch(predict, images.to(device, non_blocking=True))
-            metrics.update(targets.to(device, non_blocking=True), preds)
-            for index, pred in zip(indices.tolist(), preds, strict=True):
-                if keep:
-                    keep(index, pred)
+    device = predictor.device
+    metrics = StreamSegMetrics(data.dataset.num_classes, IGNORE_INDEX, device)
+    for images, targets, indices in progress(data.loader, "evaluate", leave=False):
+        if should_stop():
+            raise Stopped
+        preds = predict_batch(predictor, images.to(device, non_blocking=True))
+        metrics.update(targets.to(device, non_blocking=True), preds)
+        if visit:
+            for sample in zip(indices.tolist(), images, targets, preds, strict=True):
+                visit(*sample)
     all_reduce_sum(metrics.confusion)
-    return metrics.compute()
+    return metrics
 
 
-def predict_batch(predict: Predict, images: torch.Tensor) -> torch.Tensor:
-    """`predict(images)`, in halves if memory runs out."""
+def predict_batch(predictor: Predictor, images: torch.Tensor) -> torch.Tensor:
+    """`predictor(images)`, in halves if memory runs out."""
     try:
-        return predict(images)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
+        return predictor(images)
+    except Exception as error:
+        if not is_out_of_memory(error) or len(images) == 1:
             raise
     torch.cuda.empty_cache()
     tqdm.write(f"out of memory in evaluation: {len(images)} images in two halves", file=sys.stderr)
-    return torch.cat([predict_batch(predict, half) for half in images.chunk(2)])
+    return torch.cat([predict_batch(predictor, half) for half in images.chunk(2)])

@@ -42,7 +42,7 @@ FROM_SCRATCH_DEFAULTS: dict[str, dict[str, Any]] = {
 # Flags of one command, not of the run.
 ONE_TIME = {"args", "resume", "overwrite", "test_only"}
 # What a resumed run may change: where things are and how fast they go, not what is computed.
-FREE_ON_RESUME = {
+IRRELEVANT_SETTINGS = {
     "data_root", "no_download", "voc_archive", "ckpt", "runs_dir", "run_name", "device",
     "num_workers", "val_batch_size", "save_interval", "cache",
     "compile",
@@ -200,7 +200,7 @@ def read_stored_args(args: argparse.Namespace) -> dict[str, Any]:
 def check_resume(args: argparse.Namespace, stored: dict[str, Any]) -> None:
     """A resumed run computes what it would have: refuse flags that would change that."""
     # Steps do not depend on where the run ends, polynomial decay does.
-    free = FREE_ON_RESUME | ({"total_itrs"} if args.lr_policy == "step" else set())
+    free = IRRELEVANT_SETTINGS | ({"total_itrs"} if args.lr_policy == "step" else set())
     for key, value in settings_to_store(args).items():
         if key not in free and key in stored and stored[key] != value:
             raise UserError(

@@ -51,3 +51,13 @@ def _cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX); emulation is slow."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that a device, or the machine, is out of memory.
+
+    On a GPU torch raises `OutOfMemoryError`; its CPU allocator raises a plain `RuntimeError`.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

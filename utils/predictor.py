@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
+from utils.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from utils.common.errors import UserError
-from utils.precision import DTYPES, autocast
+from utils.precision import DTYPES, autocast, choose_device, choose_precision
 
 WINDOW, OVERLAP = 1025, 256  # pixels
 ALIGNMENT = 16  # pixels: the largest stride in a backbone
@@ -64,6 +67,7 @@ class Predictor:
                 f"{window}"
             )
         self.model = fuse_for_inference(model, DTYPES[precision])
+        self.device = next(model.parameters()).device
         self.precision = precision
         self.scales = tuple(scales)
         self.resize = resize
@@ -71,6 +75,36 @@ class Predictor:
         self.window = window - window % ALIGNMENT
         self.overlap = overlap
         self.whole_pixels = 2 * window**2
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: str | Path | Checkpoint,
+        device: torch.device | None = None,
+        precision: str = "auto",
+        output_stride: int | None = None,
+        **options: Any,
+    ) -> "Predictor":
+        """Any checkpoint, ready to predict.
+
+        Args:
+            source: a file, or what `load_checkpoint` made of it.
+            device: where to compute; None chooses as the scripts do.
+            precision: "auto", "bf16", "fp16" or "fp32".
+            output_stride: 8 or 16, for a file that does not say.
+            options: `scales`, `flip`, `window` and `overlap`.
+
+        Raises:
+            UserError: see `load_checkpoint` and `model_from_checkpoint`.
+        """
+        checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
+        device = device or choose_device()
+        model = model_from_checkpoint(checkpoint, output_stride)
+        model = model.to(device, memory_format=torch.channels_last)
+        precision = choose_precision(precision, device)
+        predictor = cls(model, precision, resize=checkpoint.resize, **options)
+        predictor.checkpoint = checkpoint
+        return predictor
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

@@ -6,26 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from datasets import build_dataset
-from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.loader import build_val_loader
+from datasets.base import SegmentationDataset
+from datasets.loader import EvaluationData, build_val_loader
 from datasets.transforms import ShortSideCenterCrop
-from utils.checkpoint import Checkpoint, model_from_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.common.errors import UserError
 from utils.distributed import get_rank, get_world_size, print_main
 from utils.engine import evaluate
-from utils.metrics import StreamSegMetrics, format_scores
+from utils.metrics import format_scores
+from utils.precision import is_out_of_memory
 from utils.predictor import Predictor
 
 Keep = Callable[[str, np.ndarray], None]
 
 
-def build_val_data(
-    args: argparse.Namespace, pin_memory: bool
-) -> tuple[SegmentationDataset, DataLoader]:
-    """The evaluation's data set and batches: whole images, or the crops of `--crop_val`."""
+def build_val_data(args: argparse.Namespace, pin_memory: bool) -> EvaluationData:
+    """The evaluation's data: whole images, or the crops of `--crop_val`."""
     crop = args.crop_size[0]
     transform = ShortSideCenterCrop(crop) if args.crop_val else None
     val_set = build_dataset(args, args.val_image_set, transform)
@@ -39,7 +37,7 @@ def build_val_data(
         get_rank(),
         get_world_size(),
     )
-    return val_set, loader
+    return EvaluationData(val_set, loader)
 
 
 def protocol(args: argparse.Namespace) -> str:
@@ -73,19 +71,21 @@ def score_checkpoint(
     Raises:
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
     """
-    val_set, loader = build_val_data(args, pin_memory=device.type == "cuda")
+    data = build_val_data(args, pin_memory=device.type == "cuda")
+    val_set = data.dataset
     check_classes(checkpoint, val_set, args.dataset)
-    model = model_from_checkpoint(checkpoint, args.output_stride)
-    model = model.to(device, memory_format=torch.channels_last)
-    predictor = Predictor(model, precision, resize=checkpoint.resize, **options)
-    metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
+    predictor = Predictor.from_checkpoint(
+        checkpoint, device, precision, args.output_stride, **options
+    )
 
-    def keep_by_id(index: int, pred: torch.Tensor) -> None:
+    def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
         keep(val_set.ids[index], pred.cpu().numpy())
 
     try:
-        measured = evaluate(predictor, loader, metrics, device, keep=keep and keep_by_id)
-    except torch.OutOfMemoryError:
+        measured = evaluate(predictor, data, keep and visit).compute()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"{device} is out of memory: lower --val_batch_size, or use --precision bf16 or fp16"
         ) from None

@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.loader import build_val_loader
+from datasets.loader import EvaluationData, build_val_loader
 from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import make_voc
 from utils.engine import LossMeter, NonFiniteLossError, evaluate, train_one_epoch
 from utils.loss import build_criterion
-from utils.metrics import StreamSegMetrics
 from utils.predictor import Predictor
 
 CPU = torch.device("cpu")
@@ -36,9 +35,8 @@ def confusion(model, dataset, sizes, batch_size, world_size=1):
     total = torch.zeros(21, 21, dtype=torch.int64)
     for rank in range(world_size):
         loader = build_val_loader(dataset, sizes, batch_size, 0, rank=rank, world_size=world_size)
-        metrics = StreamSegMetrics(21)
-        evaluate(Predictor(model, "fp32"), loader, metrics, CPU)
-        total += metrics.confusion
+        predictor = Predictor(model, "fp32")
+        total += evaluate(predictor, EvaluationData(dataset, loader)).confusion
     return total
 
 

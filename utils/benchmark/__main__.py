@@ -56,7 +56,7 @@ from utils.benchmark.timing import describe_machine, format_rows, measure, summa
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json, write_text
 from utils.precision import PRECISIONS, choose_device, choose_precision
-from utils.predict.photos import save_pred
+from utils.predict.overlay import save_pred
 from utils.run_folder import describe_environment
 
 TRAIN_SIZE = (360, 480)  # (height, width)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.loader import build_train_loader, build_val_loader
+from datasets.image_files import read_photo
+from datasets.loader import EvaluationData, build_train_loader, build_val_loader
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.benchmark import ancestor as reference
@@ -25,7 +26,6 @@ from utils.loss import build_criterion
 from utils.metrics import StreamSegMetrics
 from utils.optim import build_optimizer, build_scheduler
 from utils.precision import DTYPES
-from utils.predict.photos import read_photo
 from utils.predictor import Predictor
 
 LR, BACKBONE_LR_FACTOR = 0.01, 0.1
@@ -200,9 +200,7 @@ def evaluate_project(setup: Setup, precision: str) -> Run:
     )
 
     def run() -> StreamSegMetrics:
-        metrics = StreamSegMetrics(val_set.num_classes, IGNORE_INDEX, device)
-        evaluate(Predictor(model, precision), loader, metrics, device)
-        return metrics
+        return evaluate(Predictor(model, precision), EvaluationData(val_set, loader))
 
     return run
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import add_data_args
+from datasets.image_files import MAX_PIXELS
 from datasets.loader import default_num_workers
 from utils.common.errors import UserError
 from utils.options import HelpFormatter
 from utils.precision import PRECISIONS
-from utils.predict.photos import MAX_PIXELS
 from utils.predictor import OVERLAP, WINDOW
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.image_files import image_size, read_image
-from utils.checkpoint import load_checkpoint, model_from_checkpoint
 from utils.common.errors import UserError
 from utils.metrics import confusion_matrix, scores_from_confusion
 from utils.predictor import Predictor
@@ -91,9 +90,7 @@ def load_predictor(run: Run, device: torch.device, precision: str) -> Predictor:
         raise UserError(
             f"{run.best_checkpoint}: not there: copy it beside the log, or name other --runs"
         )
-    checkpoint = load_checkpoint(run.best_checkpoint)
-    model = model_from_checkpoint(checkpoint).to(device, memory_format=torch.channels_last)
-    return Predictor(model, precision, resize=checkpoint.resize)
+    return Predictor.from_checkpoint(run.best_checkpoint, device, precision)
 
 
 def predict(predictor: Predictor, image: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.common.files import read_json
-from utils.options import FREE_ON_RESUME, build_parser
+from utils.options import IRRELEVANT_SETTINGS, build_parser
 from utils.run_records import Run
 
 SAM_SCORES_FILE = "scores.json"
 
 # What may differ between runs of one variant; a checkpoint to start from changes what is learnt.
-UNCOMPARED = (FREE_ON_RESUME - {"ckpt"}) | {"seed"}
+UNCOMPARED = (IRRELEVANT_SETTINGS - {"ckpt"}) | {"seed"}
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:

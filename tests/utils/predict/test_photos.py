@@ -5,18 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.image_files import ImageError, pixel_limit, read_photo
 from datasets.voc import PALETTE
 from utils.common.errors import UserError
-from utils.predict.photos import (
-    ImageError,
-    classes_in,
-    draw_overlay,
-    find_images,
-    name_outputs,
-    pixel_limit,
-    read_photo,
-    save_pred,
-)
+from utils.predict.overlay import classes_in, draw_overlay, save_pred
+from utils.predict.photos import find_images, name_outputs
 
 RED, GREEN = (220, 30, 20), (10, 200, 60)
 

@@ -1,0 +1,24 @@
+"""One kind of progress bar for everything that takes long."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_SECONDS = 30  # between two lines where the bar is no terminal's but a file's
+
+
+def progress(items: Iterable | None, text: str, total: int | None = None, **options: Any) -> tqdm:
+    """A bar over `items`; in a log file one short line every half a minute.
+
+    Args:
+        items: to go through; None for a bar that is moved by `update()`.
+        text: what is being done.
+        total: number of items, where `len(items)` does not say.
+        options: of tqdm.
+    """
+    if not sys.stderr.isatty():
+        options |= {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "leave": False}
+        options["bar_format"] = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}{postfix}\n"
+    return tqdm(items, text, total, **options)
