@@ -1,4 +1,4 @@
-"""DeepLabV3 and DeepLabV3+ on torchvision's backbones."""
+"""DeepLabV3 and DeepLabV3+ on several backbones."""
 
 from network._deeplab import DeepLab
 from network.modeling import MODELS, build_model

@@ -104,7 +104,7 @@ def test_masks_are_what_the_model_says(run, photos, ckpt, tmp_path):
     values = np.asarray(Image.open(photos / "b.PNG").convert("RGB")) / np.float32(255)
     values = (values - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
     with torch.inference_mode():
-        logits = model(torch.from_numpy(values).permute(2, 0, 1)[None])
+        logits = model.segment(torch.from_numpy(values).permute(2, 0, 1)[None])
     pred = read_indices(tmp_path / "b.png")
     assert len(np.unique(pred)) > 1
     assert (pred == logits.argmax(1)[0].numpy()).mean() > 0.999

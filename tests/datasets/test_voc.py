@@ -214,10 +214,10 @@ def test_cache_larger_than_memory_is_refused(voc_root, monkeypatch):
     dataset = VOCSegmentation(voc_root, "train")
     needed = 4 * (5 * 48 * 64 + 50 * 50)
     assert sum(4 * height * width for height, width in dataset.image_sizes()) == needed
-    monkeypatch.setattr("datasets.voc.available_memory", lambda: needed - 1)
+    monkeypatch.setattr("datasets.base.available_memory", lambda: needed - 1)
     with pytest.raises(UserError, match=r"--cache ram: the 6 images.*--cache none"):
         dataset.cache_in_ram()
-    monkeypatch.setattr("datasets.voc.available_memory", lambda: needed)
+    monkeypatch.setattr("datasets.base.available_memory", lambda: needed)
     dataset.cache_in_ram()
     assert len(dataset.cache.memory) == needed
 

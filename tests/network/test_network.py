@@ -226,7 +226,7 @@ def test_atrous_rates_double_at_output_stride_8(name, output_stride, rates, sepa
 def test_dilated_features_equal_the_strided_networks_where_it_has_any(name, output_stride):
     plain = plain_network(name)
     backbone = build_backbone(name, output_stride).eval()
-    backbone.load_state_dict(backbone.from_torchvision(plain.state_dict()))
+    backbone.load_state_dict(backbone.from_published(plain.state_dict()))
     if name == "mobilenet_v2":
         low_level_part, out_part = plain.features[:4], plain.features[4:18]
     else:
@@ -442,7 +442,7 @@ def test_weights_file_of_torchvision_loads_into_the_backbone(tmp_path, name, zip
     }
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     loaded = build_backbone(name, 16, str(path)).state_dict()
-    expected = BACKBONES[name].from_torchvision(state)
+    expected = BACKBONES[name].from_published(state)
     assert len(expected) > 200
     for key, value in expected.items():
         assert torch.equal(loaded[key], value), key
@@ -517,7 +517,7 @@ def test_weights_of_another_network_are_refused(tmp_path, change):
     with pytest.raises(UserError) as caught:
         build_backbone("mobilenet_v2", 16, str(path))
     message = str(caught.value)
-    assert message.startswith(f"{path}: not the weights of torchvision's mobilenet_v2")
+    assert message.startswith(f"{path}: not the published weights of mobilenet_v2")
     assert "--backbone_weights" in message
     assert "\n" not in message
     assert len(message) < 400 + len(str(path))

@@ -44,7 +44,7 @@ def image():
 
 def logits(model, image):
     with torch.inference_mode():
-        return model.eval()(image)
+        return model.eval().segment(image)
 
 
 def save(path, content):

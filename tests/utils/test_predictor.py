@@ -146,6 +146,7 @@ class CallNumber(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone = nn.Identity()
+        self.scale = nn.Parameter(torch.ones(1))
         self.normalize = torch.Tensor.float
         self.calls = -1  # the first call looks at the grid
 

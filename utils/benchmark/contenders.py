@@ -189,7 +189,7 @@ def compare_evaluation(setup: Setup) -> list[Contender]:
 
 def evaluate_project(setup: Setup, precision: str) -> Run:
     """The evaluation of `main.py`."""
-    val_set, device = setup.val_set, setup.device
+    val_set = setup.val_set
     model = setup.copy_model()
     loader = build_val_loader(
         val_set,

@@ -533,7 +533,7 @@ spec.loader.exec_module(download)
 
 def start_python(code, *args):
     repository = ROOT
-    module = repository / "datasets" / "download.py"
+    module = repository / "datasets" / "voc_download.py"
     prologue = PROLOGUE.format(repository=str(repository), module=str(module))
     command = [sys.executable, "-c", prologue + code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
