@@ -43,10 +43,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.base import IGNORE_INDEX
 from datasets.custom import CustomSegmentation
 from datasets.loader import default_num_workers
-from datasets.shapes import CLASS_NAMES, draw_background, draw_object, find_borders
+from datasets.shapes import CLASS_NAMES, draw_sample
 from datasets.transforms import train_transform
 from network.modeling import MODELS, build_model
 from utils.benchmark.ancestor import STEPS
@@ -197,15 +196,9 @@ def draw_photo(side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     Returns:
         image uint8 (side, side, 3) and target uint8 (side, side).
     """
-    image = draw_background((side, side), rng)
-    target = np.zeros((side, side), np.uint8)
-    for index in rng.integers(1, len(CLASS_NAMES), 4):
-        radius = rng.uniform(0.1, 0.25) * side
-        inside = draw_object(image, CLASS_NAMES[index], rng.uniform(0, side, 2), radius, rng)
-        target[inside] = index
-    target[find_borders(target)] = IGNORE_INDEX
-    image += rng.normal(0, 8, image.shape)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8), target
+    objects = [(int(i), rng.uniform(0.1, 0.25) * side) for i in rng.integers(1, 21, 4)]
+    image, target = draw_sample((side, side), objects, rng)
+    return np.uint8(np.clip(image + rng.normal(0, 7, image.shape), 0, 255)), target
 
 
 def build_setup(args: argparse.Namespace, device: torch.device, folder: Path) -> Setup:
