@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,7 +26,14 @@ from tqdm import tqdm
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import balanced_weights, class_statistics
-from datasets.loader import EvaluationData, build_train_loader, derive_seed
+from datasets.loader import (
+    EvaluationData,
+    LoaderSettings,
+    batches_per_epoch,
+    build_train_loader,
+    check_batch_size,
+    derive_seed,
+)
 from datasets.transforms import train_transform
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
@@ -161,8 +169,9 @@ def train(
     Raises:
         Stopped: a signal came; the state is that after the last whole iteration.
     """
-    args, sampler = state.args, train_loader.batch_sampler
-    per_epoch = sampler.batches_per_epoch
+    args = state.args
+    per_epoch = batches_per_epoch(train_loader.dataset, args.batch_size)
+    batches = iter(train_loader)
     evaluated = {record["iteration"] for record in read_log(run_dir)}
     model = wrap_model(state.model, device)
     if args.compile:
@@ -179,9 +188,9 @@ def train(
                 state.save(run_dir / LAST_FILE)
             if at_end:
                 break
-            sampler.set_range(epoch, first, first + args.total_itrs - state.cur_itrs)
+            rest = islice(batches, per_epoch - first)  # of the epoch
             stopped = train_one_epoch(
-                model, criterion, train_loader, state.optimizer, state.scheduler,
+                model, criterion, rest, state.optimizer, state.scheduler,
                 state.scaler, precision, device, state.losses, after_step,
             )  # fmt: skip
             state.epoch = state.cur_itrs // per_epoch
@@ -223,16 +232,11 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
     with main_first():  # what is downloaded or drawn comes once
         train_set = build_train_set(args)
         val_data = build_val_data(args, pin_memory=device.type == "cuda")
-    train_loader = build_train_loader(
-        train_set,
-        args.batch_size,
-        args.seed,
-        args.num_workers,
-        pin_memory=device.type == "cuda",
-        rank=get_rank(),
-        world_size=get_world_size(),
-        weights=balanced_weights(train_set) if args.balanced_sampling else None,
+    check_batch_size(train_set, args.batch_size)
+    loader_settings = LoaderSettings(
+        args.batch_size, args.seed, args.num_workers, pin_memory=device.type == "cuda"
     )
+    sample_weights = balanced_weights(train_set) if args.balanced_sampling else None
     if args.cache == "ram":
         for dataset in (train_set, val_data.dataset):
             dataset.cache_in_ram()
@@ -272,6 +276,9 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
         if args.resume:
             resume(state, run_dir)
         store_settings(args, train_set, run_dir, device, precision)
+    train_loader = build_train_loader(
+        train_set, loader_settings, state.cur_itrs, args.total_itrs, sample_weights
+    )
 
     with StopSignals() as signals, orderly_end(state, train_set, run_dir, device):
         train(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from datasets.custom import CustomSegmentation
-from datasets.loader import TrainSamples
+from datasets.loader import Samples
 from datasets.transforms import RandomScaleCrop
 from network.depthwise import DepthwiseConv2d
 from network.modeling import build_model
@@ -196,7 +196,7 @@ def test_both_scale_a_sample_alike(setup):
     for index in range(4):
         valid = []
         for dataset in (ours, AncestorSamples(ours, 200)):
-            image, target = TrainSamples(dataset, seed=3)[(0, index)][:2]
+            image, target = Samples(dataset, seed=3)[(0, index)][:2]
             assert image.shape == (3, 200, 200) and target.shape == (200, 200)
             rows, columns = np.nonzero(target.numpy() != 255)
             valid.append((np.ptp(rows), np.ptp(columns)))

@@ -17,8 +17,9 @@ from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.image_files import read_photo
 from datasets.loader import (
     EvaluationData,
-    TrainBatchSampler,
-    TrainSamples,
+    LoaderSettings,
+    Samples,
+    TrainBatches,
     build_train_loader,
     build_val_loader,
     default_num_workers,
@@ -165,9 +166,8 @@ def compare_evaluation(setup: Setup) -> Iterator[list[Contender]]:
         return lambda: ancestor.evaluate(model, loader, val_set.num_classes)
 
     def build_project(precision: str) -> Run:
-        loader = build_val_loader(
-            val_set, val_set.image_sizes(), VAL_BATCH_SIZE, workers, setup.device.type == "cuda"
-        )
+        settings = LoaderSettings(VAL_BATCH_SIZE, SEED, workers, setup.device.type == "cuda")
+        loader = build_val_loader(val_set, val_set.image_sizes(), settings)
         model, data = setup.copy_model(), EvaluationData(val_set, loader)
         return lambda: evaluate(Predictor(model, precision), data)
 
@@ -209,24 +209,23 @@ def first_samples(dataset: SegmentationDataset, number: int) -> SegmentationData
 
 def compare_data(setup: Setup) -> Iterator[list[Contender]]:
     """Training samples from the files to batches, by one worker process."""
-    number = len(setup.train_set) // setup.args.batch_size * setup.args.batch_size
-    samples = first_samples(setup.train_set, number or 1)
+    settings = LoaderSettings(setup.args.batch_size, SEED, num_workers=1)
+    count = len(setup.train_set) // settings.batch_size  # of batches
+    number = count * settings.batch_size  # of images
 
     def decode() -> None:
-        for path in samples.image_paths:
+        for path in setup.train_set.image_paths[:number]:
             Image.open(path).convert("RGB")
 
     def build_project() -> Run:
-        loader = build_train_loader(samples, setup.args.batch_size, SEED, num_workers=1)
+        loader = build_train_loader(setup.train_set, settings, 0, count)
         return lambda: sum(len(images) for images, *_ in loader)
 
     def build_ancestor() -> Run:
-        theirs = ancestor.AncestorSamples(samples, setup.args.crop_size)
+        samples = ancestor.AncestorSamples(setup.train_set, setup.args.crop_size)
+        batches = TrainBatches(len(samples), settings, 0, count)
         loader = DataLoader(
-            TrainSamples(theirs, SEED),
-            batch_sampler=TrainBatchSampler(number, setup.args.batch_size, SEED),
-            num_workers=1,
-            persistent_workers=True,
+            Samples(samples, SEED), batch_sampler=batches, num_workers=1, persistent_workers=True
         )
         return lambda: sum(len(images) for images, *_ in loader)
 
