@@ -28,61 +28,36 @@ class Range(NamedTuple):
 
 
 MANY = 10**9
-SEED = Range(0, 2**63 - 1)
-AMOUNT = Range(0, math.inf, "[)")
-COUNT = Range(1, MANY)
-SHARE = Range(0, 1)
+SEED, SHARE, SIDE = Range(0, 2**63 - 1), Range(0, 1), Range(1, 4096)
+COUNT, COUNT_OR_NONE, AMOUNT = Range(1, MANY), Range(0, MANY), Range(0, math.inf, "[)")
 # Every number that a flag of any script takes. Upper bounds are above what anybody needs, and
 # below what takes a machine down.
 RANGES = {
     # data
-    "val_fraction": Range(0, 1, "()"),
-    "split_seed": SEED,
-    "crop_size": Range(1, 4096),
-    "resize": Range(0, 16, "(]"),
-    "color_jitter": SHARE,
+    "crop_size": SIDE, "resize": Range(0, 16, "(]"), "color_jitter": SHARE,
+    "val_fraction": Range(0, 1, "()"), "split_seed": SEED,
     # model and optimization
-    "bn_momentum": SHARE,
-    "aux_weight": AMOUNT,
-    "focal_gamma": Range(0, 100),
-    "lr": Range(0, math.inf, "()"),
-    "backbone_lr_factor": AMOUNT,
-    "momentum": Range(0, 1, "[)"),
-    "weight_decay": AMOUNT,
-    "step_size": COUNT,
-    "warmup_itrs": Range(0, MANY),
-    "ema_decay": Range(0, 1, "[)"),
-    "total_itrs": COUNT,
+    "bn_momentum": SHARE, "aux_weight": AMOUNT, "focal_gamma": Range(0, 100),
+    "lr": Range(0, math.inf, "()"), "backbone_lr_factor": AMOUNT, "momentum": Range(0, 1, "[)"),
+    "weight_decay": AMOUNT, "step_size": COUNT, "warmup_itrs": COUNT_OR_NONE,
+    "ema_decay": Range(0, 1, "[)"), "total_itrs": COUNT,
     "batch_size": Range(2, 4096),  # ASPP's pooling branch normalises one value per image
     # run
-    "val_interval": COUNT,
-    "val_batch_size": Range(1, 4096),
-    "save_interval": Range(0, MANY),
-    "num_workers": Range(0, 64),
-    "seed": SEED,
+    "val_interval": COUNT, "val_batch_size": Range(1, 4096), "save_interval": COUNT_OR_NONE,
+    "num_workers": Range(0, 64), "seed": SEED,
     # predict.py
-    "scales": Range(0, 16, "(]"),
-    "window": Range(32, 2**16),
-    "overlap": Range(0, 2**16),
+    "scales": Range(0, 16, "(]"), "window": Range(32, 2**16), "overlap": Range(0, 2**16),
     "max_pixels": Range(1, 10**12),
-    # visualize.py
-    "dpi": Range(1, 1200),
-    "limit": Range(0, MANY),
-    # sam_infer.py
-    "points_per_side": Range(1, 256),
-    "points_per_batch": Range(1, 4096),
-    "pred_iou_thresh": SHARE,
-    "stability_score_thresh": SHARE,
-    "min_mask_region_area": Range(0, MANY),
+    # visualize.py and sam_infer.py
+    "dpi": Range(1, 1200), "limit": COUNT_OR_NONE,
+    "points_per_side": Range(1, 256), "points_per_batch": Range(1, 4096),
+    "pred_iou_thresh": SHARE, "stability_score_thresh": SHARE,
+    "min_mask_region_area": COUNT_OR_NONE,
     # utils.benchmark
-    "repeats": COUNT,
-    "iterations": Range(1, 10**4),
-    "eval_images": Range(1, 10**4),
-    "predict_images": Range(1, 10**4),
-    "data_images": Range(1, 10**4),
-    "loader_iterations": COUNT,
-    "matrix_size": Range(1, 2**15),
-}
+    "repeats": COUNT, "iterations": Range(1, 10**4), "loader_iterations": COUNT,
+    "eval_images": Range(1, 10**4), "predict_images": Range(1, 10**4),
+    "data_images": Range(1, 10**4), "matrix_size": Range(1, 2**15),
+}  # fmt: skip
 # Flags that do nothing unless another one has this value.
 NEEDS = {
     "no_download": ("dataset", "voc"),
@@ -149,20 +124,22 @@ def check_values(
         UserError: the first such value.
     """
     for action in parser._actions:
-        if action.dest not in values:
-            continue
-        value = values[action.dest]
-        flag = (action.option_strings or [action.dest])[-1]
-        if action.nargs in ("+", "*"):
-            if not isinstance(value, list) or (action.nargs == "+" and not value):
-                raise UserError(f"{source}{flag} {value}: must be a list of values")
-        for item in value if action.nargs in ("+", "*") else [value]:
-            if fault := _fault(action, item):
-                raise UserError(f"{source}{flag} {item if item != '' else repr(item)}: {fault}")
+        value = values.get(action.dest)
+        if action.dest in values and (fault := _fault(action, value)):
+            flag = (action.option_strings or [action.dest])[-1]
+            raise UserError(f"{source}{flag} {show(value) or repr(value)}: {fault}")
 
 
-def _fault(action: argparse.Action, value: object) -> str | None:
+def _fault(action: argparse.Action, value: Any) -> str | None:
     """What is wrong with a value; None if the flag can have it."""
+    if action.nargs in ("+", "*"):
+        if not isinstance(value, list) or (action.nargs == "+" and not value):
+            return "must be a list of values"
+        return next(filter(None, (_item_fault(action, item) for item in value)), None)
+    return _item_fault(action, value)
+
+
+def _item_fault(action: argparse.Action, value: Any) -> str | None:
     kind: Any = bool if action.nargs == 0 else action.type or str
     fits = isinstance(value, int | float if kind is float else kind)
     if not fits or isinstance(value, bool) != (kind is bool):
@@ -171,9 +148,7 @@ def _fault(action: argparse.Action, value: object) -> str | None:
         return "is empty: give a value, or leave it out"
     if action.choices and value not in action.choices:
         return f"choose from {', '.join(map(str, action.choices))}"
-    if isinstance(value, int | float) and action.dest in RANGES:
-        return RANGES[action.dest].fault(value)
-    return None
+    return RANGES[action.dest].fault(value) if kind in (int, float) and not action.choices else None
 
 
 def check_needs(args: argparse.Namespace, given: Mapping[str, Any]) -> None:

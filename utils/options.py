@@ -203,6 +203,8 @@ def read_stored_args(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         path, flag = run_dir_of(args) / ARGS_FILE, "--resume" if args.resume else "--test_only"
         if not path.exists():
             raise UserError(f"{flag}: {path.parent} holds no run: see --run_name and --runs_dir")
+    elif args.test_only and not Path(args.ckpt).exists():
+        raise UserError(f"--ckpt {args.ckpt}: no such file")
     elif args.test_only and (Path(args.ckpt).parent / ARGS_FILE).exists():
         path = Path(args.ckpt).parent / ARGS_FILE
     else:  # a new run, or a checkpoint from elsewhere
