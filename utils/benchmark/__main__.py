@@ -55,7 +55,6 @@ from utils.benchmark.contenders import WORKLOADS, Setup, repeat_samples
 from utils.benchmark.timing import describe_machine, format_rows, measure, summarize
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json, write_text
-from utils.flags import merge, parse
 from utils.precision import PRECISIONS, choose_device, choose_precision
 from utils.predict.overlay import save_pred
 from utils.run_folder import describe_environment
@@ -122,13 +121,15 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device
     Raises:
         UserError: a flag is out of range, or needs another one.
     """
-    defaults, given = parse(build_parser(), argv)
-    device = choose_device(merge(defaults, given).device)
-    sizes = DEFAULTS | (CPU_DEFAULTS if device.type == "cpu" else GPU_DEFAULTS)
-    workloads = [name for name in WORKLOADS if name != "loader" or device.type != "cpu"]
-    args = merge(
-        defaults, {"only": workloads}, QUICK_DEFAULTS if "quick" in given else sizes, given
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    device = choose_device(args.device)
+    is_cpu = device.type == "cpu"
+    parser.set_defaults(
+        only=[name for name in WORKLOADS if name != "loader" or not is_cpu],
+        **(QUICK_DEFAULTS if args.quick else DEFAULTS | (CPU_DEFAULTS if is_cpu else GPU_DEFAULTS)),
     )
+    args = parser.parse_args(argv)
     check_args(args, device)
     if args.loader_iterations is None:
         args.loader_iterations = max(VOC_TRAIN // args.batch_size, 1)
@@ -139,6 +140,10 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device
 
 def check_args(args: argparse.Namespace, device: torch.device) -> None:
     """Refuse what cannot be measured."""
+    for flag, value in vars(args).items():
+        least = 0 if flag == "num_workers" else 2 if flag == "batch_size" else 1
+        if type(value) is int and value < least:
+            raise UserError(f"--{flag} {value}: at least {least}")
     for step in args.steps or ():
         if not set(STEPS[step]) & set(args.only):
             raise UserError(f"--steps {step}: needs --only {' or '.join(STEPS[step])}")
