@@ -12,9 +12,8 @@ from datasets.loader import default_num_workers
 from network.modeling import MODELS
 from utils.common.errors import UserError
 from utils.common.files import read_json
-from utils.flags import (
+from utils.common.flags import (
     HelpFormatter,
-    add_device_flags,
     check_needs,
     check_values,
     merge,
@@ -23,6 +22,7 @@ from utils.flags import (
 )
 from utils.loss import CLASS_WEIGHTS, LOSSES, build_criterion
 from utils.optim import LR_POLICIES
+from utils.precision import PRECISIONS
 from utils.run_folder import ARGS_FILE
 
 # What a data set changes in the recipe.
@@ -141,6 +141,12 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     add("--compile", action="store_true", help="torch.compile: slow start, then fast")
     add("--seed", type=int, default=0, help="of weights, order and augmentation")
     add("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
+
+
+def add_device_flags(group: argparse._ArgumentGroup, precision_of: str) -> None:
+    """Add `--device` and `--precision`; every script that runs a model has the same."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=precision_of)
 
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:

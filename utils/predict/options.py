@@ -8,15 +8,15 @@ from datasets import add_data_args
 from datasets.image_files import MAX_PIXELS
 from datasets.loader import default_num_workers
 from utils.common.errors import UserError
-from utils.flags import (
+from utils.common.flags import (
     HelpFormatter,
-    add_device_flags,
     check_needs,
     check_values,
     merge,
     parse,
     show,
 )
+from utils.options import add_device_flags
 from utils.predictor import OVERLAP, WINDOW
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.

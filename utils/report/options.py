@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import DATASETS, add_data_args
 from utils.common.errors import UserError
-from utils.flags import HelpFormatter, check_needs, merge, parse
+from utils.common.flags import HelpFormatter, check_needs, merge, parse
 from utils.precision import PRECISIONS
 
 FLAGS: dict[str, dict[str, Any]] = {

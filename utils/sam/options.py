@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from datasets import add_data_args
 from utils.common.errors import UserError
-from utils.flags import HelpFormatter, add_device_flags, check_needs, merge, parse
+from utils.common.flags import HelpFormatter, check_needs, merge, parse
+from utils.options import add_device_flags
 from utils.sam.mask_maker import SAM_MODELS, MaskSettings
 
 PROMPTS = ("grid", "deeplab")
 DATA_FLAGS = {
-    "dataset", "data_root", "no_download", "voc_archive", "val_fraction", "split_seed", "split",
-    "report_dir",
+    "dataset", "data_root", "no_download", "voc_archive", "val_fraction", "split_seed", "report_dir"
 }  # fmt: skip
 
 
@@ -63,8 +63,10 @@ def check_args(args: argparse.Namespace, given: Mapping[str, object]) -> None:
     check_needs(args, given)
     if args.limit == 0:
         raise UserError("--limit 0: at least 1")
+    if args.images and args.split:
+        raise UserError(f"--split {args.split}: give images or a split, not both")
     if args.images and (useless := sorted(DATA_FLAGS & given.keys())):
-        raise UserError(f"--{useless[0]}: has no use with images: give a data set's, or files")
+        raise UserError(f"--{useless[0]}: has no use with images: leave it out")
     if args.split and "report_dir" in given:
         raise UserError("--report_dir: has no use with --split: give one of them")
     if args.images and args.prompts == "grid":

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from utils.common.errors import UserError
-from utils.precision import PRECISIONS
 
 
 class Range(NamedTuple):
@@ -54,9 +53,7 @@ RANGES = {
     "pred_iou_thresh": SHARE, "stability_score_thresh": SHARE,
     "min_mask_region_area": COUNT_OR_NONE,
     # utils.benchmark
-    "repeats": COUNT, "iterations": Range(1, 10**4), "loader_iterations": COUNT,
-    "eval_images": Range(1, 10**4), "predict_images": Range(1, 10**4),
-    "data_images": Range(1, 10**4), "matrix_size": Range(1, 2**15),
+    "repeats": Range(1, 10**4),
 }  # fmt: skip
 # Flags that do nothing unless another one has this value.
 NEEDS = {
@@ -77,12 +74,6 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.default not in (None, [])
         return super()._get_help_string(action) if has_default else action.help
-
-
-def add_device_flags(parser: argparse._ActionsContainer, precision_of: str) -> None:
-    """Add `--device` and `--precision`; every script that runs a model has the same."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=precision_of)
 
 
 def parse(
