@@ -38,6 +38,7 @@ from utils.benchmark.inputs import draw_inputs
 from utils.benchmark.timing import format_table, measure, summarize
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
+from utils.common.flags import HelpFormatter, merge, parse
 from utils.precision import PRECISIONS, choose_device, choose_precision, is_out_of_memory
 from utils.run_folder import describe_environment
 
@@ -60,38 +61,37 @@ QUICK = {"model": "deeplabv3plus_mobilenet", "crop_size": 65, "batch_size": 2, "
          "iterations": 1, "images": 6, "predict_images": 2, "matrix": 0}  # fmt: skip
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """All flags; what depends on the device or on `--quick` has no default yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=list(WORKLOADS), help="(default: all but depthwise)")
+    add("--model", choices=list(MODELS), help="architecture (default: deeplabv3plus_resnet50)")
+    add("--crop_size", type=int, help="side of a training crop (default: 513)")
+    add("--batch_size", type=int, help="of training (default: 8 on a GPU, else 2)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="of this project")
+    add("--compile", action="store_true", help="train this project with torch.compile; CUDA only")
+    add("--data_root", help="a data set as for --dataset custom (default: inputs are drawn)")
+    add("--repeats", type=int, help="rounds that are measured (default: 5)")
+    add("--quick", action="store_true", help="tiny sizes; other flags still win")
+    add("--output", default="benchmark.json", help="file of the results")
+    return parser
+
+
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
     """Parse the flags; what depends on the device or on `--quick` is completed.
 
     Raises:
         UserError: a flag is out of range, or does not apply here.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--only", nargs="+", choices=list(WORKLOADS), help="(default: all but depthwise)")
-    add("--model", choices=list(MODELS), help="architecture (default: deeplabv3plus_resnet50)")
-    add("--crop_size", type=int, help="side of a training crop (default: 513)")
-    add("--batch_size", type=int, help="of training (default: 8 on a GPU, else 2)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="of this project")
-    add("--compile", action="store_true", help="train this project with torch.compile; CUDA only")
-    add("--data_root", help="a data set as for --dataset custom (default: inputs are drawn)")
-    add("--repeats", type=int, help="rounds that are measured (default: 5)")
-    add("--quick", action="store_true", help="tiny sizes; other flags still win")
-    add("--output", default="benchmark.json", help="(default: benchmark.json)")
-    device = choose_device(parser.parse_args(argv).device)
-    parser.set_defaults(
-        only=[name for name in WORKLOADS if name != "depthwise"],
+    defaults, given = parse(build_parser(), argv)
+    device = choose_device(merge(defaults, given).device)
+    sizes = {
+        "only": [name for name in WORKLOADS if name != "depthwise"],
         **DEFAULTS | SIZES["cpu" if device.type == "cpu" else "gpu"],
-    )
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)
-    args = parser.parse_args(argv)
-    for flag, least in {"crop_size": 1, "batch_size": 2, "repeats": 1}.items():
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: at least {least}")
+    }
+    args = merge(defaults, sizes, QUICK if "quick" in given else {}, given)
     if args.compile and (device.type != "cuda" or "train" not in args.only):
         raise UserError("--compile: is for training on CUDA: leave it out")
     if "depthwise" in args.only and device.type != "cpu":
