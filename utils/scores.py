@@ -9,11 +9,11 @@ import torch
 
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
-from datasets.loader import EvaluationData, build_val_loader
+from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
 from datasets.transforms import ShortSideCenterCrop
 from utils.checkpoint import Checkpoint
 from utils.common.errors import UserError
-from utils.distributed import get_rank, get_world_size, print_main
+from utils.distributed import print_main
 from utils.engine import evaluate
 from utils.metrics import format_scores
 from utils.precision import is_out_of_memory
@@ -28,16 +28,10 @@ def build_val_data(args: argparse.Namespace, pin_memory: bool) -> EvaluationData
     transform = ShortSideCenterCrop(crop) if args.crop_val else None
     val_set = build_dataset(args, args.val_image_set, transform)
     sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
-    loader = build_val_loader(
-        val_set,
-        sizes,
-        args.val_batch_size,
-        args.num_workers,
-        pin_memory,
-        get_rank(),
-        get_world_size(),
+    settings = LoaderSettings(
+        args.val_batch_size, num_workers=args.num_workers, pin_memory=pin_memory
     )
-    return EvaluationData(val_set, loader)
+    return EvaluationData(val_set, build_val_loader(val_set, sizes, settings))
 
 
 def protocol(args: argparse.Namespace) -> str:

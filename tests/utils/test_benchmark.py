@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from datasets.custom import CustomSegmentation
-from datasets.loader import TrainSamples
+from datasets.loader import Samples
 from datasets.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
 from utils.benchmark import ancestor as reference
 from utils.benchmark.__main__ import NUM_VAL, build_setup, draw_inputs, main, parse_args
@@ -207,7 +207,7 @@ def test_both_modes_scale_a_sample_alike(setup):
     for index in range(4):
         valid = []
         for dataset in (ours, ReferenceSamples(ours, crop)):
-            image, target = TrainSamples(dataset, seed=3)[(0, index)][:2]
+            image, target = Samples(dataset, seed=3)[(0, index)][:2]
             assert image.shape == (3, *crop) and target.shape == crop
             rows, columns = np.nonzero(target.numpy() != 255)
             valid.append((np.ptp(rows), np.ptp(columns)))
@@ -232,10 +232,10 @@ def test_steps_add_up_to_the_bytes_of_this_project(setup):
     ours = CustomSegmentation(setup.train_set.folder, "train", transform)
     bytes_ = ReferenceSamples(ours, (65, 65), ("crop_first", "uint8"))
     floats = ReferenceSamples(ours, (65, 65), ("crop_first",))
-    expected = TrainSamples(ours, seed=0)[(0, 1)]
-    image, target, _ = TrainSamples(bytes_, seed=0)[(0, 1)]
+    expected = Samples(ours, seed=0)[(0, 1)]
+    image, target, _ = Samples(bytes_, seed=0)[(0, 1)]
     assert torch.equal(image, expected[0]) and torch.equal(target, expected[1])
-    image = TrainSamples(floats, seed=0)[(0, 1)][0]
+    image = Samples(floats, seed=0)[(0, 1)][0]
     normalised = (expected[0] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
         3, 1, 1
     )

@@ -1,10 +1,11 @@
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
-from datasets.loader import EvaluationData, build_val_loader
+from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
 from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from network.modeling import build_model
@@ -34,7 +35,8 @@ def model():
 def confusion(model, dataset, sizes, batch_size, world_size=1):
     total = torch.zeros(21, 21, dtype=torch.int64)
     for rank in range(world_size):
-        loader = build_val_loader(dataset, sizes, batch_size, 0, rank=rank, world_size=world_size)
+        with patch("datasets.loader.process_share", return_value=(rank, world_size)):
+            loader = build_val_loader(dataset, sizes, LoaderSettings(batch_size))
         predictor = Predictor(model, "fp32")
         total += evaluate(predictor, EvaluationData(dataset, loader)).confusion
     return total

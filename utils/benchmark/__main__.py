@@ -16,8 +16,7 @@ one size, as VOC's val).
 The steps from the reference mode to this project that were kept, in order, and the gain of each in
 images/s over the one before it ("x below" in the table of `--steps`; `--steps NAME` tries one
 alone), on two CPU cores with bf16 instructions (AMD EPYC, torch 2.15, --repeats 3). "." where a
-step changes nothing. What is 1.00 there is for GPUs, where it is not measured yet. The rest of the
-data column is `datasets/carrier.py`, whose batches travel in memory that is used over again.
+step changes nothing. What is 1.00 there is for GPUs, where it is not measured yet.
 
     step              train    eval     predict  data
     crop_first        .        .        .        1.20    cut out what the crop shows, resize that

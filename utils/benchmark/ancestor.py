@@ -22,7 +22,13 @@ from torchvision.transforms import InterpolationMode, RandomCrop
 from torchvision.transforms import functional as F
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.loader import SizeBatchSampler, TrainBatchSampler, TrainSamples
+from datasets.loader import (
+    LoaderSettings,
+    Samples,
+    TrainBatches,
+    batches_per_epoch,
+    size_batches,
+)
 from utils.common.imagenet import MEAN, STD
 from utils.metrics import confusion_matrix
 from utils.precision import autocast
@@ -123,9 +129,10 @@ def build_train_loader(
     steps: Steps = (),
 ) -> DataLoader:
     """Batches (images, targets, indices) in the order of `datasets.loader.build_train_loader`."""
+    settings, last = LoaderSettings(batch_size, seed), batches_per_epoch(dataset, batch_size)
     return DataLoader(
-        TrainSamples(ReferenceSamples(dataset, crop_size, steps), seed),
-        batch_sampler=TrainBatchSampler(len(dataset), batch_size, seed),
+        Samples(ReferenceSamples(dataset, crop_size, steps), seed),
+        batch_sampler=TrainBatches(len(dataset), settings, 0, last),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
@@ -140,9 +147,10 @@ def build_val_loader(
     steps: Steps = (),
 ) -> DataLoader:
     """One image at a time; with the step size_batches, `batch_size` images of one size."""
+    batches = size_batches(sizes, batch_size if "size_batches" in steps else 1)
     return DataLoader(
         ReferenceSamples(dataset, steps=steps),
-        batch_sampler=SizeBatchSampler(sizes, batch_size if "size_batches" in steps else 1),
+        batch_sampler=[[index for _, index in batch] for batch in batches],
         num_workers=num_workers,
         pin_memory=pin_memory and "no_waiting" in steps,
         persistent_workers=num_workers > 0,

@@ -13,10 +13,17 @@ from itertools import cycle, islice
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.image_files import read_photo
-from datasets.loader import EvaluationData, build_train_loader, build_val_loader
+from datasets.loader import (
+    EvaluationData,
+    LoaderSettings,
+    batches_per_epoch,
+    build_train_loader,
+    build_val_loader,
+)
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.benchmark import ancestor as reference
@@ -137,8 +144,14 @@ def host_batches(setup: Setup, number: int) -> list[list[torch.Tensor]]:
     """Training batches (images uint8, targets uint8, indices) from the loader, over and over."""
     batch_size = setup.args.batch_size
     samples = repeat_samples(setup.train_set, min(number, NUM_BATCHES) * batch_size)
-    loader = build_train_loader(samples, batch_size, SEED, num_workers=0)
+    loader = train_epoch(samples, LoaderSettings(batch_size, SEED))
     return list(islice(cycle(list(loader)), number))
+
+
+def train_epoch(samples: SegmentationDataset, settings: LoaderSettings) -> DataLoader:
+    """The training loader of `main.py`, for one epoch."""
+    last = batches_per_epoch(samples, settings.batch_size)
+    return build_train_loader(samples, settings, 0, last)
 
 
 def pinned(batches: Batches) -> list[list[torch.Tensor]]:
@@ -191,13 +204,10 @@ def evaluate_project(setup: Setup, precision: str) -> Run:
     """The evaluation of `main.py`."""
     val_set = setup.val_set
     model = setup.copy_model()
-    loader = build_val_loader(
-        val_set,
-        val_set.image_sizes(),
-        VAL_BATCH_SIZE,
-        setup.args.num_workers,
-        setup.pin_memory,
+    settings = LoaderSettings(
+        VAL_BATCH_SIZE, num_workers=setup.args.num_workers, pin_memory=setup.pin_memory
     )
+    loader = build_val_loader(val_set, val_set.image_sizes(), settings)
 
     def run() -> StreamSegMetrics:
         return evaluate(Predictor(model, precision), EvaluationData(val_set, loader))
@@ -275,7 +285,7 @@ def compare_data(setup: Setup) -> list[Contender]:
     samples = repeat_samples(setup.train_set, number)
 
     def build_project() -> Run:
-        return exhaust(build_train_loader(samples, batch_size, SEED, num_workers=1))
+        return exhaust(train_epoch(samples, LoaderSettings(batch_size, SEED, num_workers=1)))
 
     def build_reference(steps: reference.Steps) -> Run:
         return exhaust(
@@ -319,10 +329,8 @@ def compare_loader(setup: Setup) -> list[Contender]:
 
     def build_loaded() -> Run:
         samples = repeat_samples(setup.train_set, number)
-        loader = build_train_loader(
-            samples, args.batch_size, SEED, args.num_workers, setup.pin_memory
-        )
-        return train_project(setup, precision, loader)
+        settings = LoaderSettings(args.batch_size, SEED, args.num_workers, setup.pin_memory)
+        return train_project(setup, precision, train_epoch(samples, settings))
 
     return [
         Contender(f"batches on the device, {precision}", build_resident, number),
