@@ -249,7 +249,8 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
             aux_head=args.aux_weight > 0,
         )
     if args.ckpt and not args.resume:
-        print_main(start_from(model, args.model, load_checkpoint(args.ckpt)))
+        checkpoint = load_checkpoint(args.ckpt)
+        print_main(start_from(model, args.model, checkpoint, train_set.class_names))
     model = model.to(device, memory_format=torch.channels_last)
     criterion = build_loss(args, train_set).to(device)
     optimizer = build_optimizer(
