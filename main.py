@@ -122,7 +122,8 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
             aux_head=args.aux_weight > 0,
         )
     if args.ckpt and not args.resume:
-        print_main(start_from(model, args.model, load_checkpoint(args.ckpt)))
+        checkpoint = load_checkpoint(args.ckpt)
+        print_main(start_from(model, args.model, checkpoint, data.train_set.class_names))
     model = model.to(device, memory_format=torch.channels_last)
     criterion = build_loss(args, data.train_set).to(device)
     optimizer = build_optimizer(

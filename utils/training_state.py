@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from datasets.loader import derive_seed
 from network._deeplab import DeepLab
-from utils.checkpoint import FORMAT, load_weights, read_file, save_checkpoint
+from utils.checkpoint import describe_model, load_weights
+from utils.checkpoint_files import read_file, save_checkpoint
 from utils.common.errors import UserError
 from utils.distributed import get_rank, is_main, loss_of_all, wrap_model
 from utils.engine import LossMeter
@@ -174,16 +175,8 @@ class TrainingState:
             ) from None
 
     def _weights_and_settings(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "model_state": self.evaluated_model.state_dict(),
-            "class_names": list(self.class_names),
-            "mean": (self.model.mean.flatten() / 255).tolist(),
-            "std": (self.model.std.flatten() / 255).tolist(),
-            "args": vars(self.args),
-            "cur_itrs": self.cur_itrs,
-            "best_score": self.best_score,
-        }
+        described = describe_model(self.evaluated_model, self.args, self.class_names)
+        return {**described, "cur_itrs": self.cur_itrs, "best_score": self.best_score}
 
     def _check_classes(self, path: Path, stored: Sequence[str]) -> None:
         """The same weights under other names would be another run."""
