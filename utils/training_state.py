@@ -59,7 +59,7 @@ class TrainingState:
         self.losses = LossMeter()
         self.started, self.saved = time.perf_counter(), -math.inf
         self.network = wrap_model(self.model, self.device).train()
-        if getattr(self.args, "compile", False):
+        if self.args.compile:
             self.network = torch.compile(self.network)
 
     @property
@@ -160,6 +160,10 @@ class TrainingState:
             if self.average is not None:
                 load_weights(self.model, content["average"]["trained_state"], path)
                 self.average.n_averaged.fill_(content["average"]["updates"])
+            for model in (self.model, self.evaluated_model):  # --ckpt may have brought others
+                for name in ("mean", "std"):
+                    value = 255 * torch.tensor(content[name])
+                    getattr(model, name).copy_(value.view(3, 1, 1))
             self.optimizer.load_state_dict(content["optimizer_state"])
             self.scheduler.load_state_dict(content["scheduler_state"])
             self.scaler.load_state_dict(content["scaler_state"])

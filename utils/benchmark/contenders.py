@@ -28,12 +28,13 @@ from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.benchmark import ancestor as reference
 from utils.benchmark.timing import Contender, Run, count_gflop, decoders, matrix_product
-from utils.engine import LossMeter, evaluate, train_one_epoch
+from utils.engine import evaluate
 from utils.loss import build_criterion
 from utils.metrics import StreamSegMetrics
 from utils.optim import build_optimizer, build_scheduler
 from utils.precision import DTYPES
 from utils.predictor import Predictor
+from utils.training_state import TrainingState
 
 LR, BACKBONE_LR_FACTOR = 0.01, 0.1
 SEED = 0  # of order and augmentation
@@ -163,16 +164,22 @@ def train_project(setup: Setup, precision: str, batches: Batches) -> Run:
     """What `main.py` builds for training, and its loop over these batches."""
     device = setup.device
     model = setup.copy_model()
-    criterion = build_criterion("ce", IGNORE_INDEX).to(device)
-    optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR)
-    scheduler = build_scheduler(optimizer, "step", step_size=1000, total_itrs=5000)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    losses = LossMeter()
-    forward = torch.compile(model) if setup.args.compile else model
-    return lambda: train_one_epoch(
-        forward, criterion, batches, optimizer, scheduler, scaler, precision, device, losses,
-        after_step=lambda: False,
-    )  # fmt: skip
+    optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR, fused=precision != "fp16")
+    state = TrainingState(
+        argparse.Namespace(precision=precision, compile=setup.args.compile),
+        setup.train_set.class_names,
+        device,
+        model,
+        build_criterion("ce", IGNORE_INDEX).to(device),
+        optimizer,
+        build_scheduler(optimizer, "step", step_size=1000, total_itrs=5000),
+    )
+
+    def run() -> None:
+        for batch in batches:
+            state.step(batch)
+
+    return run
 
 
 def train_reference(setup: Setup, precision: str, steps: reference.Steps, batches: Batches) -> Run:
