@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.files import read_json
+from utils.metrics import format_scores
 from utils.run_folder import ARGS_FILE, BEST_FILE, LOG_FILE, read_log_and_note
 
 # What curves and tables read of a log line beside the iteration; the last three may be missing.
@@ -79,9 +81,7 @@ def load_run(folder: Path) -> Run:
     records, note = read_log_and_note(folder)
     notes = [note] if note else []
     path = folder / LOG_FILE
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("iteration"), int):
-            raise UserError(f"{path}: line {number} names no iteration: take it out of the log")
+    for record in records:
         wrong = _clean_numbers(record)
         if wrong:
             notes.append(
@@ -177,6 +177,30 @@ def best_run(runs: Sequence[Run], loss: str | None = None) -> Run | None:
     """The run with the highest mIoU, of those with this loss; the first of equals."""
     fitting = [run for run in runs if loss is None or run.setting("loss") == loss]
     return max(fitting, key=lambda run: run.best["miou"], default=None)
+
+
+def summarise(run: Run) -> str:
+    """What the end of a training prints: scores at the best evaluation, costs, what to type next.
+
+    Scores are in percent.
+    """
+    best, last = run.best, run.log[-1]
+    minutes, seconds = divmod(round(last["seconds"]), 60)
+    memory = last["max_memory_mb"]
+    scores = {**best, "class_iou": list(best["class_iou"].values())}
+    predict = ["python", "predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER"]
+    figures = ["python", "visualize.py", "--runs_dir", str(run.folder.parent)]
+    return "\n".join(
+        [
+            format_scores(scores, list(best["class_iou"])),
+            f"best of {len(run.log)} evaluations: epoch {best['epoch']:g}, iteration "
+            f"{best['iteration']}, in {run.best_checkpoint}",
+            f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
+            + (f", {memory:,.0f} MB of GPU memory" if math.isfinite(memory) else ""),
+            f"next: {shlex.join(predict)}",
+            f"      {shlex.join([*figures, '--dataset', str(run.setting('dataset'))])}",
+        ]
+    )
 
 
 def _folders(runs_dir: Path) -> list[Path]:

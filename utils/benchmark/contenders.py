@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import read_photo
 from datasets.loader import (
     EvaluationData,
     LoaderSettings,
@@ -27,11 +26,12 @@ from datasets.loader import (
 from network._deeplab import DeepLab
 from utils.benchmark import ancestor
 from utils.benchmark.timing import Contender, Run
-from utils.engine import LossMeter, evaluate, train_one_epoch
+from utils.engine import evaluate
 from utils.loss import build_criterion
 from utils.optim import build_optimizer
 from utils.precision import DTYPES
 from utils.predictor import Predictor
+from utils.training_state import TrainingState
 
 LR, BACKBONE_LR_FACTOR = 0.01, 0.1
 SEED = 0  # of order and augmentation
@@ -134,16 +134,18 @@ def draw_batch(setup: Setup) -> list[torch.Tensor]:
 
 
 def train_project(setup: Setup, model: DeepLab, batch: list[torch.Tensor], precision: str) -> Run:
-    """What `main.py` builds for training, and its step."""
-    device = setup.device
+    """The steps of `main.py`."""
     optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    criterion, scheduler = build_criterion("ce", IGNORE_INDEX), StepLR(optimizer, 1000)
-    forward = torch.compile(model) if setup.args.compile else model
-    return lambda: train_one_epoch(
-        forward, criterion, [batch] * setup.args.iterations, optimizer, scheduler, scaler,
-        precision, device, LossMeter(), after_step=lambda: False,
-    )  # fmt: skip
+    state = TrainingState(
+        args=argparse.Namespace(precision=precision, compile=setup.args.compile),
+        class_names=(),
+        device=setup.device,
+        model=model,
+        criterion=build_criterion("ce", IGNORE_INDEX),
+        optimizer=optimizer,
+        scheduler=StepLR(optimizer, 1000),
+    )
+    return lambda: [state.step(batch) for _ in range(setup.args.iterations)]
 
 
 def train_ancestor(setup: Setup, batch: list[torch.Tensor]) -> Run:
@@ -186,9 +188,7 @@ def compare_prediction(setup: Setup) -> Iterator[list[Contender]]:
 
     def build_project(precision: str) -> Run:
         predictor = Predictor(setup.copy_model(), precision)
-        return lambda: [
-            predictor(read_photo(path)[None].to(setup.device))[0].cpu().numpy() for path in paths
-        ]
+        return lambda: [predictor.predict_image(path) for path in paths]
 
     yield compare_models(setup, len(paths), gflop, build_ancestor, build_project)
 
