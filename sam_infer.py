@@ -25,7 +25,7 @@ import torch
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.image_files import ImageError, read_photo, save_png
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.progress import progress
@@ -61,8 +61,8 @@ def find_samples(
     if args.images:
         paths = find_images(args.images)
         names = name_outputs(paths, Path(args.output_dir))
-        photos = {name: partial(load_photo, path) for name, path in zip(names, paths, strict=True)}
-        return None, None, dict(list(photos.items())[: args.limit])
+        photos = [(n, partial(load_photo, path)) for n, path in zip(names, paths, strict=True)]
+        return None, None, dict(photos[: args.limit])
     image_set, ids = args.split, None
     if image_set is None:
         path = Path(args.report_dir) / "picks.json"
@@ -97,13 +97,10 @@ def load_deeplab(
         say(f"{missing}; without it there are no scores")
         return None
     checkpoint = load_checkpoint(path)
-    names = list(dataset.class_names) if dataset else checkpoint.class_names
-    if dataset and (
-        checkpoint.num_classes != dataset.num_classes or checkpoint.class_names not in (None, names)
-    ):
+    if dataset and (difference := first_difference(checkpoint, dataset.class_names)):
         raise UserError(
-            f"{path}: was trained on other classes than those of --dataset {args.dataset}: give "
-            "the data set that it was trained on, or another --ckpt"
+            f"{path}: was trained on other classes than those of --dataset {args.dataset} "
+            f"({difference}): give the data set that it was trained on, or another --ckpt"
         )
     say(f"DeepLab: {checkpoint.model} from {path} (--ckpt chooses another)")
     return Predictor.from_checkpoint(checkpoint, device, args.precision, args.output_stride)
@@ -166,9 +163,7 @@ class Work:
     def do(self, name: str, load: Load, is_done: bool) -> None:
         """Make the masks of an image or read them, and score them."""
         image, target = load()
-        pred = None
-        if self.predictor:
-            pred = self.predictor(image[None].to(self.predictor.device))[0].cpu()
+        pred = torch.from_numpy(self.predictor.predict_image(image)) if self.predictor else None
         masks = self.read(name, image) if is_done else self.make(name, image, pred)
         if target is not None:
             self.scores.update(target, masks, pred)

@@ -30,13 +30,8 @@ class _Resize(ResizeLongestSide):
 class _Predictor(SamPredictor):
     """Has the image encoder, and only that, in `precision`, and adds a box to each point.
 
-    The encoder ends in a normalisation with fp32 weights: what it gives is fp32.
-
-    Args:
-        sam: the model.
-        precision: of its image encoder.
-        boxes: integer (N, 4), left, top, right and bottom pixel; the points must come once, in
-            this order. None: points alone.
+    The encoder ends in a normalisation with fp32 weights: what it gives is fp32. The points must
+    come once, in the order of the boxes, integer (N, 4).
     """
 
     def __init__(self, sam: Sam, precision: str, boxes: np.ndarray | None) -> None:

@@ -42,11 +42,7 @@ SAM_MODELS = {
 
 
 def load_sam(name: str, path: Path) -> "Sam":
-    """Build a SAM and load its weights, on the CPU, in evaluation mode.
-
-    Args:
-        name: a key of `SAM_MODELS`.
-        path: its weights.
+    """Build a SAM (a key of `SAM_MODELS`) and load its weights, on the CPU, to evaluate.
 
     Raises:
         UserError: the file is missing, broken, of another size or no SAM; or the package is not

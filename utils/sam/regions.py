@@ -92,12 +92,7 @@ def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
 
 
 def _to_end(components: torch.Tensor, turns: int) -> torch.Tensor:
-    """Pixels from each one to the end of its component, itself included; upwards if `turns` is 0.
-
-    Args:
-        components: int64 (H, W).
-        turns: quarter turns of the map before looking upwards.
-    """
+    """Pixels from each one up to the end of its component, after so many quarter turns."""
     turned = components.rot90(turns)
     rows = torch.arange(len(turned))[:, None]
     starts = torch.zeros_like(turned)
@@ -123,22 +118,12 @@ def border_band(values: torch.Tensor, width: int, ignore_index: int = 255) -> to
         bool (H, W).
     """
     planes = torch.stack([values, -values.long()]).float()  # maximum, and minimum with other sign
-    side = 2 * width + 1
-    for kernel, padding in (((1, side), (0, width)), ((side, 1), (width, 0))):
-        planes = F.max_pool2d(planes[:, None], kernel, stride=1, padding=padding)[:, 0]
-    return (planes[0] != -planes[1]) & (values != ignore_index)
+    highest, lowest = F.max_pool2d(planes, 2 * width + 1, stride=1, padding=width)
+    return (highest != -lowest) & (values != ignore_index)
 
 
 def index_map(masks: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """The number of the last mask that covers each pixel.
-
-    Args:
-        masks: bool (H, W) each.
-        size: (H, W).
-
-    Returns:
-        int64 (H, W), -1 where there is none.
-    """
+    """The number of the last mask, bool (H, W), over each pixel: int64 (H, W), -1 for none."""
     indices = torch.full(size, -1)
     for index, mask in enumerate(masks):
         indices[mask] = index
@@ -146,10 +131,7 @@ def index_map(masks: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Ten
 
 
 def paint_classes(
-    masks: Iterable[torch.Tensor],
-    source: torch.Tensor,
-    base: torch.Tensor,
-    num_classes: int,
+    masks: Iterable[torch.Tensor], source: torch.Tensor, base: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
     """Give each mask the class of most of its pixels in `source`, and lay it over `base`.
 
