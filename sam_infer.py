@@ -12,19 +12,15 @@ cannot be done is listed at the end, and the exit status is 1.
 
 import argparse
 import dataclasses
-import os
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import ImageError, read_photo, save_png
+from datasets.image_files import ImageError, read_photo
 from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
@@ -35,11 +31,9 @@ from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
 from utils.run_folder import BEST_FILE
 from utils.run_records import best_run, find_runs
-from utils.sam.mask_files import Masks, draw_masks, image_checksum, load_masks, save_masks
 from utils.sam.mask_maker import (
     MaskMaker,
     MaskSettings,
-    check_package,
     file_checksum,
     find_weights,
     load_sam,
@@ -47,11 +41,7 @@ from utils.sam.mask_maker import (
 )
 from utils.sam.options import parse_args
 from utils.sam.region_scores import RegionScores, format_comparison
-from utils.sam.regions import component_prompts
-
-# Image uint8 (3, H, W), and target uint8 (H, W) or None.
-Load = Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
-REMEDY = "--overwrite makes them again, --output_dir DIR puts them elsewhere"
+from utils.sam.work import Load, Work
 
 
 def find_samples(
@@ -118,88 +108,13 @@ def find_checkpoint(args: argparse.Namespace, dataset: SegmentationDataset | Non
     return run.best_checkpoint if run else None
 
 
-@dataclasses.dataclass
-class Work:
-    """What is done to each image.
-
-    Attributes:
-        folder: of the results.
-        made_with: what decides on the masks; it is stored with them.
-        maker: makes masks; None until some are needed.
-        predictor: DeepLab, if there is one.
-        prompts_from: the lowest class to prompt for; None for a grid of points.
-        scores: of the masks, if there is ground truth.
-        seconds: that the masks of each image took, by its name.
-    """
-
-    folder: Path
-    made_with: dict[str, Any]
-    predictor: Predictor | None
-    prompts_from: int | None
-    scores: RegionScores | None
-    maker: MaskMaker | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def is_done(self, name: str) -> bool:
-        """Whether the two files are there, whole and of these settings.
-
-        Raises:
-            UserError: they are of other settings.
-        """
-        path = self.folder / f"{name}.npz"
-        if not all(map(os.path.exists, (path, path.with_suffix(".png")))):
-            return False
-        try:
-            before = load_masks(path).settings.get("made_with", {})
-        except UserError as error:
-            say(f"{error}; making it again")
-            return False
-        keys = {**before, **self.made_with}
-        if other := [key for key in keys if before.get(key) != self.made_with.get(key)]:
-            kinds = " and ".join(other)
-            raise UserError(f"{path}: holds masks made with another {kinds}: {REMEDY}")
-        return True
-
-    def do(self, name: str, load: Load, is_done: bool) -> None:
-        """Make the masks of an image or read them, and score them."""
-        image, target = load()
-        pred = torch.from_numpy(self.predictor.predict_image(image)) if self.predictor else None
-        masks = self.read(name, image) if is_done else self.make(name, image, pred)
-        if target is not None:
-            self.scores.update(target, masks, pred)
-        self.seconds[name] = masks.settings["seconds"]
-
-    def read(self, name: str, image: torch.Tensor) -> Masks:
-        """The masks that an earlier run made."""
-        path = self.folder / f"{name}.npz"
-        masks = load_masks(path)
-        if masks.settings.get("image") != image_checksum(image):
-            raise UserError(f"{path}: holds masks of another image of this name: {REMEDY}")
-        return masks
-
-    def make(self, name: str, image: torch.Tensor, pred: torch.Tensor | None) -> Masks:
-        """Make masks and leave the two files; the picture comes first."""
-        start = time.perf_counter()
-        prompts = None if self.prompts_from is None else component_prompts(pred, self.prompts_from)
-        masks = self.maker(image, prompts)
-        masks.settings = {
-            "made_with": self.made_with,
-            "image": image_checksum(image),
-            "seconds": time.perf_counter() - start,
-        }
-        if not len(masks):
-            say(f"{name}: SAM found no mask in it")
-        save_png(self.folder / f"{name}.png", draw_masks(image, masks))
-        save_masks(self.folder / f"{name}.npz", masks)
-        return masks
-
-
 def build_work(
-    args: argparse.Namespace, dataset: SegmentationDataset | None, device: torch.device
+    args: argparse.Namespace,
+    dataset: SegmentationDataset | None,
+    predictor: Predictor | None,
+    weights: Path,
 ) -> Work:
-    """Everything but SAM itself."""
-    predictor = load_deeplab(args, dataset, device)
-    weights = find_weights(args.sam_model, args.sam_checkpoint)
+    """Everything but SAM itself; `weights` are its file."""
     made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
     made_with |= {"prompts": args.prompts, **dataclasses.asdict(mask_settings(args))}
     del made_with["points_per_batch"]
@@ -238,37 +153,44 @@ def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:
     return failures
 
 
+def report(
+    work: Work, args: argparse.Namespace, dataset: SegmentationDataset, image_set: str
+) -> None:
+    """Print the scores of what was done, and write `scores.json`."""
+    images = list(work.seconds)
+    scores = {
+        "dataset": args.dataset,
+        "image_set": image_set,
+        "images": images,
+        "checkpoint": str(work.predictor.checkpoint.path) if work.predictor else None,
+        **work.scores.compute(dataset.class_names),
+        "seconds_per_image": sum(work.seconds.values()) / len(images),
+        "sam": work.made_with,
+    }
+    write_json(work.folder / "scores.json", scores)
+    print(f"scores on {len(images)} images of {args.dataset} {image_set}")
+    print(format_comparison(scores))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Segment the images that the flags name, score the masks; returns the exit status."""
     args = parse_args(__doc__, argv)
-    check_package()
     device = choose_device(args.device)
+    weights = find_weights(args.sam_model, args.sam_checkpoint)
     dataset, image_set, samples = find_samples(args)
-    work = build_work(args, dataset, device)
+    work = build_work(args, dataset, load_deeplab(args, dataset, device), weights)
     done = set() if args.overwrite else set(filter(work.is_done, samples))
     if done:
         say(f"{len(done)} of {len(samples)} images are done: not done again")
     if len(done) < len(samples):
-        sam = load_sam(args.sam_model, find_weights(args.sam_model, args.sam_checkpoint))
+        sam = load_sam(args.sam_model, weights)
         work.maker = MaskMaker(sam, mask_settings(args), device, args.precision)
     failures = do_all(work, samples, done)
-    images = list(work.seconds)
-    print(f"masks of {len(images)} images in {work.folder}")
+    print(f"masks of {len(work.seconds)} images in {work.folder}")
     if dataset is None:
         print("images given as files have no ground truth: no scores")
-    elif images:
-        result = {
-            "dataset": args.dataset,
-            "image_set": image_set,
-            "images": images,
-            "checkpoint": str(work.predictor.checkpoint.path) if work.predictor else None,
-            **work.scores.compute(dataset.class_names),
-            "seconds_per_image": sum(work.seconds.values()) / len(images),
-            "sam": work.made_with,
-        }
-        write_json(work.folder / "scores.json", result)
-        print(f"scores on {len(images)} images of {args.dataset} {image_set}")
-        print(format_comparison(result))
+    elif work.seconds:
+        report(work, args, dataset, image_set)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -45,10 +45,8 @@ def load_sam(name: str, path: Path) -> "Sam":
     """Build a SAM (a key of `SAM_MODELS`) and load its weights, on the CPU, to evaluate.
 
     Raises:
-        UserError: the file is missing, broken, of another size or no SAM; or the package is not
-            installed.
+        UserError: the file is missing, broken, of another size or no SAM.
     """
-    check_package()
     from segment_anything import sam_model_registry
 
     state_dict = read_file(path, flag="--sam_checkpoint")
@@ -66,22 +64,19 @@ def load_sam(name: str, path: Path) -> "Sam":
     return sam.eval()
 
 
-def check_package() -> None:
-    """Raise a `UserError` if the package cannot be imported."""
+def find_weights(name: str, checkpoint: str | None = None) -> Path:
+    """`checkpoint`, or else the official weights in torch's hub folder, downloaded if need be.
+
+    Raises:
+        UserError: they cannot be downloaded, the file there is cut off, or the package that they
+            are for is missing.
+    """
     try:
         import segment_anything  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"the package segment_anything is missing ({error}): pip install segment-anything"
         ) from None
-
-
-def find_weights(name: str, checkpoint: str | None = None) -> Path:
-    """`checkpoint`, or else the official weights in torch's hub folder, downloaded if need be.
-
-    Raises:
-        UserError: they cannot be downloaded, or the file there is cut off.
-    """
     if checkpoint:
         return Path(checkpoint)
     model = SAM_MODELS[name]
