@@ -15,6 +15,7 @@ import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,13 +47,13 @@ from utils.sam.work import Load, Work
 
 def find_samples(
     args: argparse.Namespace,
-) -> tuple[SegmentationDataset | None, str | None, dict[str, Load]]:
-    """Data set and split (None for files), and what loads each image, by the name of its files."""
+) -> tuple[SegmentationDataset | None, str, dict[str, Load]]:
+    """Data set and split (none for files), and what loads each image, by the name of its files."""
     if args.images:
         paths = find_images(args.images)
         names = name_outputs(paths, Path(args.output_dir))
         photos = [(n, partial(load_photo, path)) for n, path in zip(names, paths, strict=True)]
-        return None, None, dict(photos[: args.limit])
+        return None, "", dict(photos[: args.limit])
     image_set, ids = args.split, None
     if image_set is None:
         path = Path(args.report_dir) / "picks.json"
@@ -119,8 +120,8 @@ def build_work(
     made_with |= {"prompts": args.prompts, **dataclasses.asdict(mask_settings(args))}
     del made_with["points_per_batch"]
     prompts_from = None
-    if args.prompts == "deeplab":
-        checkpoint = predictor.checkpoint
+    checkpoint = predictor.checkpoint if predictor else None
+    if checkpoint and args.prompts == "deeplab":
         made_with["deeplab_sha256"] = file_checksum(checkpoint.path)
         made_with["output_stride"] = args.output_stride or checkpoint.output_stride
         del made_with["points_per_side"]
@@ -153,17 +154,16 @@ def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:
     return failures
 
 
-def report(
-    work: Work, args: argparse.Namespace, dataset: SegmentationDataset, image_set: str
-) -> None:
-    """Print the scores of what was done, and write `scores.json`."""
+def report(work: Work, args: argparse.Namespace, image_set: str, regions: dict[str, Any]) -> None:
+    """Print the scores of the masks that were made or read, and write `scores.json`."""
     images = list(work.seconds)
+    checkpoint = work.predictor.checkpoint if work.predictor else None
     scores = {
         "dataset": args.dataset,
         "image_set": image_set,
         "images": images,
-        "checkpoint": str(work.predictor.checkpoint.path) if work.predictor else None,
-        **work.scores.compute(dataset.class_names),
+        "checkpoint": str(checkpoint.path) if checkpoint else None,
+        **regions,
         "seconds_per_image": sum(work.seconds.values()) / len(images),
         "sam": work.made_with,
     }
@@ -189,8 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"masks of {len(work.seconds)} images in {work.folder}")
     if dataset is None:
         print("images given as files have no ground truth: no scores")
-    elif work.seconds:
-        report(work, args, dataset, image_set)
+    elif work.scores and work.seconds:
+        report(work, args, image_set, work.scores.compute(dataset.class_names))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

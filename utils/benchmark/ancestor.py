@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomCrop
 from torchvision.transforms import functional as F
 
@@ -43,19 +43,17 @@ def resize_then_crop(
     return image, target
 
 
-class AncestorSamples(Dataset):
+class AncestorSamples(SegmentationDataset):
     """The files of a data set, read with Pillow: crops of `crop_size`, or whole images (None)."""
 
     def __init__(self, dataset: SegmentationDataset, crop_size: int | None = None) -> None:
-        self.dataset, self.ids, self.crop_size = dataset, dataset.ids, crop_size
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        vars(self).update(vars(dataset))
+        self.crop_size = crop_size
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image float32 (3, H, W), normalised, and target uint8 (H, W)."""
-        image = Image.open(self.dataset.image_paths[index]).convert("RGB")
-        target = Image.open(self.dataset.target_paths[index])
+        image = Image.open(self.image_paths[index]).convert("RGB")
+        target: Image.Image = Image.open(self.target_paths[index])
         if self.crop_size:
             image, target = resize_then_crop(image, target, self.crop_size)
         return F.normalize(F.to_tensor(image), MEAN, STD), torch.from_numpy(np.array(target))
@@ -95,9 +93,16 @@ def evaluate(model: DeepLab, loader: DataLoader, num_classes: int) -> np.ndarray
     model.eval()
     counts = np.zeros((num_classes, num_classes), np.int64)
     for images, targets in loader:
-        pred = model.segment(images.to(device)).argmax(1).cpu().numpy()
+        pred = classes_of(model, images.to(device))
         counts += count_pairs(targets.numpy(), pred, num_classes)
     return counts
+
+
+def classes_of(model: DeepLab, images: torch.Tensor) -> np.ndarray:
+    """Class indices int64 (N, H, W) of normalised images."""
+    logits = model.segment(images)
+    assert isinstance(logits, torch.Tensor)  # in evaluation there is no auxiliary head
+    return logits.argmax(1).cpu().numpy()
 
 
 def count_pairs(target: np.ndarray, pred: np.ndarray, num_classes: int) -> np.ndarray:
@@ -112,5 +117,4 @@ def predict(model: DeepLab, path: Path) -> np.ndarray:
     """A file to class indices int64 (H, W)."""
     model.eval()
     image = F.normalize(F.to_tensor(Image.open(path).convert("RGB")), MEAN, STD)
-    image = image[None].to(next(model.parameters()).device)
-    return model.segment(image).argmax(1)[0].cpu().numpy()
+    return classes_of(model, image[None].to(next(model.parameters()).device))[0]

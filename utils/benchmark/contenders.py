@@ -58,7 +58,7 @@ class Setup:
 
     def copy_model(self, layout: torch.memory_format = torch.channels_last) -> DeepLab:
         """The weights on the device."""
-        return copy.deepcopy(self.model).to(self.device, memory_format=layout)
+        return copy.deepcopy(self.model).to(self.device).to(memory_format=layout)
 
 
 def compare_models(
@@ -145,7 +145,12 @@ def train_project(setup: Setup, model: DeepLab, batch: list[torch.Tensor], preci
         optimizer=optimizer,
         scheduler=StepLR(optimizer, 1000),
     )
-    return lambda: [state.step(batch) for _ in range(setup.args.iterations)]
+
+    def run() -> None:
+        for _ in range(setup.args.iterations):
+            state.step(batch)
+
+    return run
 
 
 def train_ancestor(setup: Setup, batch: list[torch.Tensor]) -> Run:
@@ -225,7 +230,7 @@ def compare_data(setup: Setup) -> Iterator[list[Contender]]:
         samples = ancestor.AncestorSamples(setup.train_set, setup.args.crop_size)
         batches = TrainBatches(len(samples), settings, 0, count)
         loader = DataLoader(
-            Samples(samples, SEED), batch_sampler=batches, num_workers=1, persistent_workers=True
+            Samples(samples, SEED, 1), batch_sampler=batches, num_workers=1, persistent_workers=True
         )
         return lambda: sum(len(images) for images, *_ in loader)
 

@@ -1,4 +1,7 @@
-"""Depthwise convolutions in training on a CPU: in bf16, and as `DepthwiseConv2d` does it."""
+"""Depthwise convolutions in training on a CPU: in bf16, and as `DepthwiseConv2d` does it.
+
+On a machine that others use, `OMP_NUM_THREADS=1` makes the ratios steadier.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -37,10 +40,10 @@ MODELS = {  # and whether the head is separable
 
 def compare_depthwise(setup: Setup) -> Iterator[list[Contender]]:
     """Forward and backward of single convolutions, then whole training steps."""
-    for model, convolutions in CONVOLUTIONS.items():
+    for source, convolutions in CONVOLUTIONS.items():
         for channels, size, stride, dilation, reduction in convolutions:
             side = -(-setup.args.crop_size // reduction)
-            name = f"{model}: {channels} channels, {size}x{size}, stride {stride}, dilation "
+            name = f"{source}: {channels} channels, {size}x{size}, stride {stride}, dilation "
             name += f"{dilation}, {side}x{side}"
             conv = DepthwiseConv2d(
                 channels, channels, size, stride, dilation * (size // 2), dilation,
@@ -62,7 +65,7 @@ def in_both_ways(
     plain = copy.deepcopy(module)
     for conv in plain.modules():
         if isinstance(conv, DepthwiseConv2d):
-            conv.__class__ = nn.Conv2d
+            conv.__class__ = nn.Conv2d  # type: ignore[assignment]
     base = f"{name}, plain"
     return [
         Contender(base, partial(build, plain)),

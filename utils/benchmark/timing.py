@@ -64,7 +64,8 @@ def peak_memory(device: torch.device, reset: bool = False) -> float:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return 0.0
-    return 1.024e-3 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])
+    found = re.search(r"VmHWM:\s*(\d+)", status)
+    return 1.024e-3 * int(found[1]) if found else 0.0
 
 
 def timed(run: Run, device: torch.device) -> float:

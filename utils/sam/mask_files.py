@@ -38,7 +38,7 @@ _ARRAYS = ("boxes", "predicted_iou", "stability", "points", "prompt_boxes", "cla
 
 
 @dataclasses.dataclass
-class Masks(Sequence):
+class Masks(Sequence[torch.Tensor]):
     """The masks of an image, largest first; `masks[i]` is a bool tensor (H, W).
 
     The attributes are the file's arrays; `counts` holds the run lengths of each mask by itself.
@@ -57,7 +57,7 @@ class Masks(Sequence):
     def __len__(self) -> int:
         return len(self.counts)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]  # no slices
         height, width = self.size
         counts = self.counts[index]
         values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
@@ -66,7 +66,7 @@ class Masks(Sequence):
 
 def image_checksum(image: torch.Tensor) -> int:
     """CRC-32 of the bytes of an image: tells whether masks are of this image."""
-    return zlib.crc32(image.contiguous().numpy())
+    return zlib.crc32(image.contiguous().numpy().data)
 
 
 def save_masks(path: Path, masks: Masks) -> None:

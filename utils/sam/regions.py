@@ -1,7 +1,7 @@
 """Regions of a class map: components, borders, and classes for masks that have none."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -122,7 +122,7 @@ def border_band(values: torch.Tensor, width: int, ignore_index: int = 255) -> to
     return (highest != -lowest) & (values != ignore_index)
 
 
-def index_map(masks: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+def index_map(masks: Iterable[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
     """The number of the last mask, bool (H, W), over each pixel: int64 (H, W), -1 for none."""
     indices = torch.full(size, -1)
     for index, mask in enumerate(masks):

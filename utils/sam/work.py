@@ -69,7 +69,7 @@ class Work:
         image, target = load()
         pred = torch.from_numpy(self.predictor.predict_image(image)) if self.predictor else None
         masks = self.read(name, image) if is_done else self.make(name, image, pred)
-        if target is not None:
+        if self.scores and target is not None:
             self.scores.update(target, masks, pred)
         self.seconds[name] = masks.settings["seconds"]
 
@@ -83,8 +83,11 @@ class Work:
 
     def make(self, name: str, image: torch.Tensor, pred: torch.Tensor | None) -> Masks:
         """Make masks and leave the two files; the picture comes first."""
+        assert self.maker is not None  # it is there as soon as an image is not done
         start = time.perf_counter()
-        prompts = None if self.prompts_from is None else component_prompts(pred, self.prompts_from)
+        prompts = None
+        if pred is not None and self.prompts_from is not None:
+            prompts = component_prompts(pred, self.prompts_from)
         masks = self.maker(image, prompts)
         masks.settings = {
             "made_with": self.made_with,
