@@ -1,10 +1,10 @@
 """Batches: which samples an iteration sees, and in what random form."""
 
 import dataclasses
-import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from multiprocessing import Lock, RawArray
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ Key = tuple[int, int]  # epoch and index
 Sample = tuple[torch.Tensor, torch.Tensor, int]  # image, target and index
 
 # What torch and Python say if /dev/shm is full, too small, or missing.
-SHARED_MEMORY_FAULTS = ("Bus error", "shared memory", "No space left on device")
+SHARED_MEMORY_FAULTS = ("Bus error", "shared memory", "</torch_", "No space left on device")
+SHARED_MEMORY_ADVICE = (
+    "/dev/shm: full, too small or unusable, but data workers pass batches through it: make it "
+    "larger, or use --num_workers 0"
+)
 
 
 def derive_seed(*numbers: int) -> int:
@@ -53,11 +57,11 @@ class Samples(Dataset):
     the training process does not feel it.
     """
 
-    def __init__(self, dataset: SegmentationDataset, seed: int) -> None:
+    def __init__(self, dataset: SegmentationDataset, seed: int, num_workers: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
         # Which sample each worker is at, in memory that outlives the worker.
-        self.in_work = multiprocessing.RawArray("q", [-1] * MAX_WORKERS)
+        self.in_work = RawArray("q", [-1] * num_workers) if num_workers else []
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -217,30 +221,25 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except (RuntimeError, OSError) as error:
-            if self.num_workers and (reason := self._explain(str(error))):
-                raise UserError(reason) from None
-            raise
-
-    def _explain(self, error: str) -> str | None:
-        """What the user can do about an error of the workers; None for other errors."""
-        if any(fault in error for fault in SHARED_MEMORY_FAULTS):
-            return (
-                "/dev/shm: the data workers have no room there for their batches: make it larger, "
-                "or use --num_workers 0"
-            )
-        if "DataLoader worker" not in error or "Caught" in error:
-            return None
-        ids = [self.dataset.dataset.ids[index] for index in self.dataset.in_work if index >= 0]
-        return (
-            f"a data worker was killed while it read one of {', '.join(ids)}: look at these files, "
-            "or give a smaller --num_workers if memory ran out"
-        )
+            if self.num_workers and any(text in str(error) for text in SHARED_MEMORY_FAULTS):
+                raise UserError(SHARED_MEMORY_ADVICE) from None
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            ids = [self.dataset.dataset.ids[index] for index in self.dataset.in_work if index >= 0]
+            raise UserError(
+                f"a data worker was killed while it read one of {', '.join(ids)}: look at these "
+                "files, or give a smaller --num_workers if memory ran out"
+            ) from None
 
 
 def _collate(samples: Sequence[Sample]) -> list[torch.Tensor]:
-    """Stack samples; the default would change the images' layout, which is channels last."""
+    """Stack samples, in a worker into shared memory.
+
+    torch's own function would make the images contiguous, and share the indices where no error is
+    caught.
+    """
     images, targets, indices = default_collate(
-        [(image.permute(1, 2, 0), target, index) for image, target, index in samples]
+        [(image.permute(1, 2, 0), target, torch.tensor(index)) for image, target, index in samples]
     )
     return [images.permute(0, 3, 1, 2), targets, indices]
 
@@ -256,8 +255,14 @@ def _build_loader(
 ) -> DataLoader:
     if not 0 <= settings.num_workers <= MAX_WORKERS:
         raise UserError(f"--num_workers {settings.num_workers}: give 0 to {MAX_WORKERS}")
+    try:
+        samples = Samples(dataset, settings.seed, settings.num_workers)
+        # Workers need locks, which lie there as well. torch would fail with two messages.
+        _ = [Lock() for _ in range(10 * settings.num_workers)]
+    except OSError:
+        raise UserError(SHARED_MEMORY_ADVICE) from None
     return Loader(
-        Samples(dataset, settings.seed),
+        samples,
         batch_sampler=batches,
         num_workers=settings.num_workers,
         pin_memory=settings.pin_memory,

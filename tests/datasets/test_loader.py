@@ -191,6 +191,78 @@ def test_number_of_workers_is_bounded(train_set, num_workers):
         build_val_loader(train_set, train_set.image_sizes(), settings)
 
 
+# A process of its own: the limits are on all that it shares.
+CROWDED = """
+import resource, sys
+from datasets.loader import LoaderSettings, build_train_loader
+from datasets.transforms import RandomScaleCrop
+from datasets.voc import VOCSegmentation
+from utils.common.errors import run_script
+
+def main(_):
+    dataset = VOCSegmentation(sys.argv[1], transform=RandomScaleCrop((300, 300)))
+    loader = build_train_loader(dataset, LoaderSettings(4, 0, int(sys.argv[2])), 0, 9)
+    if sys.argv[3] == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    print(len(list(loader)))
+
+run_script(main)
+"""
+
+
+def read_crowded(train_set, num_workers, how, *prefix):
+    command = [*prefix, sys.executable, "-c", CROWDED, str(train_set.folder), str(num_workers), how]
+    return subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_shared_memory_that_is_too_small_is_one_line_that_names_it(train_set):
+    ended = read_crowded(train_set, 2, "limit")
+    assert ended.returncode == 2
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in ended.stderr
+    assert "/dev/shm" in errors[0] and "--num_workers 0" in errors[0]
+    assert read_crowded(train_set, 0, "limit").stdout == "9\n"
+
+
+# No room, a read-only one, and one so small that the last part of a batch alone does not fit, which
+# torch would wait for forever.
+@pytest.mark.parametrize("options", ["size=16k", "ro,size=1m", "size=8m,nr_inodes=28"])
+def test_unusable_dev_shm_is_one_line_that_names_it(train_set, options):
+    mount = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs /dev/shm && "$@"']
+    try:
+        if subprocess.run([*mount, "sh", "true"], capture_output=True, timeout=10).returncode:
+            pytest.skip("needs the right to mount")
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    ended = read_crowded(train_set, 2, "mount", *mount, "sh")
+    assert ended.returncode == 2
+    assert "error: /dev/shm: " in ended.stderr and "--num_workers 0" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory. Please try to raise your shared memory "
+        "limit.",
+        "unable to open shared memory object </torch_7_1> in read-write mode: No space left on "
+        "device (28)",
+        "[Errno 28] No space left on device",
+    ],
+)
+def test_what_torch_says_of_shared_memory_is_understood(train_set, monkeypatch, text):
+    loader = build_train_loader(train_set, LoaderSettings(4, 0, num_workers=1), 0, 1)
+
+    def fail(self):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fail)
+    with pytest.raises(UserError, match=r"^/dev/shm: .*--num_workers 0$"):
+        list(loader)
+
+
 def test_cached_samples_make_the_same_batches(train_set):
     cached = VOCSegmentation(train_set.folder, "train", transform=train_set.transform)
     cached.cache_in_ram()
