@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets import build_dataset
+from datasets import build_dataset, check_training_data
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import balanced_weights, class_statistics
 from datasets.loader import EvaluationData, build_train_loader, derive_seed
@@ -236,6 +236,7 @@ def run(args: argparse.Namespace, device: torch.device, precision: str) -> int:
     if args.cache == "ram":
         for dataset in (train_set, val_data.dataset):
             dataset.cache_in_ram()
+    check_training_data(train_set, val_data.dataset)
     print_settings(args, train_set, val_data.dataset, device, precision)
 
     with main_first():

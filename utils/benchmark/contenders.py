@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import read_photo
+from datasets.image_files import read_image
 from datasets.loader import EvaluationData, build_train_loader, build_val_loader
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
@@ -246,7 +246,7 @@ def predict_project(setup: Setup, precision: str, paths: list) -> Run:
     """`predict.py` without what it writes, and without reading ahead: latency, not throughput."""
     predictor = Predictor(setup.copy_model(), precision)
     return lambda: [
-        predictor(read_photo(path)[None].to(setup.device))[0].cpu().numpy() for path in paths
+        predictor(read_image(path)[None].to(setup.device))[0].cpu().numpy() for path in paths
     ]
 
 
