@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets import build_dataset
+from datasets import build_dataset, check_training_data
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import balanced_weights, class_statistics
 from datasets.loader import (
@@ -277,6 +277,8 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     if args.cache == "ram":
         for dataset in (train_set, val.dataset):
             dataset.cache_in_ram()
+    if is_main():
+        check_training_data(train_set, val.dataset)
     weights = balanced_weights(train_set) if args.balanced_sampling else None
     return Data(train_set, val, batches_per_epoch(train_set, args.batch_size), weights)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from datasets.image_files import ImageError, pixel_limit, read_photo, save_png
+from datasets.image_files import ImageError, pixel_limit, read_image, save_png
 from datasets.voc import CLASS_NAMES
 from network.backbone import download_weights
 from utils.checkpoint import (
@@ -129,7 +129,7 @@ def predict_images(
     timer, failures = LayerTimer(predictor.model, device), []
     start = time.perf_counter()
     bar = tqdm(
-        call_ahead(read_photo, paths), "predict", len(paths), unit="image",
+        call_ahead(read_image, paths), "predict", len(paths), unit="image",
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
     with Background() as saving, bar:
@@ -138,7 +138,7 @@ def predict_images(
                 image = reading.result()
                 pred = predictor(image[None].to(device))[0].cpu().numpy()
             except ImageError as error:
-                failures.append(f"{path}: {error}")
+                failures.append(str(error))
             except torch.OutOfMemoryError:
                 failures.append(f"{path}: {device} is out of memory: give a smaller --window")
                 torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import ImageError, read_photo, save_png
+from datasets.image_files import read_image, save_png
 from utils.checkpoint import load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
@@ -94,10 +94,7 @@ def find_samples(
 
 def load_photo(path: Path) -> tuple[torch.Tensor, None]:
     """An image that has no ground truth."""
-    try:
-        return read_photo(path), None
-    except ImageError as error:
-        raise UserError(f"{path}: {error}: replace it, or leave it out") from None
+    return read_image(path), None
 
 
 def load_deeplab(

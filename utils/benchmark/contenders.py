@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import read_photo
+from datasets.image_files import read_image
 from datasets.loader import (
     EvaluationData,
     LoaderSettings,
@@ -263,7 +263,7 @@ def predict_project(setup: Setup, precision: str, paths: list) -> Run:
     """`predict.py` without what it writes, and without reading ahead: latency, not throughput."""
     predictor = Predictor(setup.copy_model(), precision)
     return lambda: [
-        predictor(read_photo(path)[None].to(setup.device))[0].cpu().numpy() for path in paths
+        predictor(read_image(path)[None].to(setup.device))[0].cpu().numpy() for path in paths
     ]
 
 
