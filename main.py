@@ -93,11 +93,10 @@ def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.M
 
 
 def test(args: argparse.Namespace, device: torch.device, precision: str) -> None:
-    """Evaluate a checkpoint, print its scores and leave them in `scores.json` beside it."""
+    """Evaluate a checkpoint, leave its scores beside it and print them."""
     path = Path(args.ckpt) if args.ckpt else run_dir_of(args) / BEST_FILE
-    scores = score_checkpoint(load_checkpoint(path), args, device, precision)
-    if is_main():
-        write_json(path.with_name("scores.json"), scores)
+    predictor = Predictor.from_checkpoint(path, device, precision, args.output_stride)
+    score_checkpoint(predictor, args, path.parent)
 
 
 def validate(

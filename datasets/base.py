@@ -1,5 +1,6 @@
 """The base of every data set in VOC's layout: pairs of images and masks."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -83,6 +84,11 @@ class SegmentationDataset(Dataset):
     def num_classes(self) -> int:
         """Number of classes, void not counted."""
         return len(self.class_names)
+
+    @property
+    def ids_hash(self) -> str:
+        """Twelve hexadecimal digits that tell whether two sets hold the same ids, in any order."""
+        return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.ids)

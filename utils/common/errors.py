@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how a script reports them."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -15,8 +16,12 @@ class UserError(Exception):
 def run_script(main: Callable[..., int | None], argv: list[str] | None = None) -> None:
     """Run a script's `main(argv)` and exit with its status; a `UserError` is one line, status 2.
 
-    Every other exception is a fault of the program and keeps its traceback.
+    Every other exception is a fault of the program and keeps its traceback. What the terminal
+    cannot show, such as a Cyrillic name in ASCII, is printed as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main(argv))
     except UserError as error:
