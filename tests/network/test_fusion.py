@@ -36,6 +36,15 @@ def test_folding_batch_norms_changes_no_logit_by_more_than_1e4_of_the_largest(na
 
 
 @torch.inference_mode()
+def test_norms_that_several_processes_share_are_folded_too():
+    model = build("deeplabv3plus_mobilenet")
+    fused = fuse_for_inference(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)))
+    assert count(fused, nn.SyncBatchNorm) == 0
+    image = torch.randn(2, 3, 65, 49)
+    assert torch.equal(fused(image), fuse_for_inference(model)(image))
+
+
+@torch.inference_mode()
 def test_norms_behind_separable_convolutions_stay():
     model = build("deeplabv3plus_mobilenet", separable_conv=True)
     fused = fuse_for_inference(model)

@@ -136,7 +136,7 @@ def test_two_processes_score_exactly_what_one_scores(pair, data, run):
     assert ended.status == 0, ended.stderr
     from utils.common.files import read_json
 
-    scores = read_json(folder(pair) / "scores.json")
+    scores = read_json(folder(pair) / "scores_val_last.json")
     assert scores["class_iou"] == record["class_iou"] and scores["miou"] == record["miou"]
 
 

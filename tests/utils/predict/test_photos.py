@@ -1,13 +1,8 @@
 """The images that are named are found; what is written reads back."""
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from datasets.voc import PALETTE
 from utils.common.errors import UserError
-from utils.predict.overlay import classes_in, draw_overlay, save_pred
 from utils.predict.photos import find_images, name_outputs
 
 
@@ -42,38 +37,30 @@ def test_input_behind_a_link_is_not_overwritten(tmp_path):
     assert name_outputs([tmp_path / "link" / "x.png"], tmp_path) == ["x_2"]
 
 
-def test_saved_prediction_reads_back_as_indices_in_vocs_colours(tmp_path):
-    pred = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    save_pred(tmp_path / "a.png", pred)
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.mode == "P" and image.format == "PNG"
-        assert np.array_equal(np.array(image), pred)
-        assert np.array_equal(np.array(image.convert("RGB")), PALETTE[pred])
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+def test_pictures_that_are_not_read_are_counted_and_said(tmp_path, capsys):
+    for name in ("a.png", "b.HEIC", "c.heic", "d.svg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "e.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert find_images([tmp_path]) == [tmp_path / "a.png"]
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}: leaves out 2 x .heic, 1 x .svg, 1 x broken link\n"
 
 
-def test_overlay_is_half_image_half_colour_over_a_legend_of_the_classes_present():
-    names = [f"name{index}" for index in range(21)]
-    image = torch.full((3, 300, 400), 100, dtype=torch.uint8)  # more rows than one strip
-    pred = np.zeros((300, 400), np.uint8)
-    pred[280:, 200:] = 15
-    overlay = np.asarray(draw_overlay(image, pred, names))
-    assert classes_in(pred) == [0, 15]
-    assert overlay.shape[1] == 400
-    assert np.array_equal(overlay[:300], 50 + (PALETTE // 2)[pred])
-    legend = overlay[300:].reshape(-1, 3).tolist()
-    assert PALETTE[15].tolist() in legend and PALETTE[0].tolist() in legend
-    assert PALETTE[14].tolist() not in legend
+def test_folder_of_readable_pictures_alone_says_nothing(tmp_path, capsys):
+    for name in ("a.png", "a_overlay.png", "notes.txt", ".hidden.heic"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(find_images([tmp_path])) == 2
+    assert len(find_images([tmp_path], tmp_path / "elsewhere")) == 2
+    assert capsys.readouterr().err == ""
 
 
-def test_legend_of_a_narrow_image_has_room_for_its_names():
-    image = torch.zeros(3, 5, 2, dtype=torch.uint8)
-    overlay = draw_overlay(image, np.ones((5, 2), np.uint8), ["", "a_rather_long_class_name"])
-    assert overlay.width > 100 and overlay.height > 5 + 12
-    assert overlay.getpixel((50, 2)) == (255, 255, 255)
-
-
-def test_disk_errors_name_the_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"a\.png: cannot be written"):
-        save_pred(tmp_path / "file" / "a.png", np.zeros((2, 2), np.uint8))
+def test_results_in_the_output_folder_are_no_inputs(tmp_path, capsys):
+    names = ["a.jpg", "a.png", "a_overlay.png", "b.png", "b_2.png", "b_2_overlay.png"]
+    for name in [*names, "c_overlay.png"]:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for folder in (tmp_path, tmp_path / "link"):
+        found = find_images([folder], tmp_path)
+        assert [path.name for path in found] == ["a.jpg", "b.png", "c_overlay.png"]
+        assert "leaves out 4 x result of an earlier run" in capsys.readouterr().err
+    assert tmp_path / "a.png" in find_images([tmp_path / "a.png"], tmp_path)  # named by itself
