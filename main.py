@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets import build_dataset
+from datasets import build_dataset, check_training_data
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import balanced_weights, class_statistics
 from datasets.loader import (
@@ -38,7 +38,6 @@ from datasets.transforms import train_transform
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
 from utils.common.errors import UserError, run_script
-from utils.common.files import write_json
 from utils.common.progress import progress, say
 from utils.distributed import (
     end_distributed,
@@ -90,12 +89,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def test(args: argparse.Namespace, device: torch.device) -> int:
-    """Evaluate a checkpoint, print its scores and leave them in `scores.json` beside it."""
+    """Evaluate a checkpoint, leave its scores beside it and print them."""
     path = Path(args.ckpt) if args.ckpt else run_dir_of(args) / BEST_FILE
-    precision = choose_precision(args.precision, device)
-    scores = score_checkpoint(load_checkpoint(path), args, device, precision)
-    if is_main():
-        write_json(path.with_name("scores.json"), scores)
+    predictor = Predictor.from_checkpoint(path, device, args.precision, args.output_stride)
+    score_checkpoint(predictor, args, path.parent)
     return 0
 
 
@@ -277,6 +274,8 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     if args.cache == "ram":
         for dataset in (train_set, val.dataset):
             dataset.cache_in_ram()
+    if is_main():
+        check_training_data(train_set, val.dataset)
     weights = balanced_weights(train_set) if args.balanced_sampling else None
     return Data(train_set, val, batches_per_epoch(train_set, args.batch_size), weights)
 

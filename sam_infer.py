@@ -12,6 +12,7 @@ cannot be done is listed at the end, and the exit status is 1.
 
 import argparse
 import dataclasses
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import ImageError, read_photo
+from datasets.image_files import read_image
 from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
@@ -30,8 +31,7 @@ from utils.precision import choose_device, is_out_of_memory
 from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
-from utils.run_folder import BEST_FILE
-from utils.run_records import best_run, find_runs
+from utils.run_records import best_run, default_checkpoint, find_runs
 from utils.sam.mask_maker import (
     MaskMaker,
     MaskSettings,
@@ -50,7 +50,7 @@ def find_samples(
 ) -> tuple[SegmentationDataset | None, str, dict[str, Load]]:
     """Data set and split (none for files), and what loads each image, by the name of its files."""
     if args.images:
-        paths = find_images(args.images)
+        paths = leave_out_results(find_images(args.images), Path(args.output_dir))
         names = name_outputs(paths, Path(args.output_dir))
         photos = [(n, partial(load_photo, path)) for n, path in zip(names, paths, strict=True)]
         return None, "", dict(photos[: args.limit])
@@ -65,9 +65,24 @@ def find_samples(
     return dataset, image_set, {n: partial(dataset.__getitem__, places[n]) for n in wanted}
 
 
+def leave_out_results(paths: list[Path], output_dir: Path) -> list[Path]:
+    """The images without the pictures that an earlier run left in `output_dir`; says so."""
+    folder = output_dir.resolve()
+    kept = [
+        path
+        for path in paths
+        if path.suffix != ".png"
+        or path.resolve().parent != folder
+        or not os.path.exists(path.with_suffix(".npz"))
+    ]
+    if len(kept) < len(paths):
+        say(f"{output_dir}: leaves out {len(paths) - len(kept)} x result of an earlier run")
+    return kept
+
+
 def load_photo(path: Path) -> tuple[torch.Tensor, None]:
     """An image that has no ground truth."""
-    return read_photo(path), None
+    return read_image(path), None
 
 
 def load_deeplab(
@@ -80,12 +95,11 @@ def load_deeplab(
     """
     if dataset is None and args.prompts == "grid":
         return None
-    path = Path(args.ckpt) if args.ckpt else find_checkpoint(args, dataset)
+    path, reason = (args.ckpt, "--ckpt") if args.ckpt else find_checkpoint(args, dataset)
     if path is None:
-        missing = f"no run of this data set in {args.runs_dir}: give --ckpt, or train with main.py"
         if args.prompts == "deeplab":
-            raise UserError(f"--prompts deeplab: {missing}")
-        say(f"{missing}; without it there are no scores")
+            raise UserError(f"--prompts deeplab: {reason}: give --ckpt, or train with main.py")
+        say(f"{reason}: give --ckpt, or train with main.py; without it there are no scores")
         return None
     checkpoint = load_checkpoint(path)
     if dataset and (difference := first_difference(checkpoint, dataset.class_names)):
@@ -93,20 +107,23 @@ def load_deeplab(
             f"{path}: was trained on other classes than those of --dataset {args.dataset} "
             f"({difference}): give the data set that it was trained on, or another --ckpt"
         )
-    say(f"DeepLab: {checkpoint.model} from {path} (--ckpt chooses another)")
+    say(f"DeepLab: {checkpoint.model} from {path} ({reason})")
     return Predictor.from_checkpoint(checkpoint, device, args.precision, args.output_stride)
 
 
-def find_checkpoint(args: argparse.Namespace, dataset: SegmentationDataset | None) -> Path | None:
-    """The weights of the data set's best run; for images of no data set those of the newest run."""
+def find_checkpoint(
+    args: argparse.Namespace, dataset: SegmentationDataset | None
+) -> tuple[Path | None, str]:
+    """The weights of the data set's best run, and why these; for other images as `predict.py`."""
     if dataset is None:
-        files = Path(args.runs_dir).glob(f"*/{BEST_FILE}")
-        return max(files, key=lambda file: file.stat().st_mtime, default=None)
+        return default_checkpoint(Path(args.runs_dir))
     runs, notes = find_runs(Path(args.runs_dir), args.dataset, dataset)
     for note in notes:
         say(note)
     run = best_run(runs)
-    return run.best_checkpoint if run else None
+    if run is None:
+        return None, f"no run of this data set in {args.runs_dir}"
+    return run.best_checkpoint, "the data set's best run; --ckpt FILE takes another"
 
 
 def build_work(
@@ -145,11 +162,12 @@ def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:
     for name, load in progress(samples.items(), "SAM"):
         try:
             work.do(name, load, name in done)
-        except (UserError, ImageError, OSError) as error:
+        except (UserError, OSError) as error:
             failures.append(f"{name}: {error}")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            torch.cuda.empty_cache()
             failures.append(f"{name}: out of memory: give a smaller image")
     return failures
 

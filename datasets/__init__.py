@@ -4,39 +4,30 @@ import argparse
 from collections.abc import Callable
 
 from datasets.base import SegmentationDataset, Transform
+from datasets.class_counts import class_statistics, missing_classes
 from datasets.custom import CustomSegmentation
+from datasets.lists import say_once
 from datasets.shapes import ShapesSegmentation
 from datasets.voc import VOCSegmentation
 
-
-def _build_voc(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:
-    return VOCSegmentation(
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "voc": lambda args, image_set, **options: VOCSegmentation(
         args.data_root,
         image_set,
         download=not args.no_download,
         archive=args.voc_archive,
         **options,
-    )
-
-
-def _build_custom(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:
-    return CustomSegmentation(
+    ),
+    "custom": lambda args, image_set, **options: CustomSegmentation(
         args.data_root,
         image_set,
         val_fraction=args.val_fraction,
         seed=args.split_seed,
         **options,
-    )
-
-
-def _build_shapes(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:
-    return ShapesSegmentation(args.data_root, image_set, **options)
-
-
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
-    "voc": _build_voc,
-    "custom": _build_custom,
-    "shapes": _build_shapes,
+    ),
+    "shapes": lambda args, image_set, **options: ShapesSegmentation(
+        args.data_root, image_set, **options
+    ),
 }
 
 
@@ -53,6 +44,25 @@ def build_dataset(
     """
     build = DATASETS[args.dataset]
     return build(args, image_set, transform=transform, masks_only=masks_only)
+
+
+def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
+    """Say what makes scores say less than they seem to; refuse what makes them meaningless.
+
+    Raises:
+        UserError: a mask is not as it should be, or a set holds fewer than two classes.
+    """
+    for name, dataset in (("training", train_set), ("validation", val_set)):
+        pixel_counts = class_statistics(dataset).pixel_counts.tolist()
+        where = f"{dataset.folder}, {name} set"
+        if missing := missing_classes(pixel_counts, dataset.class_names, where):
+            say_once(f"note: classes without a pixel in the {name} set: {', '.join(missing)}")
+    shared = set(train_set.ids) & set(val_set.ids)
+    if shared and train_set.folder == val_set.folder:
+        say_once(
+            f"note: {len(shared)} of {len(val_set)} validation images, such as {min(shared)}, are "
+            "in the training set as well: scores on them say little about others"
+        )
 
 
 def add_data_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

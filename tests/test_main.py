@@ -163,8 +163,8 @@ def test_what_auto_came_to_is_stored_and_used_by_a_resume(run, data, tmp_path, m
 
 def test_test_only_repeats_the_logged_scores(run, finished, data, tmp_path):
     ended = run(main, *flags(data, tmp_path, "--test_only", "--ckpt", finished / "last.pth"))
-    scores = json.loads((finished / "scores.json").read_text())
-    (finished / "scores.json").unlink()
+    scores = json.loads((finished / "scores_val_last.json").read_text())
+    (finished / "scores_val_last.json").unlink()
     record = read_log(finished)[-1]
     assert ended.status == 0 and f"mIoU {100 * record['miou']:.2f}" in ended.stdout
     assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
@@ -176,7 +176,7 @@ def test_test_only_takes_data_and_output_stride_from_the_run(run, data, tmp_path
     assert run(main, *argv, "--total_itrs", 1).status == 0
     ended = run(main, "--test_only", "--ckpt", tmp_path / "eight" / "last.pth", "--device", "cpu")
     assert ended.status == 0, ended.stderr
-    scores = json.loads((tmp_path / "eight" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "eight" / "scores_val_last.json").read_text())
     assert scores["miou"] == read_log(tmp_path / "eight")[-1]["miou"]
 
 
@@ -391,7 +391,7 @@ def test_average_is_what_is_scored_and_handed_on(run, data, tmp_path):
                            averaged["backbone.low_level_features.0.0.weight"])  # fmt: skip
     argv = flags(data, tmp_path, "--test_only", "--ckpt", folder / "last.pth")
     assert run(main, *argv).status == 0
-    scores, record = json.loads((folder / "scores.json").read_text()), read_log(folder)[-1]
+    scores, record = json.loads((folder / "scores_val_last.json").read_text()), read_log(folder)[-1]
     assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
     assert scores["resize"] == 0.5
 

@@ -513,13 +513,40 @@ def test_images_of_your_own_have_masks_but_no_scores(infer, tmp_path):
     assert load_masks(tmp_path / "results" / "wide.npz").size == (7, 400)
 
 
-def test_images_of_your_own_take_their_prompts_from_the_newest_run(infer, home, tmp_path):
+def test_results_in_a_folder_of_images_are_no_images(infer, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    Image.effect_noise((40, 30), 80).save(folder / "a.png")
+    Image.effect_noise((40, 30), 80).save(folder / "b.jpg")
+    assert infer(images=[folder]).status == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"a.png", "b.jpg", "a_2.png", "a_2.npz", "b.png", "b.npz"}
+    finished = infer(images=[folder])
+    assert finished.status == 0 and "2 of 2 images are done" in finished.stderr
+    assert "leaves out 2 x result of an earlier run" in finished.stderr
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_pictures_that_cannot_be_read_here_are_counted(infer, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.effect_noise((40, 30), 80).save(folder / "a.png")
+    for name in ("b.heic", "c.HEIC", "d.svg"):
+        (folder / name).write_bytes(b"picture")
+    (folder / "e.jpg").symlink_to(folder / "nowhere.jpg")
+    finished = infer(images=[folder])
+    assert finished.status == 0 and "masks of 1 images" in finished.stdout
+    assert "leaves out 2 x .heic, 1 x .svg, 1 x broken link" in finished.stderr
+
+
+def test_images_of_your_own_take_their_prompts_from_the_best_run(infer, home, tmp_path):
     os.utime(home / "runs" / "worse" / "best.pth", (2e9, 2e9))
     Image.effect_noise((40, 30), 80).save(tmp_path / "photo.png")
     words = ("--prompts", "deeplab")
     finished = infer(*words, images=[tmp_path / "photo.png"], everything=EVERYTHING[:4])
     assert finished.status == 0, finished.stderr
-    assert str(home / "runs" / "worse" / "best.pth") in finished.stderr
+    assert str(home / "runs" / "best" / "best.pth") in finished.stderr
+    assert "--ckpt FILE takes another" in finished.stderr
     assert load_masks(tmp_path / "results" / "photo.npz").size == (30, 40)
 
 

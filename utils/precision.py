@@ -68,8 +68,9 @@ def _cpu_has_bf16() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that a device, or the machine, is out of memory.
 
-    On a GPU torch raises `OutOfMemoryError`; its CPU allocator raises a plain `RuntimeError`.
+    On a GPU torch raises `OutOfMemoryError`; on a CPU a plain `RuntimeError`.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from datasets.image_files import read_photo, to_rgb
+from datasets.image_files import read_image, to_rgb
 from datasets.voc import PALETTE
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
@@ -54,6 +54,7 @@ class Predictor:
     Attributes:
         checkpoint: what the model is from, if `from_checkpoint` made it.
         class_names: one name per class then.
+        output_stride: that of the model then.
 
     Raises:
         UserError: a scale, the window or the overlap is out of range.
@@ -88,6 +89,7 @@ class Predictor:
         self.whole_pixels = 2 * window**2
         self.checkpoint: Checkpoint | None = None
         self.class_names: list[str] = []
+        self.output_stride: int | None = None
 
     @classmethod
     def from_checkpoint(
@@ -117,6 +119,7 @@ class Predictor:
         precision = choose_precision(precision, device)
         predictor = cls(model, precision, resize=checkpoint.resize, **options)
         predictor.checkpoint = checkpoint
+        predictor.output_stride = output_stride or checkpoint.output_stride
         predictor.class_names = checkpoint.shown_names
         return predictor
 
@@ -229,7 +232,7 @@ class Predictor:
 def to_tensor(image: AnyImage) -> torch.Tensor:
     """An image as uint8 (3, H, W); see `Predictor.predict_image`."""
     if isinstance(image, str | Path):
-        return read_photo(Path(image))
+        return read_image(Path(image))
     if isinstance(image, Image.Image):
         image = np.array(to_rgb(ImageOps.exif_transpose(image)))
     if isinstance(image, np.ndarray):

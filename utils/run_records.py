@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,33 @@ def _misfit(
             f"{args.get('data_root')}"
         )
     return None
+
+
+def default_checkpoint(runs_dir: Path) -> tuple[Path | None, str]:
+    """The weights to use where none are named: the best run on the newest run's data set.
+
+    Runs of other classes, or scored by another protocol, are not compared with the newest.
+
+    Returns:
+        The file, None if there is no run; and why, in words that follow the file's name.
+    """
+    runs, notes = find_runs(runs_dir, None, None)
+    for note in notes:
+        print(note, file=sys.stderr)
+    runs = [run for run in runs if run.best_checkpoint.is_file()]
+    if not runs:
+        return None, f"no finished run in {runs_dir}"
+    newest = max(runs, key=lambda run: run.best_checkpoint.stat().st_mtime)
+    rivals = [run for run in runs if _what_is_scored(run) == _what_is_scored(newest)]
+    best = best_run(rivals)
+    reason = f"mIoU {100 * best.best['miou']:.2f}, "
+    if len(runs) == 1:
+        reason += f"the only run in {runs_dir}"
+    else:
+        reason += f"the best of {len(rivals)} on {newest.setting('dataset')} in {runs_dir}"
+        reason += " by the newest's data" if len(rivals) < len(runs) else ""
+    return best.best_checkpoint, f"{reason}; --ckpt FILE takes another"
+
+
+def _what_is_scored(run: Run) -> tuple:
+    return run.setting("dataset"), run.class_names, run.setting("crop_val")

@@ -48,7 +48,7 @@ WORKLOADS = {
     "eval": ("evaluation of whole images, from the files", "ancestor", "here", compare_evaluation),
     "predict": ("prediction, one image at a time", "ancestor", "here", compare_prediction),
     "data": ("input pipeline, one worker", "ancestor", "here", compare_data),
-    "depthwise": ("depthwise convolutions in training", "bf16", "fp32 inside", compare_depthwise),
+    "depthwise": ("depthwise convolutions in training", "plain", "here", compare_depthwise),
 }
 # How much a round holds: training iterations, images to read or evaluate, images to predict. A
 # matrix product of the quick size would be no limit, and so there is none.

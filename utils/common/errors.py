@@ -27,7 +27,7 @@ def run_script(main: Callable[..., int | None], argv: list[str] | None = None) -
     except UserError as error:
         # A DataLoader worker wraps its exception's traceback around the message, which stays last.
         line = str(error).strip().splitlines()[-1]
-        line = line.removeprefix(f"{UserError.__module__}.UserError: ")
+        line = line.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
