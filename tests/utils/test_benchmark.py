@@ -85,12 +85,18 @@ def test_quick_sizes_claim_no_share_of_a_product_too_small_to_be_a_limit(report)
 
 def test_large_product_is_the_limit_of_the_same_precision(setup):
     args = copy.copy(setup.args)
-    args.matrix, args.precision = 4, ["bf16", "fp32"]
+    args.matrix, args.precision = 16, ["bf16", "fp32"]
     setup = Setup(args, CPU, setup.model, setup.train_set, setup.val_set)
     contenders = {one.name: one for one in next(compare_prediction(setup))}
-    assert contenders["bf16"].limits == ("matrix product, bf16",)
-    assert contenders["fp32"].limits == ("matrix product, fp32",)
-    assert contenders["matrix product, fp32"].work == pytest.approx(2 * 4**3 / 1e9)
+    assert contenders["bf16"].limits == ("product, bf16", "convolution, bf16")
+    assert contenders["fp32"].limits == ("product, fp32", "convolution, fp32")
+    assert contenders["product, fp32"].work == pytest.approx(2 * 16**3 / 1e9)
+    conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    gflop = count_gflop(conv, (4, 2, 64, 64), training=False)
+    assert contenders["convolution, bf16"].work == pytest.approx(gflop)
+    for name in ("product, fp32", "convolution, bf16"):
+        (result,) = contenders[name].build()()
+        assert result.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[name.split()[1]]
 
 
 def test_table_shows_what_the_json_holds(report):
@@ -305,6 +311,8 @@ def test_summary_by_hand():
     # Rounds: 8 / 2, 8 / 4, 20 / 4; the ratio of the medians would be 2.
     assert rows[3]["ratio"] == 4
     assert rows[3]["share"] == 0.5  # of the faster limit: 1 / 2, 1 / 4, 2 / 4
+    exceeded = Contender("one", None, 4, 40, "base", ("limit",), [2.0, 2.0, 2.0])
+    assert "share" not in summarize([limit, base, exceeded])[2]
     table = format_table("work", ("then", "now"), rows).splitlines()
     assert table[0] == "| work | then | now | ratio | of the limit | peak memory |"
     assert table[2:] == ["| fast | 2000.0 ms | 1000.0 ms | 4.00 | 50 % | 100 to 70 MB |"]

@@ -7,9 +7,9 @@
 
 Both (`utils/benchmark/ancestor.py`, and the functions that `main.py` and `predict.py` call) take
 turns in this process, on the same inputs and from the same weights; numbers are medians of the
-rounds. The limits are a large matrix product in the same precision and on the same threads, and
-decoding the same JPEGs. Without `--data_root` the inputs are drawn: photo-like JPEGs of VOC's
-sizes.
+rounds. The limits are a large matrix product or convolution, whichever is quicker, in the same
+precision and on the same threads, and decoding the same JPEGs. Without `--data_root` the inputs are
+drawn: photo-like JPEGs of VOC's sizes.
 """
 
 import argparse

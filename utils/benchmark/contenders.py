@@ -64,36 +64,45 @@ class Setup:
 def compare_models(
     setup: Setup, images: int, gflop: float, build_ancestor: Callable, build_project: Callable
 ) -> list[Contender]:
-    """The ancestor, this project in each precision, and its limits: large matrix products.
+    """The ancestor, this project in each precision, and the limits of each.
 
-    Args:
-        setup: precisions and the size of the product.
-        images: of a run.
-        gflop: of a run.
-        build_ancestor: without arguments.
-        build_project: from the precision.
+    `build_ancestor` takes no argument, `build_project` the precision; a run of both handles so many
+    images and 10^9 FLOPs.
     """
     limits, ours = [], []
     for precision in setup.args.precision:
-        # A small product is slower than large convolutions: it would be no limit.
-        if setup.args.matrix:
-            limits.append(matrix_product(precision, setup.args.matrix, setup.device))
-        build, names = partial(build_project, precision), tuple(item.name for item in limits[-1:])
+        # Small products are slower than a network's convolutions: they would be no limit.
+        products = large_products(precision, setup) if setup.args.matrix else []
+        names = tuple(product.name for product in products)
+        build = partial(build_project, precision)
+        limits += products
         ours.append(Contender(precision, build, images, gflop, "ancestor", names))
     # The limits first: they load torch's libraries, whose memory would count as the ancestor's.
     return [*limits, Contender("ancestor", build_ancestor, images), *ours]
 
 
-def matrix_product(precision: str, size: int, device: torch.device) -> Contender:
-    """One large product; the second matrix is transposed, as libraries are tuned for."""
-    count = 20 if device.type == "cuda" else 1  # one would be too short to time there
+def large_products(precision: str, setup: Setup) -> list[Contender]:
+    """A large matrix product and a large convolution: the library of one of them may be slow."""
+    size, side, dtype = setup.args.matrix, 64, DTYPES[precision]
+    channels = size // 8
+    count = 20 if setup.device.type == "cuda" else 1  # one would be too short to time there
 
-    def build() -> Run:
-        a, b = torch.randn(2, size, size, device=device).to(DTYPES[precision])
-        out = torch.empty_like(a)
-        return lambda: [torch.mm(a, b.t(), out=out) for _ in range(count)]
+    def build_product() -> Run:
+        a, b = torch.randn(2, size, size, device=setup.device).to(dtype)
+        return lambda: [torch.mm(a, b.t()) for _ in range(count)]
 
-    return Contender(f"matrix product, {precision}", build, work=2e-9 * size**3 * count)
+    def build_convolution() -> Run:
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+        conv = conv.to(setup.device, dtype).to(memory_format=torch.channels_last)
+        x = torch.randn(4, channels, side, side, device=setup.device).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return lambda: [conv(x) for _ in range(count)]
+
+    work = {"product": size**3, "convolution": 4 * side**2 * 9 * channels**2}
+    return [
+        Contender(f"{name}, {precision}", build, work=2e-9 * work[name] * count)
+        for name, build in (("product", build_product), ("convolution", build_convolution))
+    ]
 
 
 def count_gflop(model: nn.Module, image_shape: tuple[int, ...], training: bool) -> float:

@@ -118,7 +118,9 @@ def summarize(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
         if one.base:
             row |= {"base": one.base, "ratio": one.rate_over(by_name[one.base], "images")}
         if one.limits:
-            row["share"] = min(one.rate_over(by_name[name], "work") for name in one.limits)
+            share = min(one.rate_over(by_name[name], "work") for name in one.limits)
+            if share <= 1:  # what is slower than the work itself is no limit of it
+                row["share"] = share
         rows.append(row)
     return rows
 
