@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
-from datasets.image_files import read_ids
+from datasets.lists import read_ids
 from datasets.voc import PALETTE
 from utils.common.download import locked
 from utils.common.errors import UserError

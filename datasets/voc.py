@@ -6,9 +6,7 @@ import numpy as np
 import torch
 
 from datasets.base import SegmentationDataset, Transform
-from datasets.image_files import (
-    read_ids,
-)
+from datasets.lists import list_files, read_ids
 from datasets.voc_download import VOC2012_SIZE, install_voc2012
 from utils.common.errors import UserError
 
@@ -67,6 +65,8 @@ class VOCSegmentation(SegmentationDataset):
         UserError: the data set, a list or a file is missing.
     """
 
+    palette = PALETTE
+
     def __init__(
         self,
         root: str | Path,
@@ -119,4 +119,4 @@ def list_trainaug(folder: Path) -> list[str]:
             "(SegmentationClassAug) in this folder"
         )
     val = set(read_ids(folder / "ImageSets" / "Segmentation" / "val.txt"))
-    return sorted({path.stem for path in masks.glob("*.png")} - val)
+    return sorted(list_files(masks, "mask").keys() - val)

@@ -256,8 +256,6 @@ def test_sam_results_of_other_data_are_not_shown(show, data, tmp_path):
         (["classes", "--pick", "cat=zzz"], "--pick cat=zzz: no such image in this set"),
         (["", "--pick", "unicorn=2007_000000"], "--pick unicorn=2007_000000: no such object"),
         (["classes", "--image_set", "zzz"], "zzz.txt"),
-        (["distribution", "--dpi", 0], "--dpi 0"),
-        (["errors", "--limit", -1], "--limit -1"),
         (["errors", "--device", "cuda:77"], "--device cuda:77"),
     ],
 )
@@ -273,9 +271,3 @@ def test_too_many_runs_to_compare(show, runs_dir, tmp_path):
     names = [f"r{number}" for number in range(5)]
     error = show("compare", "--runs_dir", tmp_path / "runs", "--runs", *names).error
     assert "--runs: 5 given: compare has room for 4 at most" in error
-
-
-def test_flags_that_a_figure_does_not_heed_are_refused(run, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["classes", "--x", "epochs"])
-    assert stopped.value.code == 2 and "--x" in capsys.readouterr().err

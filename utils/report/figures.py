@@ -159,9 +159,9 @@ def find_sam_pictures(
 ) -> list[Path] | None:
     """SAM's picture of each image; None unless all are there, each of its image's size."""
     paths = [folder / f"{sample}.png" for sample in ids]
-    images = [dataset.image_paths[dataset.ids.index(sample)] for sample in ids]
-    for path, image in zip(paths, images, strict=True):
-        if not path.exists() or image_size(path) != image_size(image):
+    targets = [dataset.target_paths[dataset.ids.index(sample)] for sample in ids]
+    for path, target in zip(paths, targets, strict=True):
+        if not path.exists() or image_size(path) != image_size(target):
             return None
     return paths
 
