@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datasets.base import IGNORE_INDEX
-from datasets.shapes import CLASS_NAMES, draw_background, draw_object, find_borders
+from datasets.shapes import draw_sample
 from network.modeling import build_model
 from utils.engine import LossMeter, train_one_epoch
 from utils.loss import build_criterion
@@ -23,13 +23,10 @@ def samples():
     """Images uint8 (8, 3, 64, 64), each with one object of a class of its own, and targets."""
     images, targets = [], []
     for index in range(1, NUM_IMAGES + 1):
-        rng = np.random.default_rng(index)
-        image = draw_background((SIDE, SIDE), rng)
-        centre = rng.uniform(SIDE / 2 - 8, SIDE / 2 + 8, 2)
-        inside = draw_object(image, CLASS_NAMES[2 * index], centre, RADIUS, rng)
-        target = np.where(inside, index, 0).astype(np.uint8)
-        target[find_borders(target)] = IGNORE_INDEX
-        images.append(np.clip(image, 0, 255).astype(np.uint8).transpose(2, 0, 1))
+        objects = [(2 * index, RADIUS)]
+        image, target = draw_sample((SIDE, SIDE), objects, np.random.default_rng(index))
+        target[target == 2 * index] = index
+        images.append(image.transpose(2, 0, 1))
         targets.append(target)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
 
