@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{precision} on {device}")
     views = {key: getattr(args, key) for key in ("scales", "flip", "window", "overlap")}
     if args.val_image_set:
-        stored = checkpoint.content["args"] if checkpoint.kind == "own" else None
+        stored = checkpoint.content["args"] if checkpoint.kind == "own" else {}
         args = parse_args(__doc__, argv, stored)
         score_split(args, checkpoint, output_dir, device, precision, **views)
         return 0
