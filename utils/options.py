@@ -13,6 +13,7 @@ from network.modeling import MODELS
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.common.flags import (
+    DATA_FLAGS,
     HelpFormatter,
     check_needs,
     check_values,
@@ -57,8 +58,7 @@ IRRELEVANT_SETTINGS = {
     "val_batch_size", "save_interval", "cache", "compile",
 }  # fmt: skip
 # What `--test_only` heeds; `--crop_size` as well with `--crop_val`.
-EVALUATION_SETTINGS = {
-    "dataset", "data_root", "no_download", "voc_archive", "val_fraction", "split_seed",
+EVALUATION_SETTINGS = DATA_FLAGS | {
     "val_image_set", "crop_val", "output_stride", "ckpt", "run_name", "runs_dir",
     "val_batch_size", "num_workers", "device", "precision",
 }  # fmt: skip

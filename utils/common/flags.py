@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from utils.common.errors import UserError
@@ -54,6 +54,10 @@ RANGES = {
     "min_mask_region_area": COUNT_OR_NONE,
     # utils.benchmark
     "repeats": Range(1, 10**4),
+}  # fmt: skip
+# What names a data set (`datasets.add_data_args`).
+DATA_FLAGS = {
+    "dataset", "data_root", "no_download", "voc_archive", "val_fraction", "split_seed",
 }  # fmt: skip
 # Flags that do nothing unless another one has this value.
 NEEDS = {
@@ -143,15 +147,16 @@ def _item_fault(action: argparse.Action, value: Any) -> str | None:
 
 
 def check_needs(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Refuse flags that do nothing because of another flag's value.
-
-    Raises:
-        UserError: the first one, and the flag that it belongs to.
-    """
-    for flag in given:
-        other, value = NEEDS.get(flag, ("", None))
+    """Refuse flags that do nothing because of another flag's value, as `NEEDS` says."""
+    for flag, (other, value) in NEEDS.items():
         if getattr(args, other, value) != value:
-            raise UserError(f"--{flag}: does nothing without --{other} {value}: leave it out")
+            refuse({flag}, given, f"does nothing without --{other} {value}: leave it out")
+
+
+def refuse(flags: Set[str], given: Mapping[str, Any], reason: str) -> None:
+    """Raise a `UserError` with the reason if one of these flags was given: none is ignored."""
+    if useless := sorted(flags & given.keys()):
+        raise UserError(f"--{useless[0]}: {reason}")
 
 
 def show(value: object) -> str:

@@ -9,23 +9,22 @@ from datasets.image_files import MAX_PIXELS
 from datasets.loader import default_num_workers
 from utils.common.errors import UserError
 from utils.common.flags import (
+    DATA_FLAGS,
     HelpFormatter,
     check_needs,
     check_values,
     merge,
     parse,
-    show,
+    refuse,
 )
 from utils.options import add_device_flags
 from utils.predictor import OVERLAP, WINDOW
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.
 STORED_SETTINGS = ("dataset", "data_root", "val_fraction", "split_seed", "crop_size")
-# Flags that only one of the two ways to call the script heeds.
-IMAGE_FLAGS = {"max_pixels"}
-SCORE_FLAGS = {
-    "crop_val", "crop_size", "save_predictions", "val_batch_size", "num_workers", "dataset",
-    "data_root", "no_download", "voc_archive", "val_fraction", "split_seed",
+# Flags that only scores heed.
+SCORE_FLAGS = DATA_FLAGS | {
+    "crop_val", "crop_size", "save_predictions", "val_batch_size", "num_workers"
 }  # fmt: skip
 
 
@@ -98,15 +97,14 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     if args.val_image_set is None:
         if not args.inputs:
             raise UserError("no images: name files or folders, or give --split to score a data set")
-        if useless := sorted(SCORE_FLAGS & given.keys()):
-            raise UserError(f"--{useless[0]}: is for scores alone: give --split with it")
+        refuse(SCORE_FLAGS, given, "is for scores alone: give --split with it")
     elif args.inputs:
         raise UserError(f"{args.inputs[0]}: images and --split are two things: give one of them")
-    elif useless := sorted(IMAGE_FLAGS & given.keys()):
-        raise UserError(f"--{useless[0]}: is for images on the command line, not for --split")
-    if "crop_size" in given and not args.crop_val:
-        raise UserError("--crop_size: is for --crop_val alone: give both or none")
-    if args.crop_val and len(set(args.crop_size)) != 1:
-        raise UserError(f"--crop_val: needs one side as --crop_size, not {show(args.crop_size)}")
-    if "runs_dir" in given and args.ckpt:
-        raise UserError("--runs_dir: has no use with --ckpt: give one of them")
+    else:
+        refuse({"max_pixels"}, given, "is for images on the command line, not for --split")
+    if not args.crop_val:
+        refuse({"crop_size"}, given, "is for --crop_val alone: give both or none")
+    elif len(set(args.crop_size)) != 1:
+        raise UserError(f"--crop_val: needs one side as --crop_size, not {args.crop_size}")
+    if args.ckpt:
+        refuse({"runs_dir"}, given, "has no use with --ckpt: give one of them")

@@ -13,7 +13,7 @@ from utils.precision import PRECISIONS
 FLAGS: dict[str, dict[str, Any]] = {
     "output_dir": {"default": "report", "help": "folder of the figures"},
     "format": {"choices": ["png", "pdf", "svg"], "default": "png", "help": "of figures"},
-    "dpi": {"type": int, "default": 150, "help": "dots per inch of what is 8 in wide"},
+    "dpi": {"type": int, "default": 200, "help": "dots per inch of what is 8 in wide"},
     "dataset": {"choices": list(DATASETS), "help": "only runs on this data set"},
     "image_set": {"default": "train", "help": "split to show"},
     "val_image_set": {"default": "val", "help": "split of the scores"},
@@ -27,7 +27,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "runs": {"nargs": "+", "help": "names below --runs_dir, or paths"},
     "runs_dir": {"default": "runs", "help": "where runs are kept"},
     "x": {
-        "choices": ["iterations", "epochs"], "default": "iterations", "help": "axis of the curves",
+        "choices": ["iterations", "epochs"], "default": "epochs", "help": "axis of the curves",
     },
     "sam_dir": {"default": "sam_results", "help": "what sam_infer.py has left"},
     "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, mps"},

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 
 from datasets import add_data_args
 from utils.common.errors import UserError
-from utils.common.flags import HelpFormatter, check_needs, merge, parse
+from utils.common.flags import DATA_FLAGS, HelpFormatter, check_needs, merge, parse, refuse
 from utils.options import add_device_flags
 from utils.sam.mask_maker import SAM_MODELS, MaskSettings
 
 PROMPTS = ("grid", "deeplab")
-DATA_FLAGS = {
-    "dataset", "data_root", "no_download", "voc_archive", "val_fraction", "split_seed", "report_dir"
-}  # fmt: skip
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -65,17 +62,15 @@ def check_args(args: argparse.Namespace, given: Mapping[str, object]) -> None:
         raise UserError("--limit 0: at least 1")
     if args.images and args.split:
         raise UserError(f"--split {args.split}: give images or a split, not both")
-    if args.images and (useless := sorted(DATA_FLAGS & given.keys())):
-        raise UserError(f"--{useless[0]}: has no use with images: leave it out")
-    if args.split and "report_dir" in given:
-        raise UserError("--report_dir: has no use with --split: give one of them")
-    if args.images and args.prompts == "grid":
-        if useless := sorted({"ckpt", "output_stride", "runs_dir"} & given.keys()):
-            raise UserError(
-                f"--{useless[0]}: images have no scores: give --prompts deeplab with it"
-            )
-    if args.ckpt and "runs_dir" in given:
-        raise UserError("--runs_dir: has no use with --ckpt: give one of them")
+    if args.images:
+        refuse(DATA_FLAGS | {"report_dir"}, given, "has no use with images: leave it out")
+        if args.prompts == "grid":
+            useless = {"ckpt", "output_stride", "runs_dir"}
+            refuse(useless, given, "images have no scores: give --prompts deeplab with it")
+    if args.split:
+        refuse({"report_dir"}, given, "has no use with --split: give one of them")
+    if args.ckpt:
+        refuse({"runs_dir"}, given, "has no use with --ckpt: give one of them")
     if args.min_mask_region_area and importlib.util.find_spec("cv2") is None:
         raise UserError(
             f"--min_mask_region_area {args.min_mask_region_area}: needs OpenCV, which is not "
