@@ -13,7 +13,7 @@ from utils.precision import PRECISIONS
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", default="report", help="folder of the figures")
     parser.add_argument("--format", choices=["png", "pdf", "svg"], default="png", help="of figures")
-    parser.add_argument("--dpi", type=int, default=150, help="dots per inch of what is 8 in wide")
+    parser.add_argument("--dpi", type=int, default=200, help="dots per inch of what is 8 in wide")
 
 
 def _add_image_set(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def _add_x(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--x", choices=["iterations", "epochs"], default="iterations", help="axis of the curves"
+        "--x", choices=["iterations", "epochs"], default="epochs", help="axis of the curves"
     )
 
 

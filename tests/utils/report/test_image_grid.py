@@ -22,9 +22,8 @@ from utils.report.image_grid import (
     image_grid,
     photo,
     save_figure,
-    shorten,
-    text_width,
-    wrap,
+    fit,
+    letters,
 )
 
 LONG = "voc_deeplabv3plus_resnet50_focal_output_stride_8_with_very_many_words_and_a_$seed$_of_17"
