@@ -103,8 +103,10 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
 
     Args:
         runs: at least one.
-        x: "iterations" or "epochs".
+        x: "epochs" or "iterations".
     """
+    if not any(max(epochs_of(run)) >= 1 for run in runs):
+        x = "iterations"  # of runs shorter than an epoch
     kinds = sorted({loss_name(run) for run in runs if _has(run, "train_loss")})
     panels = ["miou", *kinds, *(["lr"] if any(_has(run, "lr") for run in runs) else [])]
     groups = group_runs(runs)

@@ -198,7 +198,7 @@ def analyse_errors(
     """
     data, measured_on = dataset, image_set
     if 0 < limit < len(dataset):
-        measured_on = f"{limit:,} of the {len(dataset):,} images of {image_set}"
+        measured_on = f"{limit:,} of {len(dataset):,} images of {image_set}"
         data = copy.copy(dataset)
         for name in ("ids", "image_paths", "target_paths"):
             values = getattr(dataset, name)
@@ -235,6 +235,6 @@ def draw_errors(analysis: ErrorAnalysis, run: Run, predictor: Predictor) -> Figu
         ])  # fmt: skip
         shown += [target, pred]
     legend = class_legend(dataset.class_names, shown)
-    legend += [("wrong", WRONG_COLOR), ("right (the darkened image)", RIGHT_COLOR)]
+    legend += [("wrong", WRONG_COLOR), ("right (darkened)", RIGHT_COLOR)]
     heads = [("image", ""), ("ground truth", ""), run_head(run, analysis.score_text)]
     return image_grid(rows, [*heads, ("errors", "")], legend)

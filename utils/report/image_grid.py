@@ -28,7 +28,7 @@ FONT_SIZE, SMALL = 9, 7  # points
 PAD = 0.03  # inches around each panel
 LEGEND_PATCH = 0.6  # inches, with the gaps beside it
 PAIR_GAP = 0.12  # between pairs, of a panel's width
-MAX_RATIO = 1.5  # height / width of a panel's box
+MIN_RATIO, MAX_RATIO = 0.2, 1.5  # height / width of a panel's box
 Color = Sequence[int]  # RGB in 0 to 255
 WRONG_COLOR, RIGHT_COLOR = (220, 30, 30), (40, 40, 40)
 
@@ -140,7 +140,7 @@ class _Plan:
         self.span, self.texts = 1 + pairs, (rows, heads, legend)
         self.places = [n + n // 2 if pairs else n for n in range(max(map(len, rows)))]
         self.columns = [PAIR_GAP if pairs and n % 3 == 2 else 1 for n in range(self.places[-1] + 1)]
-        self.ratios = [ratio or min(max(map(_ratio, row)), MAX_RATIO) for row in rows]
+        self.ratios = [ratio or min(max(MIN_RATIO, *map(_ratio, row)), MAX_RATIO) for row in rows]
         self.fit_texts(PAGE_WIDTH / sum(self.columns) - 2 * PAD)
         images = self.width * sum(self.ratios)
         if self.size[1] > PAGE_HEIGHT:  # what is too high gets narrower
@@ -154,7 +154,7 @@ class _Plan:
         room, total = self.span * width, sum(self.columns) * (width + 2 * PAD)
         self.heads = [(fit(head, room, 4), fit(small, room, 4, SMALL)) for head, small in heads]
         self.captions = [[fit(p.caption, room, 3) for p in row[:: self.span]] for row in rows]
-        height = max((_height(a) + _height(b, SMALL) for a, b in self.heads), default=0)
+        height = max((_height(a) + _height(b, SMALL) + 0.05 for a, b in self.heads), default=0)
         height += sum(max(map(_height, row)) + 3 * PAD for row in self.captions)
         height += math.ceil(len(legend) / _legend_columns(legend, total)) * 1.6 * FONT_SIZE / 72
         self.width, self.size = width, (total, height + width * sum(self.ratios))
@@ -226,7 +226,7 @@ def _draw_head(axes: Axes, middle: float, head: str, small: str) -> None:
         axes.set_title(small, x=middle, pad=3, fontsize=SMALL)
         return
     # The title makes the room for both: in the layout the small text would widen its column.
-    axes.set_title(head, x=middle, pad=4 + 72 * _height(small, SMALL))
+    axes.set_title(head, x=middle, pad=6 + 72 * _height(small, SMALL))
     place, offset = {"xycoords": "axes fraction"}, {"textcoords": "offset points", "ha": "center"}
     small_text = axes.annotate(small, (middle, 1), (0, 3), **place, **offset, fontsize=SMALL)
     small_text.set_in_layout(False)
@@ -234,7 +234,7 @@ def _draw_head(axes: Axes, middle: float, head: str, small: str) -> None:
 
 def _legend_columns(legend: Sequence[tuple[str, Color]], width: float) -> int:
     longest = max((len(name) for name, _ in legend), default=0)
-    longest = min(longest, letters(width / 3 - LEGEND_PATCH)) + letters(LEGEND_PATCH)
+    longest = min(longest, letters(width / 2 - LEGEND_PATCH)) + letters(LEGEND_PATCH)
     return max(min(letters(width) // longest, len(legend)), 1)
 
 
@@ -244,7 +244,7 @@ def _draw_legend(figure: Figure, legend: Sequence[tuple[str, Color]]) -> None:
         Patch(
             facecolor=np.divide(color, 255),
             edgecolor="0.4",
-            label=fit(name, width / 3 - LEGEND_PATCH),
+            label=fit(name, width / 2 - LEGEND_PATCH),
         )
         for name, color in legend
     ]
