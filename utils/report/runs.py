@@ -29,6 +29,30 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
+def evaluation_key(run: Run) -> tuple:
+    """What two runs must share for their scores to be compared: the data and the protocol."""
+    settings = {**vars(build_parser("").parse_args([])), **run.args}
+    crop = tuple(settings["crop_size"]) if settings["crop_val"] else None
+    split = tuple(settings[name] for name in ("val_image_set", "val_fraction", "split_seed"))
+    return (data_name(run), tuple(run.class_names), *split, crop, settings["resize"])
+
+
+def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
+    """The best run of each loss, of the two best losses at most, by the loss's name.
+
+    Text, figure and errors all compare these. They were evaluated on the same data by the same
+    protocol: of several the one under which two losses were trained, then the one of the best run.
+
+    Returns:
+        One or two runs; none if there is none.
+    """
+    by_key: dict[tuple, dict[str, Run]] = {}
+    for run in sorted(runs, key=lambda run: -run.best["miou"]):  # stable: the first of equals
+        by_key.setdefault(evaluation_key(run), {}).setdefault(str(run.setting("loss")), run)
+    pairs = [list(by_loss.values())[:2] for by_loss in by_key.values()]
+    return sorted(max(pairs, key=len, default=[]), key=lambda run: str(run.setting("loss")))
+
+
 def data_name(run: Run) -> str:
     """The data set: its folder's name if it is one of the user's own."""
     folder = Path(str(run.setting("data_root"))).name

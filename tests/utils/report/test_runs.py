@@ -8,7 +8,7 @@ import pytest
 from datasets.base import SegmentationDataset
 from datasets.voc import CLASS_NAMES
 from utils.common.errors import UserError
-from utils.report.runs import read_sam_scores
+from utils.report.runs import read_sam_scores, runs_to_compare
 from utils.run_records import best_run, find_runs, load_named_runs, load_run
 
 
@@ -153,3 +153,36 @@ def test_scores_of_sam_are_of_this_data_set(tmp_path, content, reason):
         {"dataset": "voc", "oracle": None},
         None,
     )
+
+
+def compared(folder, **runs):
+    """The names of the runs that are compared, of runs given as (mIoU, settings)."""
+    folder.mkdir()
+    made = [load_run(write_run(folder / n, (miou,), **args)) for n, (miou, args) in runs.items()]
+    return [run.name for run in runs_to_compare(made)]
+
+
+def test_the_best_run_of_the_two_best_losses_is_compared(tmp_path):
+    names = compared(
+        tmp_path / "runs",
+        a=(0.50, {"loss": "focal"}), b=(0.60, {"loss": "ce"}), c=(0.61, {"loss": "ce", "seed": 1}),
+        d=(0.70, {"loss": "ohem"}), e=(0.70, {"loss": "ohem", "seed": 1}),
+    )  # fmt: skip
+    assert names == ["c", "d"]
+    assert compared(tmp_path / "one", a=(0.5, {"loss": "lovasz"})) == ["a"]
+    assert runs_to_compare([]) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"crop_val": True}, {"resize": 0.5}, {"val_image_set": "test"}, {"dataset": "shapes"},
+        {"class_names": ("sky", "road")},
+    ],
+)  # fmt: skip
+def test_runs_of_two_protocols_are_not_compared(tmp_path, other):
+    better = {"c": (0.9, {"loss": "focal", **other})}
+    plain = {"a": (0.6, {"loss": "ce"}), "b": (0.5, {"loss": "focal"})}
+    assert compared(tmp_path / "three", **plain, **better) == ["a", "b"]
+    del plain["b"]
+    assert compared(tmp_path / "two", **plain, **better) == ["c"]  # one of each: the best alone
