@@ -106,6 +106,7 @@ def score_constant(
         found.missing.append(Missing("the scores of a constant prediction", str(error), command))
         return None
     name = val_set.class_names[index]
+    found.val_images = len(val_set)
     scores = constant_scores(class_statistics(val_set).pixel_counts, index)
     print(
         f"predicting {name} everywhere on {args.val_image_set} ({len(val_set)} images): pixel "
@@ -230,6 +231,7 @@ def show_errors(found: Findings, args: argparse.Namespace) -> None:
     predictor = load_predictor(run, device, choose_precision(args.precision, device))
     analysis = analyse_errors(dataset, predictor, device, args.limit)
     number = len(analysis.indices)
+    found.confusion = (run.name, number, analysis.confusion)
     figure = draw_errors(dataset, analysis, run, predictor, device)
     caption = f"{code(run.name)}: worst and best of {number} images of `{args.val_image_set}`."
     save(found, args, "errors", figure, caption)
@@ -316,6 +318,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(__doc__, argv)
     found = Findings(
         dataset_name=args.dataset,
+        data_root=getattr(args, "data_root", ""),
+        author=getattr(args, "author", None) or "",
+        date=getattr(args, "date", None) or "",
         class_names=[],
         image_set=getattr(args, "image_set", "train"),
         val_image_set=getattr(args, "val_image_set", "val"),
