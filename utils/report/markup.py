@@ -94,7 +94,7 @@ def markdown_text(text: str) -> str:
         text,
         lambda plain: re.sub(r"([\\*_<>\[\]#|$~])", r"\\\1", plain),
         lambda code: "`" + code.replace("|", "\\|") + "`",
-        lambda math: f"$`{math}`$",
+        "$`{}`$".format,
     )
 
 
@@ -132,7 +132,7 @@ def _latex_block(block: Block, picture_suffix: str) -> str:
     if isinstance(block, Heading):
         text, below = latex_text(block.text), latex_text(block.below)
         if block.level == 1:
-            return f"\\begin{{center}}\n{{\\LARGE\\bfseries {text}}}\n\n{below}\n\\end{{center}}"
+            return f"\\begin{{center}}\n{{\\Large\\bfseries {text}}}\n\n{below}\n\\end{{center}}"
         return f"\\{'sub' * (block.level - 2)}section*{{{text}}}"
     if isinstance(block, Text):
         return latex_text(block.text)
@@ -178,11 +178,8 @@ _LETTERS = "ĂăĄąĆćČčĎďĐđĘęĚěĞğİĹĺĽľŁłŃńŇňŐőŒœŔ
 
 def latex_text(text: str) -> str:
     """Escape everything that LaTeX would not print as it stands."""
-
-    def code(name: str) -> str:  # long names and paths may be broken behind these letters
-        return "\\texttt{" + re.sub(r"([_/=.,])", r"\1\\allowbreak{}", _escape_latex(name)) + "}"
-
-    return _by_part(text, _escape_latex, code, lambda math: f"${math}$")
+    code = "\\texttt{{{}}}".format
+    return _by_part(text, _escape_latex, lambda x: code(_escape_latex(x)), "${}$".format)
 
 
 def _escape_latex(text: str) -> str:
@@ -191,7 +188,8 @@ def _escape_latex(text: str) -> str:
             return _LATEX.get(letter, letter)
         return letter if letter <= "\u00ff" and letter.isalpha() else " ?"[letter.isprintable()]
 
-    return "".join(map(escape, text))
+    # Long names and paths may be broken behind these.
+    return re.sub(r"([_=]|/(?!\d))", r"\1\\allowbreak{}", "".join(map(escape, text)))
 
 
 def _by_part(

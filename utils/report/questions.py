@@ -70,6 +70,7 @@ def balance(found: Findings) -> list[Block]:
         **{f"{name}_share": percent(share[i]) for name, i in chosen.items()},
         **{f"{name}_images": images[i] for name, i in chosen.items()},
         "balanced": "about" if is_balanced else "not",
+        "kind": "objects" if has_background(names) else "classes",
         "ratio": share[order[-1]] / share[order[0]],
         "absent": absent and f"No pixel at all has {absent}.",
         "rarest": ", ".join(f"{code(names[i])} {percent(share[i])}" for i in order[:3]),
@@ -97,6 +98,7 @@ def look_alikes(found: Findings) -> str:
     return say(
         "alike", run=code(run), confused=percent(float(shares.max())), target=target, pred=pred,
         confused_images=number, split=code(found.val_image_set),
+        kind="objects" if has_background(found.class_names) else "classes",
     )  # fmt: skip
 
 
@@ -144,10 +146,12 @@ def heads(found: Findings) -> list[Block]:
     runs = [[r for r in found.runs if r.setting("model") == name] for name in models.values()]
     pairs = [(a, b) for a in runs[0] for b in runs[1] if evaluation_key(a) == evaluation_key(b)]
     if not pairs:
-        commands = (code(f"{found.main_command} --model {name}") for name in models.values())
+        missing = [name for name, its in zip(models.values(), runs, strict=True) if not its]
+        missing = missing or models.values()
+        commands = (code(f"{found.main_command} --model {name}") for name in missing)
         return [text, Text(say("unmeasured heads", commands=" and ".join(commands)))]
     fair = min(pairs, key=lambda p: (len(differences(*p)), -sum(r.best["miou"] for r in p)))
-    return [text, *compare(found, *fair)[0]]
+    return [text, *compare(found, *fair, "model")[0]]
 
 
 def losses(found: Findings) -> list[Block]:
@@ -165,12 +169,15 @@ def losses(found: Findings) -> list[Block]:
     if len(pair) == 1:
         command = code(f"{found.main_command} --loss ce")
         return [proposal, Text(say("unmeasured ce", command=command))]
-    blocks, verdict = compare(found, *pair)
+    blocks, verdict = compare(found, *pair, "loss")
     return [proposal, *blocks, Text(say(verdict, against=say(f"{loss} against")))]
 
 
-def compare(found: Findings, one: Run, other: Run) -> tuple[list[Block], str]:
-    """What two runs scored, with their seeds; the second is "better", "equal" or "worse"."""
+def compare(found: Findings, one: Run, other: Run, subject: str) -> tuple[list[Block], str]:
+    """What two runs scored, with their seeds; the second is "better", "equal" or "worse".
+
+    `subject` is the setting in which they should differ.
+    """
     groups = [next(g for g in group_runs(found.runs) if run in g) for run in (one, other)]
     first, second = (class_mean(group, "mIoU") for group in groups)
     has_seeds = max(map(len, groups)) > 1
@@ -184,16 +191,19 @@ def compare(found: Findings, one: Run, other: Run) -> tuple[list[Block], str]:
     rows.append(["time of a run", *map(duration, times)])
     keys = [", ".join(map(found.key, group)) for group in groups]
     caption = f"On {measured_on(one)}, in percent; of several seeds mean ± half the range."
+    differing = differences(one, other)
     text = say(
         "compared", gain=100 * abs(second - first), more="more" if second > first else "less",
         source="range over the seeds" if has_seeds else f"range of the last {LAST} evaluations",
         spread=100 * width,
-        settings=", ".join(code(f"--{key}") for key in differences(one, other)) or "none",
+        settings=", ".join(code(f"--{key}") for key in differing) or "none",
     )  # fmt: skip
-    blocks = [Table(caption, ["", *keys], rows, "lrr")]
+    notes = list_notes([one, other])
+    if set(differing) - {subject, "focal_gamma", "val_interval"}:
+        notes.insert(0, say("confounded", subject=subject))
     verdict = "better" if second > first else "worse"
     return (
-        [*blocks, Text(" ".join([text, *list_notes([one, other])]))],
+        [Table(caption, ["", *keys], rows, "lrr"), Text(" ".join([text, *notes]))],
         "equal" if abs(second - first) <= width else verdict,
     )
 

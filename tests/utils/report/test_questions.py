@@ -193,6 +193,16 @@ def test_seeds_give_the_mean_and_the_spread(found, tmp_path):
     assert "Settings in which they differ: `--loss`." in text
 
 
+def test_a_difference_in_more_than_the_loss_is_not_laid_to_the_loss(found, tmp_path):
+    found.runs = [
+        make_run(tmp_path / "a", (0.5,) * 4, loss="ce", lr=0.01),
+        make_run(tmp_path / "b", (0.4,) * 4, loss="focal", lr=0.02, focal_gamma=1.0),
+    ]
+    assert "So the loss alone does not explain the difference." in text_of(losses(found))
+    found.runs[1].args["lr"] = 0.01
+    assert "does not explain" not in text_of(losses(found))
+
+
 def test_where_and_how_fast_a_run_computed_is_no_difference(found, tmp_path):
     found.runs = [
         make_run(tmp_path / "a", (0.5,) * 4, loss="ce", cache="ram", num_workers=4, seed=1),
@@ -212,7 +222,7 @@ def test_other_lists_are_said_beside_the_comparison(found, tmp_path):
         for loss, images in (("ce", 300), ("focal", 1464))
     ]  # fmt: skip
     found.runs = runs
-    blocks, _ = compare(found, *runs)
+    blocks, _ = compare(found, *runs, "loss")
     assert isinstance(blocks[0], Table)
     assert (
         "trained on different lists of images, so part of their difference may come from it: "

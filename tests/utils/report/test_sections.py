@@ -58,7 +58,9 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
         size = (10 * width, int(10 * height))
         Image.new("RGB", size, "gray").save(folder / f"{name}.png", dpi=(10, 10))
     long_path = "--data_root /home/somebody/a_place_for_data/voc --runs_dir /home/somebody/results"
-    found.missing = [Missing("the numbers of SAM", "not there", f"python sam_infer.py {long_path}")]
+    found.missing = [
+        Missing("the numbers of SAM", f"not there: {long_path}", f"sam_infer.py {long_path}")
+    ]
     found.notes = ["log.jsonl: the last line is cut off and was left out"]
     return found
 
