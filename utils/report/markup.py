@@ -32,35 +32,21 @@ class Bullets(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-        caption: above it.
-        header: one text per column.
-        rows: texts.
-        align: one letter per column: `l` left, `r` right.
-    """
+    """A table below its caption; of its columns each is aligned left, `l`, or right, `r`."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    align: str
+    align: str  # a letter per column
 
 
 class Picture(NamedTuple):
-    """A figure beside the document.
+    """A figure beside the document, above its caption."""
 
-    Attributes:
-        name: the file's name without its suffix.
-        suffix: that of the file, with its dot.
-        caption: below it.
-        width: as a share of the page's.
-    """
-
-    name: str
-    suffix: str
+    name: str  # the file's, without its suffix
+    suffix: str  # that of the file, with its dot
     caption: str
-    width: float = 1.0
+    width: float = 1.0  # as a share of the page's
 
 
 Block = Heading | Text | Bullets | Table | Picture

@@ -28,6 +28,7 @@ from utils.run_folder import ARGS_FILE
 from utils.run_records import Run, load_run
 
 START, END = "<!-- results -->", "<!-- /results -->"
+PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the seeds"
 DEFAULTS = ["results", "--write", "results/README.md"]
 
 
@@ -138,17 +139,11 @@ def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> Table:
     for name in [*first.class_names, "mIoU"]:
         means = [class_mean(group, name) for group in groups]
         cells = [points(mean) for mean in means]
-        if has_baseline:
-            gains = [f" ({100 * (mean - means[0]):+.2f})" for mean in means[1:]]
-            cells[1:] = [
-                cell + gain * ("nan" not in gain)
-                for cell, gain in zip(cells[1:], gains, strict=True)
-            ]
+        for place, mean in enumerate(means):
+            if has_baseline and place and math.isfinite(mean - means[0]):
+                cells[place] += f" ({100 * (mean - means[0]):+.2f})"
         rows.append([code(name) if name in first.class_names else name, *cells])
-    caption = (
-        f"{data_name(first)}: IoU of each class in percent, at the best evaluation, mean over the "
-        "seeds"
-    )
+    caption = f"{data_name(first)}: {PER_CLASS}"
     if has_baseline and len(groups) > 1:
         caption += f"; in brackets the difference to {code(baseline)}"
     header = ["class", *(code(group[0].variant) for group in groups)]

@@ -1,8 +1,9 @@
 """The report, problem by problem: what was found, as text, tables and figures; what is missing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from utils.common.files import write_text
 from utils.report.charts import percent
@@ -10,6 +11,7 @@ from utils.report.contents import Findings, code, duration, points, spread
 from utils.report.markup import Block, Bullets, Heading, Table, Text, to_latex, to_markdown
 from utils.report.questions import accuracy_against_miou, against_sam, balance, heads, losses
 from utils.report.runs import (
+    class_mean,
     group_runs,
     hardware,
     images_of,
@@ -20,11 +22,13 @@ from utils.report.runs import (
 )
 from utils.run_records import Run
 
-RUNS_PER_TABLE = 6  # columns that fit on a page
+GROUPS_PER_TABLE = 6  # columns that fit on a page
+PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the seeds"
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 SCORES_CAPTION = (
-    "Scores in percent, at the best evaluation of each run. Time is that of the whole run with its "
-    "evaluations; memory is the peak of what PyTorch had allocated on the GPU."
+    "Scores in percent, at the best evaluation of each run; of runs that differ in the seed alone "
+    "mean ± half the range. Time is that of a whole run with its evaluations; memory is the peak "
+    "of what PyTorch had allocated on the GPU."
 )
 
 
@@ -112,16 +116,22 @@ def _runs(found: Findings) -> list[Block]:
         f"{measured_on(run)}"
         for run in runs_to_compare(found.runs)
     )
+    names = [
+        [found.key(run), code(run.name), images_of(run, "train"), hardware(run)]
+        for run in found.runs
+    ]
+    settings = [{"": found.key(run), **_settings(run)} for run in found.runs]
+    cells = [list(row.values()) for row in settings]
+    groups = group_runs(found.runs)
     return [
         *blocks,
         Heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
-        _run_table(found, "Runs.", "llll", _identity),
-        _run_table(found, "Settings; iterations × images in each.", "l" * 9, _settings),
-        _run_table(found, SCORES_CAPTION, "lrrrrrrrl", _scores),
-        *_seed_table(found),
+        Table("Runs.", ["", "run", "trained on", "hardware"], names, "llll"),
+        Table("Settings; iterations × images in each.", list(settings[0]), cells, "l" * 9),
+        _score_table(found, groups),
         Text(" ".join([*notes, *list_notes(found.runs)])),
         *([Bullets(found.notes)] if found.notes else []),
-        *_class_ious(found),
+        *_class_ious(found, groups),
         *_pictures(found, "curves"),
         Heading(3, "Problem 3.4: which other loss, and why?"),
         *losses(found),
@@ -138,10 +148,6 @@ def loss_of(run: Run) -> str:
     return text if weights in (None, "none") else f"{text}, weights {weights}"
 
 
-def _identity(run: Run) -> dict[str, str]:
-    return {"run": code(run.name), "trained on": images_of(run, "train"), "hardware": hardware(run)}
-
-
 def _settings(run: Run) -> dict[str, str]:
     schedule = str(run.setting("lr_policy"))
     return {
@@ -156,55 +162,35 @@ def _settings(run: Run) -> dict[str, str]:
     }
 
 
-def _scores(run: Run) -> dict[str, str]:
-    seconds, memory = (
-        max(filter(math.isfinite, run.column(name)), default=math.nan)
-        for name in ("seconds", "max_memory_mb")
-    )
-    return {
-        **{name: points(run.best[key]) for name, key in SCORES.items()},
-        "epoch": f"{run.best['epoch']:g}".replace("nan", "-"),
-        "time": duration(seconds),
-        "memory": f"{memory:,.0f} MB" if math.isfinite(memory) else "-",
-        "evaluated on": images_of(run, "val"),
-    }
-
-
-def _run_table(
-    found: Findings, caption: str, align: str, describe: Callable[[Run], dict[str, str]]
-) -> Table:
-    """A row per run."""
-    cells = [{"": found.key(run), **describe(run)} for run in found.runs]
-    return Table(caption, list(cells[0]), [list(row.values()) for row in cells], align)
-
-
-def _seed_table(found: Findings) -> list[Block]:
-    """A row for each group of runs that differ in the seed alone."""
-    rows = [
-        [
+def _score_table(found: Findings, groups: Sequence[Sequence[Run]]) -> Table:
+    rows = []
+    for group in groups:
+        seconds = fmean(run.log[-1]["seconds"] for run in group)
+        memory = [m for run in group for m in run.column("max_memory_mb") if math.isfinite(m)]
+        rows.append([
             ", ".join(map(found.key, group)),
             *(spread([run.best[key] for run in group]) for key in SCORES.values()),
-        ]
-        for group in group_runs(found.runs)
-        if len(group) > 1
-    ]
-    caption = "Runs that differ in the seed alone: mean ± half the range, in percent."
-    return [Table(caption, ["runs", *SCORES], rows, "lrrrr")] if rows else []
+            ", ".join(f"{run.best['epoch']:g}".replace("nan", "-") for run in group),
+            duration(seconds),
+            f"{max(memory):,.0f} MB" if memory else "-",
+            ", ".join(sorted({images_of(run, "val") for run in group})),
+        ])  # fmt: skip
+    header = ["", *SCORES, "epoch", "time", "memory", "evaluated on"]
+    return Table(SCORES_CAPTION, header, rows, "lrrrrrrrl")
 
 
-def _class_ious(found: Findings) -> list[Block]:
-    """The IoU of each class, a few runs at a time."""
+def _class_ious(found: Findings, groups: Sequence[Sequence[Run]]) -> list[Block]:
+    """The IoU of each class, a few groups of runs at a time."""
     blocks: list[Block] = []
-    for start in range(0, len(found.runs), RUNS_PER_TABLE):
-        runs = found.runs[start : start + RUNS_PER_TABLE]
+    for start in range(0, len(groups), GROUPS_PER_TABLE):
+        those = groups[start : start + GROUPS_PER_TABLE]
         rows = [
-            [code(name), *(points(run.best["class_iou"].get(name)) for run in runs)]
+            [code(name), *(points(class_mean(group, name)) for group in those)]
             for name in found.class_names
         ]
-        splits = ", ".join(sorted({images_of(run, "val") for run in runs}))
-        caption = f"IoU of each class in percent, at the best evaluation, on {splits}."
-        header = ["class", *map(found.key, runs)]
-        blocks.append(Table(caption, header, rows, "l" + "r" * len(runs)))
+        splits = ", ".join(sorted({images_of(run, "val") for group in those for run in group}))
+        header = ["class", *(", ".join(map(found.key, group)) for group in those)]
+        blocks.append(Table(f"{PER_CLASS}, on {splits}.", header, rows, "l" + "r" * len(those)))
     return blocks
 
 

@@ -118,7 +118,7 @@ def test_every_score_says_on_what(tmp_path):
     )
     assert "Protocol of R1, R2: whole images at native size." in text
     assert "with 51.00 % mIoU on `val` (1,449 images), whole images" in text
-    assert "IoU of each class in percent, at the best evaluation, on `val` (1,449 images)" in text
+    assert "at the best evaluation, mean over the seeds, on `val` (1,449 images)" in text
     assert "SAM on 5 images of `train`, mIoU in percent over these images alone" in text
     assert "| mIoU of DeepLab | 90.00 |" in text
 
@@ -130,6 +130,7 @@ def test_seeds_have_a_row_of_their_mean_and_spread(tmp_path):
         found.runs.append(load_run(run))
     text = to_markdown(build_report(found))
     assert "| R1, R2 | 52.00 ± 2.00 | 90.00 ± 0.00 |" in text
+    assert "| class | R1, R2 |" in text and "| `cat` | 52.00 |" in text
 
 
 def test_loss_is_told_with_its_gamma_also_where_it_is_zero(tmp_path):
