@@ -51,31 +51,30 @@ def balance(found: Findings) -> list[Block]:
     )
     background = f": the background and {len(objects)} object classes"
     text = say("classes", classes=len(names), background=background * has_background(names))
-    order = sorted(objects, key=lambda i: int(measured.pixel_counts[i])) if measured else []
-    order = [i for i in order if measured.pixel_counts[i]]
-    if not order:
+    pixels = measured.pixel_counts.tolist() if measured else [0] * len(names)
+    order = sorted((i for i in objects if pixels[i]), key=pixels.__getitem__)
+    if not measured or not order:
         return [Text(f"{text} {say('unmeasured balance')}")]
-    total = int(measured.pixel_counts.sum())
-    share = [int(pixels) / total for pixels in measured.pixel_counts]
-    images = [f"{int(number):,}" for number in measured.image_counts]
-    fills = {i: int(measured.pixel_counts[i]) / int(measured.image_pixels[i]) for i in order}
+    share = [number / sum(pixels) for number in pixels]
+    images = measured.image_counts.tolist()
+    fills = {i: pixels[i] / int(measured.image_pixels[i]) for i in order}
     absent = ", ".join(code(names[i]) for i in objects if i not in order)
     chosen = {
-        "small": order[0], "large": order[-1], "top": int(measured.pixel_counts.argmax()),
-        "few": min(order, key=lambda i: int(measured.image_counts[i])),
+        "small": order[0], "large": order[-1], "top": share.index(max(share)),
+        "few": min(order, key=images.__getitem__),
     }  # fmt: skip
     is_balanced = max(share) < 2 / len(names) and share[order[-1]] < 2 * share[order[0]]
     values = {
         **{name: code(names[i]) for name, i in chosen.items()},
         **{f"{name}_share": percent(share[i]) for name, i in chosen.items()},
-        **{f"{name}_images": images[i] for name, i in chosen.items()},
+        **{f"{name}_images": f"{images[i]:,}" for name, i in chosen.items()},
         "balanced": "about" if is_balanced else "not",
         "kind": "objects" if has_background(names) else "classes",
         "ratio": share[order[-1]] / share[order[0]],
         "absent": absent and f"No pixel at all has {absent}.",
         "rarest": ", ".join(f"{code(names[i])} {percent(share[i])}" for i in order[:3]),
         "images": found.images,
-        "void": percent(measured.void_pixels / (total + measured.void_pixels)),
+        "void": percent(measured.void_pixels / (sum(pixels) + measured.void_pixels)),
     }
     for name, pick in (("low", min), ("high", max)):
         values[name] = code(names[pick(order, key=fills.__getitem__)])
@@ -147,7 +146,7 @@ def heads(found: Findings) -> list[Block]:
     pairs = [(a, b) for a in runs[0] for b in runs[1] if evaluation_key(a) == evaluation_key(b)]
     if not pairs:
         missing = [name for name, its in zip(models.values(), runs, strict=True) if not its]
-        missing = missing or models.values()
+        missing = missing or list(models.values())
         commands = (code(f"{found.main_command} --model {name}") for name in missing)
         return [text, Text(say("unmeasured heads", commands=" and ".join(commands)))]
     fair = min(pairs, key=lambda p: (len(differences(*p)), -sum(r.best["miou"] for r in p)))
@@ -169,7 +168,7 @@ def losses(found: Findings) -> list[Block]:
     if len(pair) == 1:
         command = code(f"{found.main_command} --loss ce")
         return [proposal, Text(say("unmeasured ce", command=command))]
-    blocks, verdict = compare(found, *pair, "loss")
+    blocks, verdict = compare(found, pair[0], pair[1], "loss")
     return [proposal, *blocks, Text(say(verdict, against=say(f"{loss} against")))]
 
 

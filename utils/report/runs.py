@@ -63,7 +63,8 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
         key = (*evaluation_key(run), all(lists.values()) and lists[run.name])
         by_key.setdefault(key, {}).setdefault(str(run.setting("loss")), run)
     pairs = [list(by_loss.values())[:2] for by_loss in by_key.values()]
-    return sorted(max(pairs, key=len, default=[]), key=lambda run: str(run.setting("loss")))
+    best = max(pairs, key=lambda pair: len(pair), default=[])
+    return sorted(best, key=lambda run: str(run.setting("loss")))
 
 
 def class_mean(group: Sequence[Run], name: str) -> float:

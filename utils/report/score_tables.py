@@ -56,9 +56,9 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[Bloc
     for group in groups:
         by_data.setdefault((data_name(group[0]), *group[0].class_names), []).append(group)
     blocks: list[Block] = [summary(groups)]
-    for those in by_data.values():
-        blocks.append(class_table(those, baseline))
-        blocks += map(Text, list_notes([run for group in those for run in group]))
+    for of_data in by_data.values():
+        blocks.append(class_table(of_data, baseline))
+        blocks += map(Text, list_notes([run for group in of_data for run in group]))
     return blocks, [command_of(run) for group in groups for run in group]
 
 

@@ -20,10 +20,10 @@ from utils.report.runs import (
     protocol,
     runs_to_compare,
 )
+from utils.report.score_tables import PER_CLASS
 from utils.run_records import Run
 
 GROUPS_PER_TABLE = 6  # columns that fit on a page
-PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the seeds"
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 SCORES_CAPTION = (
     "Scores in percent, at the best evaluation of each run; of runs that differ in the seed alone "
@@ -106,11 +106,6 @@ def _runs(found: Findings) -> list[Block]:
     if not found.runs:
         blocks.append(Text(f"No run yet: {code(found.main_command)} makes one."))
         return [*blocks, *map(Text, found.notes)]
-    protocols = {protocol(run): [] for run in found.runs}
-    for run in found.runs:
-        protocols[protocol(run)].append(found.key(run))
-    notes = [f"Protocol of {', '.join(keys)}: {text}." for text, keys in protocols.items()]
-    notes += ["Scores of different protocols do not compare."] * (len(protocols) > 1)
     compared = (
         f"{found.key(run)} (loss {loss_of(run)}) with {points(run.best['miou'])} % mIoU on "
         f"{measured_on(run)}"
@@ -129,7 +124,7 @@ def _runs(found: Findings) -> list[Block]:
         Table("Runs.", ["", "run", "trained on", "hardware"], names, "llll"),
         Table("Settings; iterations × images in each.", list(settings[0]), cells, "l" * 9),
         _score_table(found, groups),
-        Text(" ".join([*notes, *list_notes(found.runs)])),
+        Text(" ".join([*_protocols(found), *list_notes(found.runs)])),
         *([Bullets(found.notes)] if found.notes else []),
         *_class_ious(found, groups),
         *_pictures(found, "curves"),
@@ -139,6 +134,14 @@ def _runs(found: Findings) -> list[Block]:
         Text(f"The best run of each loss: {', '.join(compared)}."),
         *_pictures(found, "compare", "errors", "confusion"),
     ]
+
+
+def _protocols(found: Findings) -> list[str]:
+    keys: dict[str, list[str]] = {}
+    for run in found.runs:
+        keys.setdefault(protocol(run), []).append(found.key(run))
+    texts = [f"Protocol of {', '.join(those)}: {text}." for text, those in keys.items()]
+    return [*texts, *["Scores of different protocols do not compare."] * (len(keys) > 1)]
 
 
 def loss_of(run: Run) -> str:
@@ -202,19 +205,14 @@ def _sam(found: Findings) -> list[Block]:
         "sam_deeplab": "SAM's masks, classes from DeepLab",
         "oracle": "SAM's masks, classes from the ground truth",
     }
-    rows = [
-        [f"mIoU of {text}", points((sam.get(key) or {}).get("miou"))] for key, text in names.items()
-    ]
+    cells = {f"mIoU of {names[key]}": points((sam.get(key) or {}).get("miou")) for key in names}
     for width, scores in (sam.get("borders") or {}).items():
         for key in ("deeplab", "sam_deeplab"):
             name = f"mIoU of {names[key]}, within {width} pixels of a border"
-            rows.append([name, points((scores or {}).get(key))])
+            cells[name] = points((scores or {}).get(key))
     for key in ("masks_per_image", "masks_per_region", "seconds_per_image"):
-        value = sam.get(key)
-        rows.append(
-            [key.replace("_", " "), f"{value:.1f}" if isinstance(value, int | float) else "-"]
-        )
-    rows = [row for row in rows if row[1] != "-"]
+        cells[key.replace("_", " ")] = f"{sam[key]:.1f}" if sam.get(key) is not None else "-"
+    rows = [row for row in cells.items() if row[1] != "-"]
     number, split = len(sam.get("images") or []), code(sam.get("image_set"))
     caption = (
         f"SAM on {number} image{'s' * (number != 1)} of {split}, mIoU in percent over these images "
