@@ -35,12 +35,19 @@ from utils.report.figures import (
     draw_errors,
     find_sam_pictures,
     load_predictor,
+    sam_head,
 )
 from utils.report.image_choice import has_background, load_or_make_picks, make_picks, object_classes
 from utils.report.image_grid import PAGE_WIDTH, save_figure
 from utils.report.markup import Picture
 from utils.report.options import parse_args, parse_wishes
-from utils.report.runs import SAM_SCORES_FILE, evaluation_key, read_sam_scores, runs_to_compare
+from utils.report.runs import (
+    SAM_SCORES_FILE,
+    data_name,
+    evaluation_key,
+    read_sam_scores,
+    runs_to_compare,
+)
 from utils.report.sections import write_report
 from utils.run_records import Run, find_runs, load_named_runs
 
@@ -110,51 +117,40 @@ def score_constant(found: Findings, args: argparse.Namespace, index: int) -> Non
 
 def show_curves(found: Findings, args: argparse.Namespace) -> None:
     """`curves`: how the runs went."""
-    runs = get_runs(found, args)
-    first = runs[0]
-    for run in runs:
-        if (run.setting("dataset"), run.class_names) != (
-            first.setting("dataset"),
-            first.class_names,
-        ):
+    first = found.runs[0]
+    for run in found.runs:
+        if (data_name(run), run.class_names) != (data_name(first), first.class_names):
             raise UserError(
                 f"{first.folder} and {run.folder}: not on the same data set: choose with --runs "
                 "or --dataset"
             )
     caption = "Validation mIoU, training loss and learning rate of the runs."
-    save(found, args, "curves", plot_curves(runs, args.x), caption)
+    save(found, args, "curves", plot_curves(found.runs, args.x), caption)
 
 
-def get_runs(found: Findings, args: argparse.Namespace) -> list[Run]:
-    """The runs that `--runs` names, else all of the data set.
+def load_runs(found: Findings, args: argparse.Namespace) -> None:
+    """Read the runs that `--runs` names, else all of the data set, into `found`.
 
     Raises:
-        UserError: there is none.
+        UserError: a named one cannot be read, or there is none; but a report has other parts.
     """
-    if not find_or_load_runs(found, args):
+    dataset = None
+    if args.figure != "curves":  # they are in the logs
+        image_set = getattr(args, "image_set", getattr(args, "val_image_set", "train"))
+        dataset = build_dataset(args, image_set, masks_only=True)
+    place = (Path(args.runs_dir), args.dataset, dataset)
+    if args.runs:
+        found.runs = load_named_runs(args.runs, *place)
+    else:
+        found.runs, notes = find_runs(*place)
+        found.notes += notes
+    found.notes += [note for run in found.runs for note in run.notes]
+    if not found.runs and args.figure != "report":
         which = f"no run on {args.dataset}" if args.dataset else "no run"
         raise UserError(
             f"{args.runs_dir}: {which} there: {found.main_command} makes one, and --runs_dir names "
             "another folder"
         )
-    return found.runs
-
-
-def find_or_load_runs(found: Findings, args: argparse.Namespace) -> list[Run]:
-    """Fill `found.runs` if that was not done; it may stay empty without `--runs`."""
-    if not found.runs:
-        dataset = None
-        if args.figure != "curves":  # they are in the logs
-            image_set = getattr(args, "image_set", getattr(args, "val_image_set", "train"))
-            dataset = build_dataset(args, image_set, masks_only=True)
-        runs_dir = Path(args.runs_dir)
-        if args.runs:
-            found.runs = load_named_runs(args.runs, runs_dir, args.dataset, dataset)
-        else:
-            found.runs, notes = find_runs(runs_dir, args.dataset, dataset)
-            found.notes += notes
-        found.notes += [note for run in found.runs for note in run.notes]
-    return found.runs
 
 
 def show_comparison(found: Findings, args: argparse.Namespace) -> None:
@@ -183,7 +179,7 @@ def choose_compared(found: Findings, args: argparse.Namespace) -> list[Run]:
     Raises:
         UserError: too many are named, or their scores do not compare.
     """
-    runs = get_runs(found, args)
+    runs = found.runs
     if args.runs and (args.figure == "compare" or len(runs) <= MAX_COMPARED):
         if len(runs) > MAX_COMPARED:
             raise UserError(f"--runs: {len(runs)} given: compare has room for {MAX_COMPARED}")
@@ -211,29 +207,22 @@ def get_sam(
     """SAM's scores, into `found`; head and pictures of its column, None if they are not there."""
     folder = Path(args.sam_dir)
     found.sam, reason = read_sam_scores(folder, args.dataset, dataset.class_names)
-    pictures = find_sam_pictures(folder, dataset, ids)
     if found.sam is None:
         found.missing.append(Missing("the numbers of SAM", str(reason), found.sam_command))
     of_other_data = found.sam is None and (folder / SAM_SCORES_FILE).exists()
-    if pictures is None or of_other_data:
+    pictures = None if of_other_data else find_sam_pictures(folder, dataset, ids)
+    if pictures is None:
         text = f"{folder} does not hold pictures of all the images compared"
         found.missing.append(Missing("the column of SAM", text, found.sam_command))
         return None
-    sam = found.sam or {}
-    scores = []
-    for key, name in (("sam_deeplab", "DeepLab's classes"), ("oracle", "the true classes")):
-        if (sam.get(key) or {}).get("miou") is not None:
-            scores.append(f"with {name} {100 * sam[key]['miou']:.1f}")
-    on = f"mIoU on {len(sam.get('images') or [])} images of {sam.get('image_set')}: "
-    return ("masks of SAM", on + ", ".join(scores) if scores else ""), pictures
+    return sam_head(found.sam or {}), pictures
 
 
 def show_errors(found: Findings, args: argparse.Namespace) -> None:
     """`errors`: the worst and the best images of a run, and its confusion matrix."""
-    runs = get_runs(found, args)
-    if args.figure == "errors" and args.runs and len(runs) > 1:
-        raise UserError(f"--runs: {len(runs)} given: errors looks at one run")
-    run = max(runs_to_compare(runs), key=lambda run: run.best["miou"])
+    if args.figure == "errors" and args.runs and len(args.runs) > 1:
+        raise UserError(f"--runs: {len(args.runs)} given: errors looks at one run")
+    run = max(runs_to_compare(found.runs), key=lambda run: run.best["miou"])
     dataset = build_dataset(args, args.val_image_set)
     predictor = load_predictor(run, choose_device(args.device), args.precision)
     analysis = analyse_errors(dataset, args.val_image_set, predictor, args.limit)
@@ -263,29 +252,30 @@ def report(found: Findings, args: argparse.Namespace) -> None:
     """`report`: everything; what cannot be made is named in it."""
     found.class_names = build_dataset(args, args.image_set, masks_only=True).class_names
     get_picks(found, args)  # wishes that cannot be fulfilled end here
-    steps = {
-        "classes": ("the images of the classes", show_classes),
-        "distribution": ("the share of the classes", show_distribution),
-    }
-    if find_or_load_runs(found, args):
-        steps |= {
-            "curves": ("the curves", show_curves),
-            "compare": ("the comparison of predictions", show_comparison),
-            "errors": ("the errors and the confusion matrix", show_errors),
-        }
-    else:
+    if not found.runs:
         reason = f"{args.runs_dir} holds no run on {args.dataset}"
         what = "scores, curves, the comparison of predictions, and errors"
         found.missing.append(Missing(what, reason, found.main_command))
-    for name, (what, show) in steps.items():
+    for name, (what, needs_runs, show) in FIGURES.items():
         try:
-            show(found, args)
+            if found.runs or not needs_runs:
+                show(found, args)
         except UserError as error:
             command = command_of(f"visualize.py {name}", args)
             found.missing.append(Missing(what, str(error), command))
     suffix = ".pdf" if args.format == "svg" else f".{args.format}"
     for path in write_report(found, Path(args.output_dir), suffix):
         print(path)
+
+
+# What each figure shows, whether it is of runs, and what draws it.
+FIGURES = {
+    "classes": ("the images of the classes", False, show_classes),
+    "distribution": ("the share of the classes", False, show_distribution),
+    "curves": ("the curves", True, show_curves),
+    "compare": ("the comparison of predictions", True, show_comparison),
+    "errors": ("the errors and the confusion matrix", True, show_errors),
+}
 
 
 def command_of(script: str, args: argparse.Namespace, **folders: str) -> str:
@@ -298,25 +288,18 @@ def command_of(script: str, args: argparse.Namespace, **folders: str) -> str:
     """
     parser = argparse.ArgumentParser()
     add_data_args(parser)
-    defaults = vars(parser.parse_args([]))
-    values = {name: (getattr(args, name, None), old) for name, old in defaults.items()}
-    for name, here in folders.items():
-        values[name] = (getattr(args, here, FOLDERS[here]), FOLDERS[here])
+    values = {
+        name: (getattr(args, name, None), parser.get_default(name))
+        for name in vars(parser.parse_args([]))
+    }
+    values |= {
+        n: (getattr(args, here, FOLDERS[here]), FOLDERS[here]) for n, here in folders.items()
+    }
     words = ["python", *script.split()]
     for name, (value, default) in values.items():
         if value not in (None, default):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-FIGURES = {
-    "report": report,
-    "classes": show_classes,
-    "distribution": show_distribution,
-    "curves": show_curves,
-    "compare": show_comparison,
-    "errors": show_errors,
-}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -335,7 +318,12 @@ def main(argv: list[str] | None = None) -> None:
             "sam_infer.py", args, output_dir="sam_dir", report_dir="output_dir", runs_dir="runs_dir"
         ),
     )
-    FIGURES[args.figure](found, args)
+    if hasattr(args, "runs"):
+        load_runs(found, args)
+    if args.figure == "report":
+        report(found, args)
+    else:
+        FIGURES[args.figure][-1](found, args)
     for note in found.notes:
         print(f"note: {note}")
     for missing in found.missing:

@@ -152,6 +152,16 @@ def draw_comparison(
     return image_grid(rows, heads, class_legend(dataset.class_names, shown))
 
 
+def sam_head(scores: Mapping[str, Any]) -> tuple[str, str]:
+    """What stands above SAM's pictures: its scores, and which images they are of."""
+    words = []
+    for key, name in (("sam_deeplab", "DeepLab's classes"), ("oracle", "the true classes")):
+        if scores.get(key):
+            words.append(f"with {name} {100 * scores[key]['miou']:.1f}")
+    on = f"mIoU on {len(scores.get('images') or [])} images of {scores.get('image_set')}: "
+    return "masks of SAM", on + ", ".join(words) if words else ""
+
+
 def find_sam_pictures(
     folder: Path, dataset: SegmentationDataset, ids: Iterable[str]
 ) -> list[Path] | None:
