@@ -101,7 +101,7 @@ def test_report_is_the_default_and_has_everything(show, data, tmp_path):
     assert "whole images at native size" in report
     assert "1.12 points less" in report and "`--loss`" in report
     assert "SAM's masks, classes from the ground truth | 80.00" in report
-    assert "changes the mIoU from 50.00 to 55.00 % (+5.00)" in report
+    assert "SAM's masks, classes from DeepLab | 55.00" in report
     assert "What is missing" not in report
 
 
