@@ -4,39 +4,30 @@ import argparse
 from collections.abc import Callable
 
 from datasets.base import SegmentationDataset, Transform
+from datasets.class_counts import class_statistics, missing_classes
 from datasets.custom import CustomSegmentation
+from datasets.lists import say_once
 from datasets.shapes import ShapesSegmentation
 from datasets.voc import VOCSegmentation
 
-
-def _build_voc(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:
-    return VOCSegmentation(
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "voc": lambda args, image_set, **options: VOCSegmentation(
         args.data_root,
         image_set,
         download=not args.no_download,
         archive=args.voc_archive,
         **options,
-    )
-
-
-def _build_custom(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:
-    return CustomSegmentation(
+    ),
+    "custom": lambda args, image_set, **options: CustomSegmentation(
         args.data_root,
         image_set,
         val_fraction=args.val_fraction,
         seed=args.split_seed,
         **options,
-    )
-
-
-def _build_shapes(args: argparse.Namespace, image_set: str, **options) -> SegmentationDataset:
-    return ShapesSegmentation(args.data_root, image_set, **options)
-
-
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
-    "voc": _build_voc,
-    "custom": _build_custom,
-    "shapes": _build_shapes,
+    ),
+    "shapes": lambda args, image_set, **options: ShapesSegmentation(
+        args.data_root, image_set, **options
+    ),
 }
 
 
@@ -55,29 +46,34 @@ def build_dataset(
     return build(args, image_set, transform=transform, masks_only=masks_only)
 
 
+def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
+    """Say what makes scores say less than they seem to; refuse what makes them meaningless.
+
+    Raises:
+        UserError: a mask is not as it should be, or a set holds fewer than two classes.
+    """
+    for name, dataset in (("training", train_set), ("validation", val_set)):
+        pixel_counts = class_statistics(dataset).pixel_counts.tolist()
+        where = f"{dataset.folder}, {name} set"
+        if missing := missing_classes(pixel_counts, dataset.class_names, where):
+            say_once(f"note: classes without a pixel in the {name} set: {', '.join(missing)}")
+    shared = set(train_set.ids) & set(val_set.ids)
+    if shared and train_set.folder == val_set.folder:
+        say_once(
+            f"note: {len(shared)} of {len(val_set)} validation images, such as {min(shared)}, are "
+            "in the training set as well: scores on them say little about others"
+        )
+
+
 def add_data_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the flags that name a data set; every script has the same."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=list(DATASETS), default="voc", help="data set")
-    group.add_argument(
-        "--data_root", default="data", help="folder of the data (custom: of the data set itself)"
-    )
-    group.add_argument(
-        "--no_download", action="store_true", help="never download VOC; say that it is missing"
-    )
-    group.add_argument(
-        "--voc_archive", help="VOCtrainval_11-May-2012.tar on disk, in place of a download"
-    )
-    group.add_argument(
-        "--val_fraction",
-        type=float,
-        default=0.2,
-        help="custom data without ImageSets/: share of val",
-    )
-    group.add_argument(
-        "--split_seed",
-        type=int,
-        default=0,
-        help="custom data without ImageSets/: seed of the split",
-    )
+    add = group.add_argument
+    add("--dataset", choices=list(DATASETS), default="voc", help="data set")
+    add("--data_root", default="data", help="folder of the data (custom: of the data set itself)")
+    add("--no_download", action="store_true", help="never download VOC; say that it is missing")
+    add("--voc_archive", help="VOCtrainval_11-May-2012.tar on disk, in place of a download")
+    custom = "custom data without ImageSets/"
+    add("--val_fraction", type=float, default=0.2, help=f"{custom}: share of val")
+    add("--split_seed", type=int, default=0, help=f"{custom}: seed of the split")
     return group

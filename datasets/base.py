@@ -1,22 +1,21 @@
 """The base of every data set in VOC's layout: pairs of images and masks."""
 
+import hashlib
+import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, compress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from datasets.image_files import (
-    available_memory,
-    find_files,
-    image_size,
-    read_image,
-    read_mask,
-)
+from datasets.image_files import image_size, keeps_orientation, read_image, read_mask
+from datasets.lists import find_files, normalize, say_once
 from utils.common.errors import UserError
+from utils.common.progress import progress
 
 IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around an image
 
@@ -56,9 +55,15 @@ class SegmentationDataset(Dataset):
         target_folder: the folder of the masks.
         masks_only: do not ask for images (for statistics of the masks alone).
 
+    Attributes:
+        palette: uint8 (256, 3), the colours that a palette mask is expected to have; None where
+            there is none. Other colours are taken, but not these under other indices.
+
     Raises:
         UserError: an id has no image or no mask.
     """
+
+    palette: np.ndarray | None = None
 
     def __init__(
         self,
@@ -70,19 +75,25 @@ class SegmentationDataset(Dataset):
         masks_only: bool = False,
     ) -> None:
         self.folder = folder
-        self.ids = list(ids)
+        self.ids = [normalize(sample) for sample in ids]
         self.class_names = tuple(class_names)
         self.transform = transform
-        self.target_paths = find_files(folder / target_folder, self.ids, "mask", (".png",))
+        self.target_paths = find_files(folder / target_folder, self.ids, "mask")
         self.image_paths = (
             [] if masks_only else find_files(folder / "JPEGImages", self.ids, "image")
         )
         self.cache: SampleCache | None = None
+        self._say_orientations()
 
     @property
     def num_classes(self) -> int:
         """Number of classes, void not counted."""
         return len(self.class_names)
+
+    @property
+    def ids_hash(self) -> str:
+        """Twelve hexadecimal digits that tell whether two sets hold the same ids, in any order."""
+        return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,7 +120,7 @@ class SegmentationDataset(Dataset):
         """The mask alone, untransformed: uint8 (H, W)."""
         if self.cache is not None:
             return self.cache[index][1]
-        target = read_mask(self.target_paths[index])
+        target = read_mask(self.target_paths[index], self.palette, self.num_classes)
         # In bytes 255 + 1 is 0: one pass over the mask tells whether all is in order.
         if (target + 1).max() > self.num_classes:
             wrong = target[(target >= self.num_classes) & (target != IGNORE_INDEX)]
@@ -120,8 +131,8 @@ class SegmentationDataset(Dataset):
         return target
 
     def _read_sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = read_image(self.image_paths[index])
         target = self.read_target(index)
+        image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
         if image.shape[1:] != target.shape:
             image_size, target_size = (f"{w}x{h}" for h, w in (image.shape[1:], target.shape))
             raise UserError(
@@ -129,6 +140,17 @@ class SegmentationDataset(Dataset):
                 f"{self.image_paths[index]} is {image_size}: they must be of one size"
             )
         return image, target
+
+    def _say_orientations(self) -> None:
+        """Say where an image is trained on as it is stored, and not as a viewer shows it."""
+        with ThreadPoolExecutor() as pool:
+            kept = list(pool.map(keeps_orientation, self.image_paths, self.target_paths))
+        if any(kept):
+            first = next(compress(self.image_paths, kept))
+            say_once(
+                f"note: {first}: EXIF tells to turn it, but its mask fits the stored pixels, so "
+                f"these are used ({sum(kept)} such images in {self.folder})"
+            )
 
     def cache_in_ram(self) -> None:
         """Decode all samples, with a progress bar; from then on there is only the transform to do.
@@ -153,10 +175,17 @@ class SegmentationDataset(Dataset):
                 kept.copy_(read)
 
         with ThreadPoolExecutor() as pool:
-            for _ in tqdm(pool.map(fill, range(len(self))), "decode", len(self), leave=False):
+            for _ in progress(pool.map(fill, range(len(self))), "decode", len(self)):
                 pass
         self.cache = cache
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every image, from the headers alone."""
-        return [image_size(path) for path in self.image_paths]
+        """(height, width) of every sample, from the headers of the masks: images must fit them."""
+        return [image_size(path) for path in self.target_paths]
+
+
+def available_memory() -> float:
+    """Bytes of memory that can be had without swapping; infinite where Linux does not tell."""
+    path = Path("/proc/meminfo")
+    found = path.exists() and re.search(r"MemAvailable:\s+(\d+) kB", path.read_text())
+    return 1024 * int(found[1]) if found else math.inf

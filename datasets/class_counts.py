@@ -5,13 +5,16 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
 
 import torch
-from tqdm import tqdm
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import available_cores
 from utils.common.errors import UserError
+from utils.common.progress import progress
+
+_counted: WeakKeyDictionary[SegmentationDataset, torch.Tensor] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass
@@ -47,15 +50,41 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
 def count_pixels(dataset: SegmentationDataset) -> torch.Tensor:
     """Pixels of each value in each target: int64 (len(dataset), 256).
 
-    Reads masks alone, on all cores, with a progress bar.
+    Reads masks alone, on all cores, with a progress bar, and each data set once.
     """
+    if dataset not in _counted:
 
-    def count(index: int) -> torch.Tensor:
-        return torch.bincount(dataset.read_target(index).flatten(), minlength=IGNORE_INDEX + 1)
+        def count(index: int) -> torch.Tensor:
+            return torch.bincount(dataset.read_target(index).flatten(), minlength=256)
 
-    with ThreadPoolExecutor(available_cores()) as pool:
-        bar = tqdm(pool.map(count, range(len(dataset))), "count classes", len(dataset), leave=False)
-        return torch.stack(list(bar))
+        with ThreadPoolExecutor(available_cores()) as pool:
+            counts = pool.map(count, range(len(dataset)))
+            _counted[dataset] = torch.stack(list(progress(counts, "count classes", len(dataset))))
+    return _counted[dataset]
+
+
+def missing_classes(
+    pixel_counts: Sequence[int], class_names: Sequence[str], source: str = "the data set"
+) -> list[str]:
+    """The names of the classes that no pixel of a whole set belongs to.
+
+    Args:
+        pixel_counts: (C,), of all targets; the rows of a confusion matrix sum up to them.
+        class_names: (C,).
+        source: what to call the set in the error.
+
+    Raises:
+        UserError: fewer than two classes have pixels, so that every score would be perfect.
+    """
+    counts = list(zip(class_names, map(int, pixel_counts), strict=True))
+    present = [name for name, count in counts if count]
+    if len(present) < 2:
+        raise UserError(
+            f"{source}: every pixel is {' or '.join([*present, 'void (255)'])}, and nothing can be "
+            "learnt or measured with fewer than two classes: check that the masks hold the indices "
+            "of the classes"
+        )
+    return [name for name, count in counts if not count]
 
 
 def balanced_weights(dataset: SegmentationDataset) -> torch.Tensor:
@@ -86,13 +115,8 @@ def distribution_csv(class_names: Sequence[str], statistics: ClassStatistics) ->
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["class", "pixels", "share_of_labelled", "share_of_all", "images"])
-    rows = zip(
-        class_names,
-        statistics.pixel_counts.tolist(),
-        statistics.image_counts.tolist(),
-        strict=True,
-    )
-    for name, pixels, images in rows:
+    counts = statistics.pixel_counts.tolist(), statistics.image_counts.tolist()
+    for name, pixels, images in zip(class_names, *counts, strict=True):
         table.writerow([name, pixels, f"{pixels / labelled:.8f}", f"{pixels / total:.8f}", images])
     void = statistics.void_pixels
     table.writerow(["void", void, "", f"{void / total:.8f}", ""])

@@ -1,11 +1,11 @@
 """Any data set in VOC's layout with its own classes, such as labelme's VOC export."""
 
+import hashlib
 from pathlib import Path
 
-import torch
-
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
-from datasets.image_files import read_ids, read_lines
+from datasets.lists import list_files, read_ids, read_lines
+from datasets.voc import PALETTE
 from utils.common.errors import UserError
 
 
@@ -14,19 +14,22 @@ class CustomSegmentation(SegmentationDataset):
 
     `class_names.txt` holds one name a line, index 0 first; a first line `__ignore__` (labelme's
     name for void) is passed over. With `ImageSets/Segmentation/<image_set>.txt` the lists decide;
-    without that folder the masks are split by `val_fraction`.
+    without that folder the masks are split by `val_fraction`. Palette masks have VOC's colours, as
+    labelme writes them, or any others.
 
     Args:
         root: the folder.
         image_set: the name of a list; without lists `train`, `val` or `trainval`.
         transform: `(image, target) -> (image, target)`.
-        val_fraction: the share of `val` where there are no lists, in (0, 1).
-        seed: decides that split, and nothing else does.
+        val_fraction: the rough share of `val` where there are no lists, in (0, 1).
+        seed: with an image's name it decides that split.
         masks_only: do not ask for images.
 
     Raises:
         UserError: a folder, a list or a file is missing, or the split would be empty.
     """
+
+    palette = PALETTE
 
     def __init__(
         self,
@@ -52,6 +55,12 @@ class CustomSegmentation(SegmentationDataset):
 def read_class_names(path: Path) -> list[str]:
     """The names of the classes, index 0 first."""
     names = read_lines(path)
+    for number, name in enumerate(names, 1):
+        if not name or name.startswith("#"):
+            raise UserError(
+                f"{path}: line {number} is {'a comment' if name else 'blank'}, which would shift "
+                "the classes behind it: take it out"
+            )
     if names and names[0] == "__ignore__":
         names = names[1:]
     if not 2 <= len(names) <= IGNORE_INDEX:
@@ -65,21 +74,25 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def split_ids(root: Path, image_set: str, val_fraction: float, seed: int) -> list[str]:
-    """Split the masks of a data set without lists: shuffled by the seed, `val` taken first."""
-    masks = sorted(path.stem for path in (root / "SegmentationClass").glob("*.png"))
+    """Split the masks of a data set without lists: a hash of its name and the seed decides each.
+
+    So a new image moves no other from one side to the other; `val_fraction` is met roughly.
+    """
+    ids = sorted(list_files(root / "SegmentationClass", "mask"))
     if image_set == "trainval":
-        return masks
+        return ids
     if image_set not in ("train", "val"):
         raise UserError(
             f"--image_set {image_set}: {root} has no ImageSets/Segmentation/: without lists there "
             "are train, val and trainval"
         )
-    num_val = round(len(masks) * val_fraction)
-    if not 0 < num_val < len(masks):
+    hashes = [hashlib.sha256(f"{seed}/{sample}".encode()).digest() for sample in ids]
+    in_val = [int.from_bytes(part[:8], "big") < val_fraction * 2**64 for part in hashes]
+    if not 0 < sum(in_val) < len(ids):
         raise UserError(
-            f"{root}: --val_fraction {val_fraction} of {len(masks)} masks leaves train or val "
-            "empty: give another fraction, or lists in ImageSets/Segmentation/"
+            f"{root}: --val_fraction {val_fraction} leaves {sum(in_val)} of {len(ids)} masks in "
+            "val, and neither train nor val may be empty: give another fraction or --split_seed, "
+            "or lists in ImageSets/Segmentation/"
         )
-    order = torch.randperm(len(masks), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = order[:num_val] if image_set == "val" else order[num_val:]
-    return sorted(masks[index] for index in chosen)
+    is_val = image_set == "val"
+    return [sample for sample, inside in zip(ids, in_val, strict=True) if inside == is_val]

@@ -1,14 +1,14 @@
-"""Reading images, masks and lists, with errors that name the file."""
+"""Reading images and masks, with errors that name the file."""
 
 import contextlib
-import math
+import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -17,10 +17,20 @@ from utils.common.files import write_atomically
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 # Formats that Pillow recognises but cannot draw by itself; a folder may hold such files.
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# What brings the stored pixels of each EXIF orientation upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-class ImageError(Exception):
-    """One image cannot be read; the message says why. Others may still be done."""
+class ImageError(UserError):
+    """One file cannot be read; the message names it and says why. Others may still be done."""
 
 
 @contextlib.contextmanager
@@ -36,158 +46,146 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def read_image(path: Path) -> torch.Tensor:
-    """Read an image of a data set as it is stored (no EXIF rotation: masks are drawn on that).
+def read_image(path: Path, target_size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Read any image as a viewer shows it.
+
+    Transparent parts lie on white; deep grey is scaled to 8 bits; of several frames it is the
+    first; a colour profile is not applied. What EXIF says of the orientation is done, but where
+    the stored pixels fit a mask, the mask was drawn on those.
+
+    Args:
+        path: a file of any format that Pillow reads.
+        target_size: (height, width) of the image's mask, if it has one.
 
     Returns:
         uint8 (3, H, W), RGB, channels last in memory.
 
     Raises:
-        UserError: the file is missing, cut off or no image.
+        ImageError: the file is missing, empty, cut off, no image, or above the pixel limit.
     """
     with open_image(path) as image:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
-        array = np.array(rgb)  # (H, W, 3)
-    return torch.from_numpy(array).permute(2, 0, 1)
+        rgb = to_rgb(image)
+        if target_size != (rgb.height, rgb.width):
+            turn = TURNS.get(exif_orientation(image))
+            rgb = rgb if turn is None else rgb.transpose(turn)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def read_mask(path: Path) -> torch.Tensor:
-    """Read an index mask: a palette PNG or an 8-bit grey one.
+def read_mask(
+    path: Path, palette: np.ndarray | None = None, num_classes: int = 255
+) -> torch.Tensor:
+    """Read an index mask: a palette PNG or a grey one of 1 to 8 bits.
+
+    Args:
+        path: the file.
+        palette: uint8 (256, 3), if the data set has one: a mask that has the colours of the classes
+            and of void under other indices is refused. Masks in colours of their own are not.
+        num_classes: how many of these colours are classes.
 
     Returns:
         uint8 (H, W), the stored indices.
 
     Raises:
-        UserError: the file is missing, cut off, or stores colours in place of indices.
+        ImageError: the file is missing, cut off, no PNG, or stores colours in place of indices.
     """
     with open_image(path) as image:
-        if image.mode not in ("P", "L"):
-            raise UserError(
-                f"{path}: the mask is stored as {image.mode}, but class indices are needed: save "
-                "it as a palette (P) or 8-bit grey (L) PNG whose values are the indices"
+        if image.format != "PNG" or image.mode not in ("P", "L", "1"):
+            raise ImageError(
+                f"{path}: the mask is stored as {image.mode} in a {image.format} file, but class "
+                "indices are needed: save it, from its original, as a palette (P) or 8-bit grey "
+                "(L) PNG whose values are the indices"
             )
-        return torch.from_numpy(np.array(image))
+        target = np.array(image, dtype=np.uint8)
+    if image.mode == "L":  # Pillow has stretched fewer bits to the range of eight
+        with path.open("rb") as file:
+            bit_depth = file.read(25)[24]
+        target //= {2: 85, 4: 17}.get(bit_depth, 1)
+    if image.mode == "P" and palette is not None:
+        check_palette(path, target, bytes(image.getpalette()), palette, num_classes)
+    return torch.from_numpy(target)
+
+
+def check_palette(
+    path: Path, target: np.ndarray, stored: bytes, palette: np.ndarray, num_classes: int
+) -> None:
+    """Refuse a mask whose colours are those of classes and void, each once, at other indices."""
+    if palette.tobytes().startswith(stored):
+        return
+    indices = [*range(num_classes), 255]
+    index_of = dict(zip(map(tuple, palette[indices].tolist()), indices, strict=True))
+    used = [index for index in np.unique(target).tolist() if 3 * index < len(stored)]
+    meant = [index_of.get(tuple(stored[3 * index : 3 * index + 3])) for index in used]
+    if None in meant or len(set(meant)) < len(meant) or meant == used:
+        return
+    index, other = next(pair for pair in zip(used, meant, strict=True) if pair[0] != pair[1])
+    raise ImageError(
+        f"{path}: the palette has the classes' colours under other indices (that of {other} under "
+        f"{index}), as image editors leave it: save the mask in VOC's palette, or, if its indices "
+        "are right, as grey"
+    )
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width from the file's header alone."""
+    """Height and width of the stored pixels, from the file's header alone."""
     with open_image(path, load=False) as image:
         return image.height, image.width
 
 
 def open_image(path: Path, load: bool = True) -> Image.Image:
-    """Open (and decode) with Pillow; every failure becomes a `UserError` that names the file."""
+    """Open (and decode) with Pillow; every failure becomes an `ImageError`."""
     try:
         image = Image.open(path)
         if load:
             image.load()
         return image
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(f"'{path}'", "it")
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}): replace the file, or take its id out "
-            "of the list"
-        ) from None
-
-
-def available_memory() -> float:
-    """Bytes of memory that can be had without swapping; infinite where Linux does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    fields = (line.split() for line in lines)
-    return next((1024 * int(kib) for name, kib, *_ in fields if name == "MemAvailable:"), math.inf)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, stripped, empty ones left out."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason})") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
-def read_ids(path: Path) -> list[str]:
-    """A list of sample ids, one a line, as in `ImageSets/Segmentation/train.txt`."""
-    ids = read_lines(path)
-    if not ids:
-        raise UserError(f"{path}: the list is empty")
-    for sample in ids:
-        if "/" in sample or "\\" in sample or "\0" in sample:
-            raise UserError(f"{path}: {sample!r} is not an id: give the file name without folders")
-    return ids
-
-
-def find_files(
-    folder: Path, ids: Sequence[str], kind: str, suffixes: Sequence[str] | None = None
-) -> list[Path]:
-    """The file of each id in `folder`, whatever the case of its suffix.
-
-    Raises:
-        UserError: the folder, or the file of an id, is missing.
-    """
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read ({error.strerror}): it holds the {kind}s"
-        ) from None
-    by_stem: dict[str, Path] = {}
-    for path in files:
-        if suffixes is None or path.suffix.lower() in suffixes:
-            by_stem.setdefault(path.stem, path)
-    missing = [sample for sample in ids if sample not in by_stem]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(
-            f"{folder / missing[0]}{(suffixes or ['.jpg'])[0]}: the {kind} of an id in the list is "
-            f"missing{more}: add it, or take the id out of the list"
-        )
-    return [by_stem[sample] for sample in ids]
-
-
-def picture_suffixes() -> set[str]:
-    """The suffixes of all formats that Pillow reads, in lower case."""
-    formats = Image.registered_extensions()
-    return {
-        suffix
-        for suffix, name in formats.items()
-        if name in Image.OPEN and name not in NOT_PICTURES
-    }
-
-
-def read_photo(path: Path) -> torch.Tensor:
-    """Read any image as a viewer shows it.
-
-    EXIF orientation is applied; transparent parts lie on white; 16-bit grey is scaled to 8 bits;
-    of several frames it is the first. (Images of a data set: `datasets.image_files.read_image`.)
-
-    Returns:
-        uint8 (3, H, W), RGB.
-
-    Raises:
-        ImageError: the file is missing, empty, cut off, no image, or above the pixel limit.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image = to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise ImageError(
-            "has more pixels than the limit against decompression bombs: --max_pixels raises it"
+            f"{path}: has more pixels than the limit against decompression bombs: scale it down "
+            "(in predict.py --max_pixels raises the limit)"
         ) from None
     except Image.UnidentifiedImageError:
-        reason = "the file is empty" if path.stat().st_size == 0 else "not an image"
-        raise ImageError(reason) from None
+        reason = "not an image" if path.stat().st_size else "the file is empty"
     except Exception as error:  # Pillow's formats raise whatever a broken file leads them to
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise ImageError(f"cannot be read ({reason or type(error).__name__})") from None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        reason = f"cannot be read ({reason or type(error).__name__})"
+    with contextlib.suppress(Exception):  # perhaps the pixels are whole, and only their profile not
+        image = Image.open(io.BytesIO(strip_metadata(path.read_bytes())))
+        image.load()
+        return image
+    raise ImageError(f"{path}: {reason}: replace it, or leave it out")
+
+
+def strip_metadata(file: bytes) -> bytes:
+    """A JPEG whose colour profile is not read, or a PNG with nothing but its pixels."""
+    if file.startswith(b"\xff\xd8"):
+        return file.replace(b"\xff\xe2", b"\xff\xec")  # another marker, which nobody reads
+    start, kept = 8, [file[:8]]
+    while start < len(file):
+        end = start + 12 + int.from_bytes(file[start : start + 4], "big")
+        if file[start + 4 : start + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(file[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or it cannot be read."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # as broken as the tags may be, the pixels are not
+        return 1
+
+
+def keeps_orientation(path: Path, target_path: Path) -> bool:
+    """Whether `read_image` passes an orientation over, since the mask fits the stored pixels.
+
+    Headers alone are read. A file that cannot be read says so when its pixels are.
+    """
+    with contextlib.suppress(Exception), Image.open(path) as image:
+        # Pillow turns a TIFF while it decodes it.
+        if image.format != "TIFF" and "exif" in image.info and exif_orientation(image) in TURNS:
+            return (image.height, image.width) == image_size(target_path)
+    return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -200,7 +198,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
 
 
 def to_8_bits(grey: np.ndarray) -> np.ndarray:
@@ -218,6 +216,16 @@ def to_8_bits(grey: np.ndarray) -> np.ndarray:
         grey = np.nan_to_num(grey)
         scale = 255 if grey.max() <= 1 else 1
     return (grey * np.float32(scale)).round().clip(0, 255).astype(np.uint8)
+
+
+def picture_suffixes() -> set[str]:
+    """The suffixes of all formats that Pillow reads, in lower case."""
+    formats = Image.registered_extensions()
+    return {
+        suffix
+        for suffix, name in formats.items()
+        if name in Image.OPEN and name not in NOT_PICTURES
+    }
 
 
 def save_png(path: Path, image: Image.Image) -> None:

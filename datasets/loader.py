@@ -3,17 +3,28 @@
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from multiprocessing import Lock, RawArray
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from datasets.base import SegmentationDataset
-from datasets.carrier import PREFETCH, Carrier
 from utils.common.errors import UserError
 
 MAX_WORKERS = 64
+
+Key = tuple[int, int]  # epoch and index
+Sample = tuple[torch.Tensor, torch.Tensor, int]  # image, target and index
+
+# What torch and Python say if /dev/shm is full, too small, or missing.
+SHARED_MEMORY_FAULTS = ("Bus error", "shared memory", "</torch_", "No space left on device")
+SHARED_MEMORY_ADVICE = (
+    "/dev/shm: full, too small or unusable, but data workers pass batches through it: make it "
+    "larger, or use --num_workers 0"
+)
 
 
 def derive_seed(*numbers: int) -> int:
@@ -21,24 +32,24 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-class InWork:
-    """Which sample each worker is at, in memory that outlives the worker."""
+@dataclasses.dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are made.
 
-    def __init__(self, ids: Sequence[str]) -> None:
-        self.ids = ids
-        self.indices = torch.full((MAX_WORKERS,), -1).share_memory_()
+    Attributes:
+        batch_size: samples per batch; in training over all processes, in evaluation for each.
+        seed: with the epoch it decides the order, with epoch and index the augmentation.
+        num_workers: processes that read samples; 0: the calling process reads them.
+        pin_memory: batches lie in pinned memory.
+    """
 
-    def note(self, index: int) -> None:
-        """The calling worker begins with this sample."""
-        if worker := get_worker_info():
-            self.indices[worker.id % MAX_WORKERS] = index
-
-    def names(self) -> list[str]:
-        """The ids of the samples that were begun last."""
-        return [self.ids[index] for index in self.indices.tolist() if index >= 0]
+    batch_size: int
+    seed: int = 0
+    num_workers: int = 0
+    pin_memory: bool = False
 
 
-class TrainSamples(Dataset):
+class Samples(Dataset):
     """Sample `(epoch, index)`, its random choices a function of (seed, epoch, index) alone.
 
     Transforms draw from torch's default CPU generator; it is seeded for each sample and given back
@@ -46,115 +57,96 @@ class TrainSamples(Dataset):
     the training process does not feel it.
     """
 
-    def __init__(self, dataset: SegmentationDataset, seed: int) -> None:
+    def __init__(self, dataset: SegmentationDataset, seed: int, num_workers: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.in_work = InWork(dataset.ids)
+        # Which sample each worker is at, in memory that outlives the worker.
+        self.in_work = RawArray("q", [-1] * num_workers) if num_workers else []
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        self.in_work.note(index)
+        if worker := get_worker_info():
+            self.in_work[worker.id] = index
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, index))
             image, target = self.dataset[index]
         return image, target, index
 
 
-class ValSamples(Dataset):
-    """Samples with their index."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset = dataset
-        self.in_work = InWork(dataset.ids)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        self.in_work.note(index)
-        image, target = self.dataset[index]
-        return image, target, index
+def batches_per_epoch(dataset: Sized, batch_size: int) -> int:
+    """Iterations of an epoch: the last, incomplete batch is left out."""
+    return len(dataset) // batch_size
 
 
-class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Shuffled batches of `(epoch, index)`; the last, incomplete one of an epoch is left out.
+def process_share() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
-    Args:
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+    """The shuffled batches of iterations `first` to `last`, epoch after epoch.
+
+    Of several processes, each takes every so many-th sample of a batch.
+
+    Attributes:
         num_samples: size of the training set.
-        batch_size: samples per iteration, over all processes.
-        seed: with the epoch it decides the order.
-        rank: this process takes every `world_size`-th sample of a batch, from `rank` on.
-        world_size: number of processes.
+        settings: batch size and seed.
+        first: the first iteration, counted from 0 at the start of the training.
+        last: the iteration before which to stop.
         weights: (num_samples,), how often a sample is drawn, with replacement; None: once an epoch.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        weights: torch.Tensor | None = None,
-    ) -> None:
-        self.num_samples = num_samples
-        self.weights = weights
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.batches_per_epoch = num_samples // batch_size
-        self.set_range(0)
-
-    def set_range(self, epoch: int, first: int = 0, last: int | None = None) -> None:
-        """The next iteration gives batches `first` to `last` (exclusive) of `epoch`."""
-        self.epoch, self.first = epoch, first
-        self.last = self.batches_per_epoch if last is None else min(last, self.batches_per_epoch)
+    num_samples: int
+    settings: LoaderSettings
+    first: int
+    last: int
+    weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return max(self.last - self.first, 0)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+    def __iter__(self) -> Iterator[list[Key]]:
+        rank, world_size = process_share()
+        size = self.settings.batch_size
+        order: list[int] = []
+        for iteration in range(self.first, self.last):
+            epoch, position = divmod(iteration, self.num_samples // size)
+            if position == 0 or not order:
+                order = self.draw_order(epoch)
+            indices = order[position * size : (position + 1) * size]
+            yield [(epoch, index) for index in indices[rank::world_size]]
+
+    def draw_order(self, epoch: int) -> list[int]:
+        """The indices of an epoch's samples, shuffled."""
+        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, epoch))
         if self.weights is None:
-            order = torch.randperm(self.num_samples, generator=generator)
-        else:
-            order = self.weights.multinomial(self.num_samples, True, generator=generator)
-        order = order.tolist()
-        for batch in range(self.first, self.last):
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in indices[self.rank :: self.world_size]]
+            return torch.randperm(self.num_samples, generator=generator).tolist()
+        return self.weights.multinomial(self.num_samples, True, generator=generator).tolist()
 
 
-class SizeBatchSampler(Sampler[list[int]]):
-    """Batches of images of one size, so that no padding changes what the network sees.
+def size_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[Key]]:
+    """This process' batches of images of one size: no padding changes what the network sees.
 
     Args:
         sizes: (height, width) of each sample.
         batch_size: at most so many samples a batch.
-        rank: this process takes every `world_size`-th batch, from `rank` on.
-        world_size: number of processes.
     """
-
-    def __init__(
-        self,
-        sizes: Sequence[tuple[int, int]],
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, size in enumerate(sizes):
-            by_size[size].append(index)
-        batches = [
-            indices[start : start + batch_size]
-            for _, indices in sorted(by_size.items())
-            for start in range(0, len(indices), batch_size)
-        ]
-        self.batches = batches[rank::world_size]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+    by_size: dict[tuple[int, int], list[Key]] = defaultdict(list)
+    for index, size in enumerate(sizes):
+        by_size[size].append((0, index))
+    batches = [
+        keys[start : start + batch_size]
+        for _, keys in sorted(by_size.items())
+        for start in range(0, len(keys), batch_size)
+    ]
+    rank, world_size = process_share()
+    return batches[rank::world_size]
 
 
 def available_cores() -> int:
@@ -170,23 +162,6 @@ def default_num_workers() -> int:
     return max(min(8, available_cores() // processes - 1), 0)
 
 
-class Loader(DataLoader):
-    """A DataLoader that names the samples if a worker dies (memory ran out, a decoder crashed)."""
-
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        try:
-            for parcel in super().__iter__():
-                yield self.collate_fn.unpack(parcel)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            samples = ", ".join(self.dataset.in_work.names())
-            raise UserError(
-                f"a data worker was killed while it read one of {samples}: look at these files, or "
-                "give a smaller --num_workers if memory ran out"
-            ) from None
-
-
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
     """A data set to evaluate on, and its batches, each of images of one size."""
@@ -195,24 +170,9 @@ class EvaluationData:
     loader: DataLoader
 
 
-def build_train_loader(
-    dataset: SegmentationDataset,
-    batch_size: int,
-    seed: int,
-    num_workers: int,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    weights: torch.Tensor | None = None,
-) -> Loader:
-    """Batches (images uint8 (N, 3, H, W), targets uint8 (N, H, W), indices int64 (N,)).
-
-    Images are channels last in memory. Before each epoch call
-    `loader.batch_sampler.set_range(epoch)`.
-
-    Raises:
-        UserError: the batch is smaller than 2 a process, or larger than the training set.
-    """
+def check_batch_size(dataset: SegmentationDataset, batch_size: int) -> None:
+    """Raise a `UserError` if the batch is smaller than 2 a process, or larger than the set."""
+    _, world_size = process_share()
     if batch_size < 2 * world_size:
         raise UserError(
             f"--batch_size {batch_size}: at least 2 images for each process are needed, because "
@@ -225,22 +185,63 @@ def build_train_loader(
             f"--batch_size {batch_size}: the training set in {dataset.folder} has only "
             f"{len(dataset)} images: give a smaller --batch_size"
         )
-    sampler = TrainBatchSampler(len(dataset), batch_size, seed, rank, world_size, weights)
-    return _build_loader(TrainSamples(dataset, seed), sampler, num_workers, pin_memory)
+
+
+def build_train_loader(
+    dataset: SegmentationDataset,
+    settings: LoaderSettings,
+    first: int,
+    last: int,
+    weights: torch.Tensor | None = None,
+) -> DataLoader:
+    """One iterator over the batches of iterations `first` to `last`, across all epochs.
+
+    A batch is images uint8 (N, 3, H, W), channels last in memory, targets uint8 (N, H, W) and
+    indices int64 (N,). That of an iteration is the same wherever a run began.
+
+    Raises:
+        UserError: the batch size does not fit (`check_batch_size`), or there are too many workers.
+    """
+    check_batch_size(dataset, settings.batch_size)
+    batches = TrainBatches(len(dataset), settings, first, last, weights)
+    return _build_loader(dataset, batches, settings)
 
 
 def build_val_loader(
-    dataset: SegmentationDataset,
-    sizes: Sequence[tuple[int, int]],
-    batch_size: int,
-    num_workers: int,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Loader:
+    dataset: SegmentationDataset, sizes: Sequence[tuple[int, int]], settings: LoaderSettings
+) -> DataLoader:
     """Batches of one size each; `sizes` are those after the data set's transform."""
-    sampler = SizeBatchSampler(sizes, batch_size, rank, world_size)
-    return _build_loader(ValSamples(dataset), sampler, num_workers, pin_memory)
+    return _build_loader(dataset, size_batches(sizes, settings.batch_size), settings)
+
+
+class Loader(DataLoader):
+    """A DataLoader that says in one line why its workers failed."""
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, OSError) as error:
+            if self.num_workers and any(text in str(error) for text in SHARED_MEMORY_FAULTS):
+                raise UserError(SHARED_MEMORY_ADVICE) from None
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            ids = [self.dataset.dataset.ids[index] for index in self.dataset.in_work if index >= 0]
+            raise UserError(
+                f"a data worker was killed while it read one of {', '.join(ids)}: look at these "
+                "files, or give a smaller --num_workers if memory ran out"
+            ) from None
+
+
+def _collate(samples: Sequence[Sample]) -> list[torch.Tensor]:
+    """Stack samples, in a worker into shared memory.
+
+    torch's own function would make the images contiguous, and share the indices where no error is
+    caught.
+    """
+    images, targets, indices = default_collate(
+        [(image.permute(1, 2, 0), target, torch.tensor(index)) for image, target, index in samples]
+    )
+    return [images.permute(0, 3, 1, 2), targets, indices]
 
 
 def _init_worker(_: int) -> None:
@@ -249,16 +250,26 @@ def _init_worker(_: int) -> None:
         os.setsid()
 
 
-def _build_loader(samples: Dataset, sampler: Sampler, num_workers: int, pin_memory: bool) -> Loader:
+def _build_loader(
+    dataset: SegmentationDataset, batches: Iterable[list[Key]], settings: LoaderSettings
+) -> DataLoader:
+    if not 0 <= settings.num_workers <= MAX_WORKERS:
+        raise UserError(f"--num_workers {settings.num_workers}: give 0 to {MAX_WORKERS}")
+    try:
+        samples = Samples(dataset, settings.seed, settings.num_workers)
+        # Workers need locks, which lie there as well. torch would fail with two messages.
+        _ = [Lock() for _ in range(10 * settings.num_workers)]
+    except OSError:
+        raise UserError(SHARED_MEMORY_ADVICE) from None
     return Loader(
         samples,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=Carrier(pin_memory),
-        prefetch_factor=PREFETCH if num_workers else None,
-        persistent_workers=num_workers > 0,
+        batch_sampler=batches,
+        num_workers=settings.num_workers,
+        pin_memory=settings.pin_memory,
+        collate_fn=_collate,
+        persistent_workers=settings.num_workers > 0,
         worker_init_fn=_init_worker,
-        # Its own generator: a DataLoader draws a seed from the default one for every epoch, which
-        # would make dropout depend on how often a run was resumed.
+        # Its own generator: a DataLoader draws a seed from the default one, which would make
+        # dropout depend on how often a run was resumed.
         generator=torch.Generator(),
     )

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 
 from datasets.base import SegmentationDataset, Transform
-from datasets.image_files import (
-    read_ids,
-)
+from datasets.lists import list_files, read_ids
 from datasets.voc_download import VOC2012_SIZE, install_voc2012
 from utils.common.errors import UserError
 
@@ -25,14 +23,9 @@ def voc_palette() -> np.ndarray:
     Bit k of red, green and blue is bit 3k', 3k'+1 and 3k'+2 of the index (k' counts down from the
     highest bit), as in the VOC development kit. Index 255 is the cream of the void.
     """
-    index = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
-    return palette
+    index, channel = np.arange(256)[:, None], np.arange(3)
+    bits = [((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)]
+    return np.stack(bits).sum(0).astype(np.uint8)
 
 
 PALETTE = voc_palette()
@@ -66,6 +59,8 @@ class VOCSegmentation(SegmentationDataset):
     Raises:
         UserError: the data set, a list or a file is missing.
     """
+
+    palette = PALETTE
 
     def __init__(
         self,
@@ -119,4 +114,4 @@ def list_trainaug(folder: Path) -> list[str]:
             "(SegmentationClassAug) in this folder"
         )
     val = set(read_ids(folder / "ImageSets" / "Segmentation" / "val.txt"))
-    return sorted({path.stem for path in masks.glob("*.png")} - val)
+    return sorted(list_files(masks, "mask").keys() - val)

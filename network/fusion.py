@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 def fuse_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Fold batch norms into convolutions, and keep the convolutions in the type they compute in.
@@ -25,7 +27,7 @@ def fuse_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> 
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for (name, conv), (bn_name, bn) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, NORMS):
                 parent.register_module(name, fuse_conv_bn_eval(conv, bn))
                 parent.register_module(bn_name, nn.Identity())
     for module in model.modules():

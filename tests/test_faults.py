@@ -106,18 +106,21 @@ def test_killed_run_resumes_to_the_same_end(data, whole, tmp_path):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
-def test_signal_saves_says_how_to_resume_and_exits(data, whole, tmp_path, number, status):
-    process = start(data, tmp_path, "--num_workers", "1")
-    wait_for(run_folder(tmp_path) / "last.pth", process)
+def test_signal_is_heard_saves_says_how_to_resume_and_exits(data, whole, tmp_path, number, status):
+    runs = tmp_path / "my runs"
+    process = start(data, runs, "--num_workers", "1")
+    wait_for(run_folder(runs) / "last.pth", process)
     began = time.monotonic()
     os.killpg(process.pid, number)  # the whole group, as a terminal and torchrun do
     ended, output = finish(process)
     assert ended == status, output
     assert time.monotonic() - began < 10
     assert "Traceback" not in output and "error" not in output
-    assert "stopped at iteration" in output and "--resume" in output
-    assert finish(start(data, tmp_path, "--resume"))[0] == 0
-    assert_same_run(whole, tmp_path)
+    assert f"{signal.Signals(number).name}: saving after this iteration" in output
+    hint = f"--resume --runs_dir '{runs}' --run_name {run_folder(runs).name}"
+    assert "stopped at iteration" in output and hint in output
+    assert finish(start(data, runs, "--resume"))[0] == 0
+    assert_same_run(whole, runs)
 
 
 def test_second_signal_ends_at_once_and_leaves_whole_files(data, tmp_path):
@@ -183,3 +186,53 @@ def test_worker_that_dies_names_the_samples_in_work(data, tmp_path):
     assert status == 2, output
     error = error_line(output)
     assert "2007_000004" in error and "--num_workers" in error
+
+
+def test_memory_of_the_machine_that_runs_out_is_one_line(data, tmp_path):
+    # From the second iteration on, the process may not grow.
+    tight = (
+        "import resource\n"
+        "from utils.training_state import TrainingState\n"
+        "step = TrainingState.step\n"
+        "def step_in_tight_memory(self, batch):\n"
+        "    if self.cur_itrs == 1:\n"
+        "        pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "        limit = pages * resource.getpagesize() + (1 << 20)\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "        batch = [part.repeat_interleave(64, 0) for part in batch]\n"
+        "    step(self, batch)\n"
+        "TrainingState.step = step_in_tight_memory"
+    )
+    status, output = finish(start(data, tmp_path, before=tight))
+    assert status == 2, output
+    error = error_line(output)
+    assert "cpu is out of memory" in error and "--batch_size" in error
+    content = torch.load(run_folder(tmp_path) / "last.pth", weights_only=True)
+    assert content["cur_itrs"] == 1  # what was saved before is whole
+
+
+def test_two_runs_in_one_folder_do_not_mix(data, tmp_path):
+    first = start(data, tmp_path, "--total_itrs", "2000")
+    wait_for(run_folder(tmp_path) / "last.pth", first)
+    status, output = finish(start(data, tmp_path, "--overwrite"))
+    assert status == 2 and "another process trains in it" in error_line(output)
+    first.send_signal(signal.SIGTERM)
+    assert finish(first)[0] == 143
+    iterations = [record["iteration"] for record in read_log(run_folder(tmp_path))]
+    assert iterations == list(range(12, 12 * len(iterations) + 1, 12))  # 4 epochs of 3
+    assert (run_folder(tmp_path) / "last.pth").exists()
+
+
+def test_ctrl_c_before_the_training_is_one_line_and_leaves_no_folder(data, tmp_path):
+    interrupted = (
+        "import os, signal\n"
+        "import main\n"
+        "build = main.build_model\n"
+        "def interrupt(*args, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return build(*args, **options)\n"
+        "main.build_model = interrupt"
+    )
+    status, output = finish(start(data, tmp_path, before=interrupted))
+    assert status == 130 and "Traceback" not in output, output
+    assert output.count("stopped: ") == 1 and not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.custom import CustomSegmentation
-from datasets.image_files import read_ids
+from datasets.lists import read_ids
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
 from utils.checkpoint import load_checkpoint, model_from_checkpoint

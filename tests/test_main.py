@@ -10,7 +10,6 @@ from PIL import Image
 
 from main import main
 from tests.conftest import make_voc, save_mask, write_list
-from utils.options import RECIPES, parse_args
 from utils.run_folder import read_log
 
 SMALL = (
@@ -60,30 +59,112 @@ def test_log_has_a_line_per_evaluation(finished):
         assert list(record["class_iou"])[15] == "person"
 
 
-def test_best_and_last_hold_plain_values_and_the_best_score(finished):
-    best_score = max(record["miou"] for record in read_log(finished))
-    for name in ("best.pth", "last.pth"):
-        content = torch.load(finished / name, weights_only=True)
-        assert {"model_state", "optimizer_state", "scheduler_state", "cur_itrs", "best_score"} <= (
-            set(content)
-        )
-        assert {"epoch", "rng", "args"} <= set(content)
-    assert content["best_score"] == best_score and content["cur_itrs"] == 7
+def test_last_holds_a_resume_and_best_what_predicts_and_both_plain_values_alone(finished):
+    records = read_log(finished)
+    best, last = (
+        torch.load(finished / name, weights_only=True) for name in ("best.pth", "last.pth")
+    )
+    shared = {
+        "format",
+        "model_state",
+        "class_names",
+        "mean",
+        "std",
+        "args",
+        "cur_itrs",
+        "best_score",
+    }
+    assert set(best) == shared
+    assert shared | {"optimizer_state", "scheduler_state", "rng"} <= set(last)
+    assert best["best_score"] == last["best_score"] == max(record["miou"] for record in records)
+    (best_record,) = (r for r in records if r["iteration"] == best["cur_itrs"])
+    assert best_record["miou"] == best["best_score"] and last["cur_itrs"] == 7
+    # SGD's momentum is as large as the weights.
+    assert (finished / "best.pth").stat().st_size < 0.6 * (finished / "last.pth").stat().st_size
 
 
-def test_args_json_tells_settings_versions_and_commit(finished):
+def test_best_score_survives_a_resume(run, finished, data, tmp_path):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    content = torch.load(folder / "last.pth", weights_only=True)
+    torch.save({**content, "best_score": 0.99}, folder / "last.pth")
+    before = (folder / "best.pth").read_bytes()
+    resume = ("--runs_dir", tmp_path, "--run_name", finished.name, "--resume", "--total_itrs", 9)
+    assert run(main, *resume).status == 0
+    assert read_log(folder)[-1]["iteration"] == 9
+    assert (folder / "best.pth").read_bytes() == before  # nothing was better
+    assert torch.load(folder / "last.pth", weights_only=True)["best_score"] == 0.99
+
+
+@pytest.mark.parametrize(
+    ("seconds_an_iteration", "flags_", "expected"),
+    [
+        (0, [], [3, 7]),  # the first evaluation, then not for minutes, and the end
+        (101, [], [3, 6, 7]),  # three iterations are more than five minutes
+        (0, ["--save_interval", 2], [2, 4, 6, 7]),
+    ],
+)
+def test_last_is_saved_seldom_unless_asked(
+    run, data, tmp_path, monkeypatch, seconds_an_iteration, flags_, expected
+):
+    import main as script
+    from utils.training_state import TrainingState
+
+    saved, now = [], [0.0]
+    step, save = TrainingState.step, TrainingState.save
+
+    def slow_step(self, batch):
+        now[0] += seconds_an_iteration
+        step(self, batch)
+
+    def noted_save(self, path):
+        saved.append(self.cur_itrs)
+        save(self, path)
+
+    monkeypatch.setattr(TrainingState, "step", slow_step)
+    monkeypatch.setattr(TrainingState, "save", noted_save)
+    monkeypatch.setattr(script.time, "perf_counter", lambda: now[0])
+    assert run(main, *flags(data, tmp_path, *flags_)).status == 0
+    assert saved == expected
+
+
+def test_args_json_tells_settings_versions_command_and_data(finished, data):
     stored = json.loads((finished / "args.json").read_text())
     assert stored["args"]["total_itrs"] == 7 and stored["args"]["backbone_lr_factor"] == 1.0
-    assert stored["environment"]["torch"] == torch.__version__
-    assert "git_commit" in stored["environment"]
-    assert (stored["environment"]["device"], stored["environment"]["precision"]) == ("cpu", "fp32")
+    environment = stored["environment"]
+    assert environment["torch"] == torch.__version__ and "git_commit" in environment
+    assert (environment["device"], environment["precision"]) == ("cpu", "fp32")
+    assert environment["processes"] == 1
     assert len(stored["class_names"]) == 21
+    assert stored["command"].startswith("python main.py --model deeplabv3plus_mobilenet")
+    assert f"--data_root {data}" in stored["command"]
+    assert [stored["data"][name]["images"] for name in ("train", "val")] == [6, 4]
+    assert stored["data"]["train"]["ids"] != stored["data"]["val"]["ids"]
+
+
+def test_what_auto_came_to_is_stored_and_used_by_a_resume(run, data, tmp_path, monkeypatch):
+    argv = [*flags(data, tmp_path), "--precision", "auto", "--total_itrs", 1]
+    monkeypatch.setattr("utils.precision._cpu_has_bf16", lambda: True)
+    assert run(main, *argv).status == 0
+    folder = next(tmp_path.iterdir())
+    assert json.loads((folder / "args.json").read_text())["args"]["precision"] == "bf16"
+    monkeypatch.setattr("utils.precision._cpu_has_bf16", lambda: False)
+    resume = ("--runs_dir", tmp_path, "--run_name", folder.name, "--resume", "--total_itrs", 2)
+    ended = run(main, *resume)
+    assert ended.status == 0 and "bf16 on cpu" in ended.stdout, ended.stderr
+    assert "--precision fp32" in run(main, *resume, "--precision", "fp32").error
+
+    def missing(*_, **__):
+        raise RuntimeError("bfloat16 is not supported here")
+
+    monkeypatch.setattr("utils.precision.F.conv2d", missing)
+    assert "--precision bf16: cpu does not have it" in run(main, *resume).error
 
 
 def test_test_only_repeats_the_logged_scores(run, finished, data, tmp_path):
     ended = run(main, *flags(data, tmp_path, "--test_only", "--ckpt", finished / "last.pth"))
-    scores = json.loads((finished / "scores.json").read_text())
-    (finished / "scores.json").unlink()
+    scores = json.loads((finished / "scores_val_last.json").read_text())
+    (finished / "scores_val_last.json").unlink()
     record = read_log(finished)[-1]
     assert ended.status == 0 and f"mIoU {100 * record['miou']:.2f}" in ended.stdout
     assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
@@ -95,7 +176,7 @@ def test_test_only_takes_data_and_output_stride_from_the_run(run, data, tmp_path
     assert run(main, *argv, "--total_itrs", 1).status == 0
     ended = run(main, "--test_only", "--ckpt", tmp_path / "eight" / "last.pth", "--device", "cpu")
     assert ended.status == 0, ended.stderr
-    scores = json.loads((tmp_path / "eight" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "eight" / "scores_val_last.json").read_text())
     assert scores["miou"] == read_log(tmp_path / "eight")[-1]["miou"]
 
 
@@ -106,16 +187,16 @@ def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
     class Killed(BaseException):
         pass
 
-    def kill_after_5(self):
-        state = type(self).call(self)
-        if self.state.cur_itrs == 5:
+    from utils.training_state import TrainingState
+
+    save = TrainingState.save
+
+    def save_and_die(self, path):
+        save(self, path)
+        if self.cur_itrs == 5:
             raise Killed
-        return state
 
-    from utils.training_state import AfterStep
-
-    monkeypatch.setattr(AfterStep, "call", AfterStep.__call__, raising=False)
-    monkeypatch.setattr(AfterStep, "__call__", kill_after_5)
+    monkeypatch.setattr(TrainingState, "save", save_and_die)
     with pytest.raises(Killed):
         main([str(word) for word in flags(data, tmp_path, "--save_interval", 1)])
     monkeypatch.undo()
@@ -137,6 +218,30 @@ def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
         }
 
 
+def test_run_killed_between_log_and_checkpoint_logs_again_what_came_after_it(
+    run, finished, data, tmp_path, monkeypatch
+):
+    from utils.training_state import TrainingState
+
+    save = TrainingState.save
+    monkeypatch.setattr(  # as if it was killed before the last save
+        TrainingState, "save", lambda self, path: self.cur_itrs < 4 and save(self, path)
+    )
+    assert run(main, *flags(data, tmp_path)).status == 0
+    monkeypatch.undo()
+    folder = tmp_path / finished.name
+    assert torch.load(folder / "last.pth", weights_only=True)["cur_itrs"] == 3
+    assert len(read_log(folder)) == 3
+    ended = run(main, *flags(data, tmp_path, "--resume"))
+    assert ended.status == 0 and "at iteration 3" in ended.stdout
+    timing = ("seconds", "val_seconds")
+    one, other = (
+        [{k: v for k, v in record.items() if k not in timing} for record in read_log(path)]
+        for path in (finished, folder)
+    )
+    assert one == other
+
+
 def test_a_run_is_never_overwritten_unasked(run, finished, data):
     before = (finished / "last.pth").read_bytes()
     error = run(main, *flags(data, finished.parent)).error
@@ -147,8 +252,66 @@ def test_a_run_is_never_overwritten_unasked(run, finished, data):
 def test_overwrite_starts_again(run, finished, data, tmp_path):
     shutil.copytree(finished, tmp_path / finished.name)
     argv = [*flags(data, tmp_path, "--overwrite"), "--total_itrs", 1]
+    (tmp_path / finished.name / "scores.json").write_text("{}")
+    (tmp_path / finished.name / "scores_test.json").write_text("{}")
     assert run(main, *argv).status == 0
     assert [record["iteration"] for record in read_log(tmp_path / finished.name)] == [1]
+    assert not list((tmp_path / finished.name).glob("scores*"))  # those of the run that is gone
+
+
+def test_resume_refuses_other_classes(run, tmp_path):
+    folder = make_voc(tmp_path, num_classes=3)
+    names = folder / "class_names.txt"
+    names.write_text("background\ncat\ndog\n")
+    argv = [*SMALL, "--dataset", "custom", "--data_root", folder, "--runs_dir", tmp_path / "runs"]
+    assert run(main, *argv, "--total_itrs", 1).status == 0
+    names.write_text("background\ndog\ncat\n")
+    run_folder = next((tmp_path / "runs").iterdir())
+    before = (run_folder / "args.json").read_bytes()
+    error = run(main, *argv, "--total_itrs", 2, "--resume").error
+    assert "class 1 of the run is 'cat', that of the data is 'dog'" in error
+    assert (run_folder / "args.json").read_bytes() == before
+
+
+def test_resume_says_that_the_images_or_the_processes_are_others(run, finished, data, tmp_path):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    stored = json.loads((folder / "args.json").read_text())
+    stored["data"]["val"] = {"images": 3, "ids": "0"}
+    stored["environment"]["processes"] = 2
+    (folder / "args.json").write_text(json.dumps(stored))
+    ended = run(main, "--runs_dir", tmp_path, "--run_name", folder.name, "--resume")
+    assert ended.status == 0
+    assert "other val images (3, now 4)" in ended.stdout
+    assert "other train images" not in ended.stdout
+    assert "began with 2 processes, now 1" in ended.stdout
+
+
+def test_second_run_in_one_folder_is_refused(run, finished, data, tmp_path):
+    from utils.run_folder import RunFolder
+
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    with RunFolder(folder).held(resume=True, overwrite=False):
+        for how in ("--resume", "--overwrite"):
+            error = run(main, *flags(data, tmp_path, how)).error
+            assert str(folder) in error and "another process" in error
+    assert read_log(folder) == read_log(finished)
+    assert run(main, *flags(data, tmp_path, "--resume")).status == 0
+
+
+def test_end_shows_scores_best_epoch_and_what_to_type_next(run, data, tmp_path):
+    ended = run(main, *flags(data, tmp_path, "--run_name", "a run"))
+    records = read_log(tmp_path / "a run")
+    best = max(records, key=lambda record: record["miou"])
+    text = ended.stdout[ended.stdout.index("IoU by class") :]
+    assert f"mIoU {100 * best['miou']:.2f}, pixel acc {100 * best['pixel_acc']:.2f}" in text
+    assert f"best of 3 evaluations: epoch {best['epoch']}, iteration {best['iteration']}" in text
+    for name in ("background", "person"):
+        assert name in text
+    assert f"python predict.py --ckpt '{tmp_path / 'a run' / 'best.pth'}'" in text
+    assert "python visualize.py" in text
+    assert "epoch 2.3 of 2.33, iteration 7: loss" in ended.stdout and "(best " in ended.stdout
 
 
 def test_overwrite_loses_nothing_before_the_new_run_can_start(run, finished, data, tmp_path):
@@ -228,7 +391,7 @@ def test_average_is_what_is_scored_and_handed_on(run, data, tmp_path):
                            averaged["backbone.low_level_features.0.0.weight"])  # fmt: skip
     argv = flags(data, tmp_path, "--test_only", "--ckpt", folder / "last.pth")
     assert run(main, *argv).status == 0
-    scores, record = json.loads((folder / "scores.json").read_text()), read_log(folder)[-1]
+    scores, record = json.loads((folder / "scores_val_last.json").read_text()), read_log(folder)[-1]
     assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
     assert scores["resize"] == 0.5
 
@@ -257,7 +420,7 @@ def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkey
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("main.train_one_epoch", fail)
+    monkeypatch.setattr("utils.training_state.TrainingState.step", fail)
     error = run(main, *flags(data, tmp_path)).error
     for flag in ("--batch_size", "--crop_size", "--precision", "--val_batch_size"):
         assert flag in error
@@ -331,21 +494,8 @@ def test_spoiled_data_is_named(run, data, tmp_path, spoil, num_workers):
         (["--test_only", "--ckpt", "nowhere.pth"], ["nowhere.pth"]),
         (["--backbone_weights", "nowhere.pth"], ["nowhere.pth", "--backbone_weights"]),
         (["--image_set", "nowhere"], ["nowhere.txt"]),
-        (["--crop_size", 0], ["--crop_size"]),
-        (["--crop_size", 40, 48, "--crop_val"], ["--crop_val"]),
-        (["--total_itrs", 0], ["--total_itrs 0"]),
-        (["--loss", "dice", "--class_weights", "median_frequency"], ["--class_weights", "dice"]),
-        (["--loss", "ce", "--focal_gamma", 3], ["--focal_gamma", "--loss focal"]),
-        (["--loss", "focal", "--focal_gamma", -1], ["--focal_gamma -1"]),
         (["--lr", 1e30], ["loss is", "iteration", "--lr", "2007_"]),
         (["--device", "cuda:77"], ["--device cuda:77"]),
-        (["--args", "nowhere.json"], ["nowhere.json"]),
-        (["--val_batch_size", 0], ["--val_batch_size 0"]),
-        (["--resize", 0], ["--resize 0"]),
-        (["--ema_decay", 1], ["--ema_decay 1"]),
-        (["--color_jitter", 2], ["--color_jitter 2"]),
-        (["--warmup_itrs", -1], ["--warmup_itrs -1"]),
-        (["--aux_weight", "nan"], ["--aux_weight nan"]),
     ],
 )
 def test_impossible_flags_are_named(run, data, tmp_path, argv, words):
@@ -353,49 +503,6 @@ def test_impossible_flags_are_named(run, data, tmp_path, argv, words):
         argv = [*argv, "--backbone_weights", "none"]
     error = run(main, *flags(data, tmp_path), *argv).error
     assert all(word in error for word in words), error
-
-
-@pytest.mark.parametrize("argv", [["--model", "resnet"], ["--loss", "mse"], ["--dataset", "coco"]])
-def test_unknown_names_get_argparses_own_error(capsys, argv):
-    with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    assert stopped.value.code == 2
-    assert f"argument {argv[0]}: invalid choice: '{argv[1]}'" in capsys.readouterr().err
-
-
-def test_explicit_flags_win_over_what_other_flags_imply():
-    args = parse_args("", ["--dataset", "shapes"])
-    assert (args.backbone_weights, args.bn_momentum, args.backbone_lr_factor) == ("none", 0.1, 1)
-    args = parse_args("", ["--dataset", "shapes", "--lr", "0.5", "--bn_momentum", "0.01"])
-    assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.5, 0.01, 1)
-    args = parse_args("", ["--backbone_weights", "none"])
-    assert (args.bn_momentum, args.backbone_lr_factor) == (0.1, 1)
-
-
-def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
-    monkeypatch.setitem(RECIPES, "strong", {"val_interval": 7, "momentum": 0.8})
-    args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
-    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 500)
-
-
-def test_strong_recipe_has_a_higher_rate_from_scratch_alone():
-    args = parse_args("", ["--recipe", "strong"])
-    assert (args.loss, args.lr_policy, args.lr) == ("ce_lovasz", "poly", 0.01)
-    args = parse_args("", ["--recipe", "strong", "--backbone_weights", "none", "--loss", "focal"])
-    assert (args.loss, args.lr_policy, args.lr) == ("focal", "poly", 0.05)
-
-
-def test_recipe_is_the_courses():
-    args = vars(parse_args("", []))
-    expected = {
-        "model": "deeplabv3plus_resnet50", "dataset": "voc", "image_set": "train",
-        "backbone_weights": "imagenet1k_v1", "output_stride": 16, "crop_size": [513],
-        "loss": "ce", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
-        "backbone_lr_factor": 0.1, "lr_policy": "step", "step_size": 1000, "total_itrs": 5000,
-        "batch_size": 8, "bn_momentum": 0.01, "val_interval": 1, "crop_val": False,
-        "precision": "auto",
-    }  # fmt: skip
-    assert {key: args[key] for key in expected} == expected
 
 
 def test_training_does_not_import_matplotlib():

@@ -1,7 +1,11 @@
 """`predict.py` as a user runs it, on small images and the smallest model."""
 
+import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import Future
 
@@ -11,16 +15,19 @@ import torch
 from PIL import Image
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-import predict
 from datasets.voc import CLASS_NAMES, PALETTE
 from main import main as train
 from network.modeling import build_model
 from predict import main
-from tests.conftest import make_voc
+from tests.conftest import ROOT, make_voc, save_mask
 from tests.utils.test_checkpoint import randomize
+from utils.checkpoint import describe_model, save_checkpoint
+from utils.common.files import write_json
 from utils.common.threads import AHEAD, THREADS, Background, call_ahead
 from utils.run_folder import read_log
+from utils.scores import scores_file
 
+NAMES = ["zero", "one", "two", "three", "four"]
 CPU = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -51,8 +58,8 @@ def ckpt(tmp_path_factory):
     torch.manual_seed(0)
     model = randomize(build_model("deeplabv3plus_mobilenet", num_classes=5, output_stride=8))
     path = tmp_path_factory.mktemp("ckpt") / "best.pth"
-    content = {"model_state": model.state_dict(), "args": {"output_stride": 8}}
-    torch.save({**content, "class_names": ["zero", "one", "two", "three", "four"]}, path)
+    args = {"model": "deeplabv3plus_mobilenet", "output_stride": 8}
+    save_checkpoint(path, describe_model(model, args, NAMES))
     return path
 
 
@@ -91,10 +98,9 @@ def test_files_and_folders_give_masks_and_overlays(run, photos, ckpt, tmp_path):
     shapes = [read_indices(out / f"{name}.png").shape for name in names]
     assert shapes == [(40, 30), (48, 64), (33, 50), (20, 20)]
     found = np.unique(np.concatenate([read_indices(out / f"{n}.png").ravel() for n in names]))
-    class_names = ["zero", "one", "two", "three", "four"]
-    assert f"classes found: {', '.join(class_names[i] for i in found)}\n" in ended.stdout
-    assert "4 of 4 images in " in ended.stdout and "% of the time in the model" in ended.stdout
-    assert "100%" in ended.stderr  # the progress bar
+    assert f"classes found: {', '.join(NAMES[i] for i in found)}\n" in ended.stdout
+    assert "4 of 4 images in " in ended.stdout
+    assert "predict: " in ended.stderr  # the progress bar
 
 
 def test_masks_are_what_the_model_says(run, photos, ckpt, tmp_path):
@@ -113,18 +119,41 @@ def test_masks_are_what_the_model_says(run, photos, ckpt, tmp_path):
     assert np.array_equal(overlay[:33, :50], image // 2 + PALETTE[pred] // 2)
 
 
-def test_newest_run_is_taken_and_named(run, photos, ckpt, tmp_path):
-    for folder, content, age in (("new", ckpt.read_bytes(), 10), ("old", b"broken", 20)):
-        path = tmp_path / "runs" / folder / "best.pth"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-        os.utime(path, (time.time() - age, time.time() - age))
-    argv = ("--runs_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", *CPU)
-    ended = run(main, photos, *argv)
-    assert ended.status == 0
-    line = next(line for line in ended.stdout.splitlines() if line.startswith("weights: "))
-    assert str(tmp_path / "runs" / "new" / "best.pth") in line
+def make_run(folder, ckpt, miou, age, dataset="custom", names=NAMES):
+    """A finished run with one evaluation, `age` seconds ago."""
+    folder.mkdir(parents=True)
+    write_json(folder / "args.json", {"args": {"dataset": dataset}, "class_names": names})
+    (folder / "log.jsonl").write_text(json.dumps({"iteration": 1, "miou": miou}) + "\n")
+    (folder / "best.pth").write_bytes(ckpt.read_bytes())
+    os.utime(folder / "best.pth", (time.time() - age, time.time() - age))
+    return folder
+
+
+def weights_line(ended):
+    assert ended.status == 0, ended.stderr
+    return next(line for line in ended.stdout.splitlines() if line.startswith("weights: "))
+
+
+def test_best_run_of_the_newest_runs_data_is_taken_and_named(run, photos, ckpt, tmp_path):
+    runs = tmp_path / "runs"
+    make_run(runs / "newest", ckpt, 0.4, age=10)
+    make_run(runs / "best", ckpt, 0.6, age=20)
+    make_run(runs / "other_data", ckpt, 0.9, age=30, dataset="shapes")
+    make_run(runs / "other_classes", ckpt, 0.9, age=30, names=["a", "b"])
+    argv = (photos, "--runs_dir", runs, "--output_dir", tmp_path / "out", *CPU)
+    line = weights_line(run(main, *argv))
+    assert str(runs / "best" / "best.pth") in line
+    assert "mIoU 60.00, the best of 2 on custom" in line and "--ckpt FILE" in line
     assert "deeplabv3plus_mobilenet, output stride 8, 5 classes" in line
+
+
+def test_run_behind_a_link_is_found(run, photos, ckpt, tmp_path):
+    make_run(tmp_path / "elsewhere" / "one", ckpt, 0.4, age=10)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "one")
+    argv = (photos, "--runs_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", *CPU)
+    line = weights_line(run(main, *argv))
+    assert str(tmp_path / "runs" / "linked" / "best.pth") in line and "the only run" in line
 
 
 def test_torchvisions_weights_are_the_last_resort(run, photos, tmp_path, monkeypatch):
@@ -132,7 +161,7 @@ def test_torchvisions_weights_are_the_last_resort(run, photos, tmp_path, monkeyp
     state = deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True).state_dict()
     asked = []
     monkeypatch.setattr(
-        predict, "download_weights", lambda *names, instead: asked.append(names) or state
+        "utils.checkpoint.download_weights", lambda *names, instead: asked.append(names) or state
     )
     monkeypatch.chdir(tmp_path)
     ended = run(main, photos / "c.webp", *CPU)
@@ -179,6 +208,96 @@ def test_unreadable_images_are_listed_and_the_others_done(run, photos, ckpt, tmp
         assert f"{photos / name}: " in line and reason in line
 
 
+def test_results_that_cannot_be_written_fail_alone(run, photos, ckpt, tmp_path):
+    name = "x" * 240  # as a file of the system's; its overlay's name is too long
+    Image.new("L", (9, 9)).save(photos / f"{name}.png")
+    ended = run(main, photos, "--ckpt", ckpt, "--output_dir", tmp_path / "out", *CPU)
+    assert ended.status == 1 and "Traceback" not in ended.stderr
+    failed = [line for line in ended.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1 and "File name too long" in failed[0]
+    assert {"a.png", "b_overlay.png", "c.png"} <= set(files_of(tmp_path / "out"))
+    assert "3 of 4 images" in ended.stdout
+
+
+def test_second_run_does_not_predict_the_results_of_the_first(run, photos, ckpt):
+    argv = (photos, "--output_dir", photos, "--ckpt", ckpt, *CPU)
+    assert "3 of 3 images" in run(main, *argv).stdout
+    first = {name: (photos / name).read_bytes() for name in files_of(photos)}
+    ended = run(main, *argv)
+    assert "3 of 3 images" in ended.stdout
+    assert f"{photos}: leaves out 6 x result of an earlier run" in ended.stderr
+    assert {name: (photos / name).read_bytes() for name in files_of(photos)} == first
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+import torch
+import predict
+
+limited = predict.Predictor.predict_image
+def limit_and_predict(self, image):
+    # What the process has, and less than the photo's activations.
+    pages = int(open("/proc/self/statm").read().split()[0])
+    room = (60 << 20) if image.shape[-1] > 100 else (2 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, -1))
+    try:
+        return limited(self, image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+predict.Predictor.predict_image = limit_and_predict
+sys.exit(predict.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_image_that_memory_is_too_small_for_fails_alone(photos, ckpt, tmp_path, precision):
+    """In a process of its own; on a CPU torch says so by a plain RuntimeError."""
+    Image.new("RGB", (1400, 1400)).save(photos / "large.png")
+    words = [photos, "--ckpt", ckpt, "--output_dir", tmp_path / "out", "--device", "cpu"]
+    ended = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, *map(str, words), "--precision", precision],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 1, ended.stderr
+    failed = [line for line in ended.stderr.splitlines() if line.startswith("failed: ")]
+    assert failed == [f"failed: {photos / 'large.png'}: out of memory: give a smaller --window"]
+    assert "3 of 4 images" in ended.stdout
+
+
+def test_names_that_the_terminal_cannot_print_are_escaped(photos, tmp_path):
+    """The terminal is ASCII's; masks and overlays are there all the same."""
+    torch.manual_seed(0)
+    model = randomize(build_model("deeplabv3plus_mobilenet", num_classes=2))
+    args = {"model": "deeplabv3plus_mobilenet", "output_stride": 16}
+    save_checkpoint(tmp_path / "best.pth", describe_model(model, args, ["небо", "δρόμος"]))
+    words = [photos, "--ckpt", tmp_path / "best.pth", "--output_dir", tmp_path / "out", *CPU]
+    ended = subprocess.run(
+        [sys.executable, "predict.py", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "\\u043d\\u0435\\u0431\\u043e" in ended.stdout or "\\u03b4\\u03c1" in ended.stdout
+    assert len(files_of(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_photo_above_the_threshold_of_windows_is_predicted(run, ckpt, tmp_path, precision):
+    """With default flags but for the device: 2.25 megapixels go in windows."""
+    values = np.random.default_rng(0).integers(0, 255, (12, 12, 3), np.uint8)
+    Image.fromarray(values).resize((1500, 1500)).save(tmp_path / "photo.jpg")
+    argv = (tmp_path / "photo.jpg", "--ckpt", ckpt, "--device", "cpu", "--precision", precision)
+    ended = run(main, *argv, "--output_dir", tmp_path / "out")
+    assert ended.status == 0, ended.stderr
+    assert read_indices(tmp_path / "out" / "photo.png").shape == (1500, 1500)
+
+
 def test_inputs_in_the_output_folder_stay_as_they_are(run, photos, ckpt):
     before = (photos / "b.PNG").read_bytes()
     argv = (photos / "a.jpg", photos / "b.PNG", "--output_dir", photos, "--ckpt", ckpt, *CPU)
@@ -202,13 +321,14 @@ def bad_checkpoints(folder, ckpt):
         "page.pth": "web page",
         "cut.pth": "cut off",
         "nowhere.pth": "--ckpt",
+        "": "--ckpt ''",
     }
 
 
 def test_bad_checkpoints_end_with_one_line_and_no_result(run, photos, ckpt, tmp_path):
     for name, message in bad_checkpoints(tmp_path, ckpt).items():
-        argv = (photos, "--ckpt", tmp_path / name, "--output_dir", tmp_path / "out", *CPU)
-        error = run(main, *argv).error
+        path = tmp_path / name if name else ""
+        error = run(main, photos, "--ckpt", path, "--output_dir", tmp_path / "out", *CPU).error
         assert name in error and message in error
     assert files_of(tmp_path / "out") == []
 
@@ -228,19 +348,9 @@ def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckp
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "--split"),
         (["nowhere.jpg"], "nowhere.jpg: no such file"),
         (["empty"], "empty: no image in this folder"),
         (["a.jpg", "--output_dir", "a.jpg"], "--output_dir"),
-        (["a.jpg", "--split", "val"], "--split"),
-        (["a.jpg", "--crop_val"], "--crop_val"),
-        (["a.jpg", "--dataset", "shapes"], "--dataset"),
-        (["a.jpg", "--split_seed", "0"], "--split_seed"),
-        (["--split", "val", "--max_pixels", "9"], "--max_pixels"),
-        (["--split", "val", "--crop_size", "9"], "--crop_size"),
-        (["--split", "val", "--crop_val", "--crop_size", "9", "8"], "--crop_val"),
-        (["a.jpg", "--max_pixels", "0"], "--max_pixels 0"),
-        (["a.jpg", "--runs_dir", "x", "--ckpt", "y"], "--runs_dir"),
         (["a.jpg", "--ckpt", "{ckpt}", "--scales", "-1"], "--scales"),
         (["a.jpg", "--ckpt", "{ckpt}", "--window", "100"], "--overlap"),
     ],
@@ -256,7 +366,7 @@ def test_split_repeats_the_logged_scores_with_the_runs_data(run, trained, tmp_pa
     argv = ("--ckpt", trained / "last.pth", "--num_workers", 0, *CPU)
     ended = run(main, "--split", "val", "--output_dir", tmp_path, *argv)
     assert ended.status == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = json.loads((tmp_path / "scores_val_last.json").read_text())
     record = read_log(trained)[-1]
     for key in ("pixel_acc", "mean_acc", "miou", "fw_iou", "class_iou"):
         assert scores[key] == record[key]
@@ -264,7 +374,10 @@ def test_split_repeats_the_logged_scores_with_the_runs_data(run, trained, tmp_pa
     assert scores["protocol"] == "whole images at native size" and scores["images"] == 4
     assert (scores["dataset"], scores["image_set"]) == ("voc", "val")
     assert scores["scales"] == [1.0] and scores["flip"] is False
-    assert files_of(tmp_path) == ["scores.json"]
+    assert files_of(tmp_path) == ["scores_val_last.json"]
+    present = [name for name, iou in scores["class_iou"].items() if iou is not None]
+    absent = ended.stdout.partition("no pixel in the masks: ")[2].splitlines()[0].split(", ")
+    assert "background" in present and "background" not in absent and set(absent) < set(CLASS_NAMES)
 
 
 def test_test_only_and_split_score_the_same(run, trained, data, tmp_path):
@@ -273,9 +386,10 @@ def test_test_only_and_split_score_the_same(run, trained, data, tmp_path):
     assert run(train, "--test_only", *argv, *flags).status == 0
     ended = run(main, "--split", "val", "--output_dir", tmp_path, *argv)  # flags are the run's
     one, other = (
-        json.loads((folder / "scores.json").read_text()) for folder in (trained, tmp_path)
+        json.loads((folder / "scores_val_crop48.json").read_text())
+        for folder in (trained, tmp_path)
     )
-    (trained / "scores.json").unlink()
+    (trained / "scores_val_crop48.json").unlink()
     assert one == other
     assert one["protocol"] == "centre crops: short side 48, centre square"
     assert one["protocol"] in ended.stdout
@@ -284,11 +398,13 @@ def test_test_only_and_split_score_the_same(run, trained, data, tmp_path):
 def test_saved_predictions_score_what_was_reported(run, trained, data, tmp_path):
     argv = ("--scales", 0.5, 1, "--flip", "--ckpt", trained / "best.pth", "--num_workers", 0, *CPU)
     run(main, "--split", "val", "--save_predictions", "--output_dir", tmp_path, *argv)
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = json.loads((tmp_path / "scores_val_scales0.5-1_flip.json").read_text())
     assert scores["scales"] == [0.5, 1.0] and scores["flip"] is True
     folder = data / "VOCdevkit" / "VOC2012"
     ids = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
-    assert files_of(tmp_path) == sorted([*(f"{name}.png" for name in ids), "scores.json"])
+    assert files_of(tmp_path) == sorted(
+        [*(f"{name}.png" for name in ids), "scores_val_scales0.5-1_flip.json"]
+    )
     right = counted = 0
     for name in ids:
         target = read_indices(folder / "SegmentationClass" / f"{name}.png")
@@ -301,7 +417,70 @@ def test_saved_predictions_score_what_was_reported(run, trained, data, tmp_path)
 def test_data_set_with_other_classes_is_refused(run, ckpt, data, tmp_path):
     argv = ("--data_root", data, "--ckpt", ckpt, "--output_dir", tmp_path, *CPU)
     error = run(main, "--split", "val", *argv).error
-    assert "5 classes" in error and "21" in error and "--dataset" in error
+    assert "21 classes, not 5" in error and "--dataset" in error
+    assert files_of(tmp_path) == []
+
+
+def test_scores_of_other_class_names_are_refused(run, data, tmp_path):
+    names = ["background", "aircraft", *CLASS_NAMES[2:]]
+    model = build_model("deeplabv3plus_mobilenet", num_classes=21)
+    args = {"model": "deeplabv3plus_mobilenet", "output_stride": 16}
+    save_checkpoint(tmp_path / "best.pth", describe_model(model, args, names))
+    argv = ("--data_root", data, "--ckpt", tmp_path / "best.pth", *CPU)
+    error = run(main, "--split", "val", "--output_dir", tmp_path / "out", *argv).error
+    assert "best.pth" in error and "'aeroplane', where it was 'aircraft'" in error
+
+
+def test_scores_of_other_images_than_the_runs_say_so(run, trained, data, tmp_path):
+    def said(ids):
+        content = torch.load(trained / "best.pth", weights_only=True)
+        content["data"] = {"val": {"images": 3, "ids": ids}}
+        torch.save(content, tmp_path / "best.pth")
+        argv = ("--ckpt", tmp_path / "best.pth", "--output_dir", tmp_path / "out", *CPU)
+        return "holds other images than when" in run(main, "--split", "val", *argv).stdout
+
+    folder = data / "VOCdevkit" / "VOC2012"
+    ids = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    assert not said(hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12])
+    assert said("0" * 12)
+
+
+def test_masks_of_one_class_are_not_scored(run, trained, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    folder = tmp_path / "data" / "VOCdevkit" / "VOC2012"
+    for path in (folder / "SegmentationClass").glob("2008*.png"):
+        save_mask(path, np.where(read_indices(path) == 255, 255, 0))
+    argv = ("--data_root", tmp_path / "data", "--ckpt", trained / "best.pth", *CPU)
+    error = run(main, "--split", "val", "--output_dir", tmp_path / "out", *argv).error
+    assert "voc, val: its masks hold no other class than background" in error
+    assert files_of(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "scores_val.json"),
+        ({"image_set": "test"}, "scores_test.json"),
+        ({"crop_size": 513}, "scores_val_crop513.json"),
+        ({"output_stride": 8}, "scores_val_os8.json"),
+        ({"scales": [0.5, 1.0, 1.5], "flip": True}, "scores_val_scales0.5-1-1.5_flip.json"),
+        ({"checkpoint": "runs/a/last.pth"}, "scores_val_last.json"),
+        ({"dataset": "custom"}, "scores_val_custom.json"),
+        ({"trained": {"dataset": None, "output_stride": None}}, "scores_val_voc_os16.json"),
+    ],
+)
+def test_scores_of_every_protocol_have_a_file_of_their_own(changes, name):
+    usual = {
+        "checkpoint": "runs/a/best.pth",
+        "dataset": "voc",
+        "image_set": "val",
+        "crop_size": None,
+        "output_stride": 16,
+        "trained": {"dataset": "voc", "output_stride": 16},
+        "scales": [1.0],
+        "flip": False,
+    }
+    assert scores_file({**usual, **changes}) == name
 
 
 def test_reading_ahead_is_in_order_and_bounded():

@@ -259,8 +259,6 @@ def test_sam_results_of_other_data_are_not_shown(show, data, tmp_path):
         (["classes", "--pick", "cat=zzz"], "--pick cat=zzz: no such image in this set"),
         (["", "--pick", "unicorn=2007_000000"], "--pick unicorn=2007_000000: no such object"),
         (["classes", "--image_set", "zzz"], "zzz.txt"),
-        (["distribution", "--dpi", 0], "--dpi 0"),
-        (["errors", "--limit", -1], "--limit -1"),
         (["errors", "--device", "cuda:77"], "--device cuda:77"),
     ],
 )

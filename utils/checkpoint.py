@@ -5,36 +5,37 @@ Nothing here runs code from a file: `torch.load(..., weights_only=True)` through
 
 import argparse
 import dataclasses
-import errno
-import pickle
+import sys
 import textwrap
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from network.modeling import build_model
+from datasets.voc import CLASS_NAMES
+from network._deeplab import DeepLab
+from network.backbone import MobileNetV2Backbone, download_weights
+from network.modeling import MODELS, build_model
+from utils.common.checkpoint_files import read_file
+from utils.common.checkpoint_files import (
+    save_checkpoint as save_checkpoint,  # one place to import from
+)
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
 from utils.common.imagenet import MEAN, STD
+from utils.distributed import is_main
+from utils.foreign_weights import (
+    AUX_HEAD,
+    check_weights,
+    find_state_dict,
+    recognise,
+    rename_torchvision,
+)
 
-# What foreign files hold beside tensors, none of which runs code: the public ancestor's best score
-# is a NumPy scalar, which NumPy 1 and 2 pickle under different names; torchvision's reference
-# script adds its arguments, a bag of values.
-_PLAIN_VALUES = [
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd?"),
-    argparse.Namespace,
-]
-
-
-AUX_HEAD = "aux_classifier."  # a head that training alone uses; nothing that predicts has it
+FORMAT = "deeplab 1"  # of own files, under the key "format"
+TORCHVISION = "torchvision"  # in place of a file: the weights that torchvision publishes
+TORCHVISION_WEIGHTS = ("deeplabv3_resnet50", "COCO_WITH_VOC_LABELS_V1")
 
 
 @dataclasses.dataclass
@@ -45,7 +46,7 @@ class Checkpoint:
         path: the file.
         kind: "own", "VainF-style", "torchvision" or "bare state dict".
         state_dict: the weights under this project's names.
-        model: the name in `network.modeling.MODELS` that fits them.
+        model: the name in `network.modeling.MODELS` that they belong to.
         num_classes: channels of the last layer.
         output_stride: what it was trained with; None if the file does not say.
         separable_conv: whether the head has separable convolutions.
@@ -54,6 +55,7 @@ class Checkpoint:
         mean: of the images that it was trained on, RGB in [0, 1].
         std: their standard deviation.
         content: everything in the file.
+        notes: what was guessed or left out, one line each.
     """
 
     path: Path
@@ -63,131 +65,161 @@ class Checkpoint:
     num_classes: int
     output_stride: int | None
     separable_conv: bool
-    class_names: list[str] | None
-    resize: float
-    mean: Sequence[float]
-    std: Sequence[float]
     content: dict[str, Any]
+    class_names: list[str] | None = None
+    resize: float = 1.0
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def shown_names(self) -> list[str]:
+        """A name for each class: the file's own; VOC's if there are 21; else numbers."""
+        if self.class_names:
+            return self.class_names
+        if self.num_classes == len(CLASS_NAMES):
+            return list(CLASS_NAMES)
+        return [f"class {index}" for index in range(self.num_classes)]
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
-    with write_atomically(path) as partial:
-        try:
-            torch.save(content, partial)
-        except RuntimeError as error:  # what torch's zip writer makes of a failed write
-            raise OSError(errno.EIO, f"is the disk full? {error}".splitlines()[0]) from None
-
-
-def read_file(path: str | Path, flag: str = "--ckpt") -> dict[str, Any]:
-    """Read a file of tensors, numbers, strings and NumPy scalars; nothing in it runs.
+def describe_model(
+    model: DeepLab, args: argparse.Namespace | Mapping[str, Any], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """What a checkpoint says of a model: enough to rebuild it, in plain values and tensors alone.
 
     Args:
-        path: the file.
-        flag: what gave it, for the message if it is not there.
-
-    Raises:
-        UserError: it is not there, cut off, no checkpoint, or holds more than such values.
+        model: the weights to keep.
+        args: the settings of the run; `model`, `output_stride`, `separable_conv` and `resize`
+            are read again.
+        class_names: one name per channel of the last layer.
     """
-    path = Path(path)
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}): see {flag}") from None
-    try:
-        with torch.serialization.safe_globals(_PLAIN_VALUES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's guesses at what is wrong with a file
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load documents no list of what a broken file raises
-        raise UserError(f"{path}: {_explain_refusal(path, error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    return content
+    return {
+        "format": FORMAT,
+        "model_state": model.state_dict(),
+        "class_names": list(class_names),
+        "mean": (model.mean.flatten() / 255).tolist(),
+        "std": (model.std.flatten() / 255).tolist(),
+        "args": dict(args if isinstance(args, Mapping) else vars(args)),
+    }
 
 
-def _explain_refusal(path: Path, error: Exception) -> str:
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not a checkpoint: the download went wrong; get the file again"
-    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return (
-            "refused: it needs more than tensors, numbers and NumPy scalars, which could run code: "
-            "save its state_dict alone"
-        )
-    reason = ""
-    if type(error) is RuntimeError:  # others speak of torch's inner affairs
-        reason = f" ({textwrap.shorten(str(error).partition(chr(10))[0], 80, placeholder=' ...')})"
-    return f"not a readable checkpoint, perhaps cut off{reason}: get the file again"
+def load_checkpoint(source: str | Path) -> Checkpoint:
+    """Read a checkpoint, recognise whose it is, and say what had to be guessed.
 
+    Own files are rebuilt from their settings. Others are recognised by the names of their weights:
+    the public ancestor's (`model_state`), torchvision's `deeplabv3_*`, its reference script's
+    (`model`), bare state dicts, each with the prefixes of DataParallel and others.
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint and recognise its kind and architecture.
-
-    Known are this project's own files, the public ancestor's (`model_state`), torchvision's
-    `deeplabv3_*` weights and its reference script's (`model`), and bare state dicts; each also with
-    the `module.` prefix of DataParallel.
+    Args:
+        source: a file, or "torchvision" for its weights of VOC's classes, downloaded once.
 
     Raises:
         UserError: see `read_file`; or the weights are of no model that is built here.
     """
-    return describe_checkpoint(Path(path), read_file(path))
+    if str(source) == TORCHVISION:
+        path = Path(f"torchvision's {'.'.join(TORCHVISION_WEIGHTS)}")
+        content = download_weights(*TORCHVISION_WEIGHTS, instead="--ckpt FILE, or train a run")
+    elif source == "":
+        raise UserError("--ckpt '': names no file: give the path of a checkpoint")
+    else:
+        path, content = Path(source), read_file(source)
+    checkpoint = describe_checkpoint(path, content)
+    for note in checkpoint.notes if is_main() else ():
+        print(f"{path}: {note}", file=sys.stderr)
+    return checkpoint
 
 
 def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
     """Recognise what was read from a file; see `load_checkpoint`."""
-    args = content.get("args") if isinstance(content.get("args"), dict) else {}
-    state_dict = next(
-        (content[key] for key in ("model_state", "model", "state_dict") if key in content), content
-    )
-    if not _is_state_dict(state_dict):
-        raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
-    state_dict = {
-        name: value
-        for key, value in state_dict.items()
-        if not (name := key.removeprefix("module.")).startswith(AUX_HEAD)
-    }
-    kind = "VainF-style" if "model_state" in content else "bare state dict"
-    output_stride = None
-    if "model_state" in content and "output_stride" in args:
-        kind, output_stride = "own", args["output_stride"]
-    elif "classifier.0.convs.0.0.weight" in state_dict:
-        kind, output_stride = "torchvision", 8
-        state_dict = _rename_torchvision(state_dict)
-    model, num_classes = _recognise(path, state_dict)
-    class_names = None
-    if kind == "own":
-        class_names = content.get("class_names")
-        _check_own(path, content, num_classes)
+    args = content.get("args")
+    old_own = isinstance(args, dict) and "output_stride" in args and "model_state" in content
+    is_own = isinstance(content.get("format"), str) or old_own
+    checkpoint = _describe_own(path, content) if is_own else _describe_foreign(path, content)
+    check_weights(path, checkpoint.state_dict)
+    return checkpoint
+
+
+def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """A file of this project's, as its settings say; the oldest ones do not name their model."""
+    _check_own(path, content)
+    state_dict = content["model_state"]
+    if "format" not in content:
+        state_dict, _ = find_state_dict(path, {"model_state": state_dict})
+    state_dict = _without_aux_head(state_dict)
+    args, names = content["args"], content.get("class_names")
+    recognised = None if names and "model" in args else recognise(path, state_dict)
+    model = args.get("model") or recognised[0]
+    if model not in MODELS:
+        raise UserError(
+            f"{path}: is a {model}, which is not in the table MODELS (network/modeling.py): add it"
+        )
     return Checkpoint(
-        path=path,
-        kind=kind,
-        state_dict=state_dict,
-        model=model,
-        num_classes=num_classes,
-        output_stride=output_stride,
-        separable_conv=any(".body.0.weight" in key for key in state_dict),
-        class_names=class_names,
-        resize=args.get("resize", 1.0) if kind == "own" else 1.0,
-        mean=content.get("mean", MEAN) if kind == "own" else MEAN,
-        std=content.get("std", STD) if kind == "own" else STD,
+        path,
+        "own",
+        state_dict,
+        model,
+        num_classes=len(names) if names else recognised[1],
+        output_stride=args["output_stride"],
+        separable_conv=args.get("separable_conv", _has_separable_conv(state_dict)),
         content=content,
+        class_names=names,
+        resize=args.get("resize", 1.0),
+        mean=content.get("mean", MEAN),
+        std=content.get("std", STD),
     )
 
 
-def _check_own(path: Path, content: dict[str, Any], num_classes: int) -> None:
-    """What an own file says beside its weights must fit them and this code."""
-    names = content.get("class_names")
-    if names is not None and not (isinstance(names, list) and len(names) == num_classes):
-        raise UserError(f"{path}: has {num_classes} classes, but its class_names are {names}")
+def _check_own(path: Path, content: dict[str, Any]) -> None:
+    """Refuse an own file of another version, or one that was changed by hand."""
+    if content.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path}: is of format {content['format']!r}, and this code knows {FORMAT!r} alone: "
+            "take the version of this project that wrote it"
+        )
+    args, names = content.get("args"), content.get("class_names")
+    if not isinstance(args, dict) or args.get("output_stride") not in (8, 16):
+        raise UserError(f"{path}: its settings (args) are missing or say no output_stride")
+    if not isinstance(args.get("model", ""), str) or not isinstance(args.get("resize", 1.0), float):
+        raise UserError(f"{path}: its settings (args) are none that this project writes")
+    if not _is_state_dict(content.get("model_state")):
+        raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
+    if names is not None and not (
+        isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    ):
+        raise UserError(f"{path}: its class_names are {names}: one name for each class")
     for key in ("mean", "std"):
-        value = content.get(key)
-        if value is not None and not (
-            isinstance(value, list)
-            and len(value) == 3
-            and all(isinstance(number, float) for number in value)
-        ):
+        value = content.get(key, MEAN)
+        if not isinstance(value, Sequence) or [type(number) for number in value] != [float] * 3:
             raise UserError(f"{path}: its {key} is {value}: three numbers for red, green and blue")
+
+
+def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """Somebody else's file, by the names of its weights."""
+    state_dict, note = find_state_dict(path, content)
+    state_dict = _without_aux_head(state_dict)
+    kind = "VainF-style" if "model_state" in content else "bare state dict"
+    if "classifier.0.convs.0.0.weight" in state_dict:
+        kind, state_dict = "torchvision", rename_torchvision(state_dict)
+    model, num_classes = recognise(path, state_dict)
+    notes = [note] if note else []
+    if num_classes == len(CLASS_NAMES):
+        notes.append("names no classes: its 21 are taken to be VOC's")
+    if kind == "bare state dict" and "mobilenet" in model:
+        notes.append(
+            "is taken to pad its MobileNetV2 as torchvision does; weights of VainF's code need its "
+            "whole file, with model_state"
+        )
+    return Checkpoint(
+        path,
+        kind,
+        state_dict,
+        model,
+        num_classes,
+        output_stride=8 if kind == "torchvision" else None,
+        separable_conv=_has_separable_conv(state_dict),
+        content=content,
+        notes=notes,
+    )
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -199,39 +231,16 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _rename_torchvision(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        f"classifier.{key}" if key.startswith("classifier.") else key: value
-        for key, value in state_dict.items()
-    }
+def _without_aux_head(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state_dict.items() if not key.startswith(AUX_HEAD)}
 
 
-def _recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int]:
-    """The name in `MODELS` and the number of classes, from the names of the weights."""
-    if "classifier.project.0.weight" in state_dict:
-        head, last_layer = "deeplabv3plus", "classifier.classifier.3.weight"
-    else:
-        head, last_layer = "deeplabv3", "classifier.classifier.4.weight"
-    if "backbone.low_level_features.0.0.weight" in state_dict:
-        backbone = "mobilenet"
-    elif "backbone._conv_stem.weight" in state_dict:
-        backbone = "efficientnet_lite0"
-    elif "backbone.layer3.22.conv1.weight" in state_dict:
-        backbone = "resnet101"
-    elif "backbone.layer3.5.conv3.weight" in state_dict:
-        backbone = "resnet50"
-    else:
-        backbone = None
-    if backbone is None or last_layer not in state_dict:
-        raise UserError(
-            f"{path}: holds another architecture than DeepLabV3 or V3+ with a ResNet-50, "
-            "ResNet-101, MobileNetV2 or EfficientNet-Lite0: give another --ckpt"
-        )
-    return f"{head}_{backbone}", len(state_dict[last_layer])
+def _has_separable_conv(state_dict: dict[str, torch.Tensor]) -> bool:
+    return any(".body.0.weight" in key for key in state_dict)
 
 
-def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = None) -> nn.Module:
-    """Build the model that the checkpoint describes and load its weights.
+def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = None) -> DeepLab:
+    """Build the model that the checkpoint describes, with its weights, in evaluation mode.
 
     Args:
         checkpoint: from `load_checkpoint`.
@@ -256,7 +265,9 @@ def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = No
         std=checkpoint.std,
     )
     load_weights(model, checkpoint.state_dict, checkpoint.path)
-    return model
+    if checkpoint.kind == "VainF-style" and isinstance(model.backbone, MobileNetV2Backbone):
+        model.backbone.pad_before_expansion()
+    return model.eval()
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
@@ -268,13 +279,16 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Pa
         raise UserError(f"{path}: does not fit the model ({detail})") from None
 
 
-def start_from(model: nn.Module, name: str, checkpoint: Checkpoint) -> str:
+def start_from(
+    model: DeepLab, name: str, checkpoint: Checkpoint, class_names: Sequence[str]
+) -> str:
     """Start training from a checkpoint's weights; the last layer stays new if its classes differ.
 
     Args:
-        model: changed in place.
+        model: changed in place; it takes the checkpoint's mean and std as well.
         name: its name in `MODELS`.
         checkpoint: from `load_checkpoint`.
+        class_names: of the data set to train on.
 
     Returns:
         One line that says what was done.
@@ -288,14 +302,27 @@ def start_from(model: nn.Module, name: str, checkpoint: Checkpoint) -> str:
             f"{checkpoint.model}"
         )
     own = model.state_dict()
-    aux_head = {key: value for key, value in own.items() if key.startswith(AUX_HEAD)}  # stays new
-    # Weight and bias of the convolution that gives the classes.
-    last_layer = [key for key in own if key not in aux_head][-2:]
-    num_classes = len(own[last_layer[0]])
-    state_dict = {**checkpoint.state_dict, **aux_head}
+    state_dict = own | checkpoint.state_dict  # an auxiliary head stays new
     note = f"starts from {checkpoint.path} ({checkpoint.kind})"
-    if checkpoint.num_classes != num_classes:
+    difference = first_difference(checkpoint, class_names)
+    if difference:
+        # Weight and bias of the convolution that gives the classes.
+        last_layer = [key for key in own if not key.startswith(AUX_HEAD)][-2:]
         state_dict.update({key: own[key] for key in last_layer})
-        note += f"; the last layer is new: {num_classes} classes, not {checkpoint.num_classes}"
+        note += f"; the last layer is new: {difference}"
+    elif not checkpoint.class_names:
+        note += f"; it names no classes: its {len(class_names)} are taken to be the data set's"
     load_weights(model, state_dict, checkpoint.path)
+    for buffer, values in ((model.mean, checkpoint.mean), (model.std, checkpoint.std)):
+        buffer.copy_(255 * torch.tensor(values).view(3, 1, 1))
     return note
+
+
+def first_difference(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
+    """In what a data set's classes differ from a checkpoint's; "" if they are the same."""
+    if checkpoint.num_classes != len(class_names):
+        return f"{len(class_names)} classes, not {checkpoint.num_classes}"
+    for name, before in zip(class_names, checkpoint.class_names or class_names, strict=True):
+        if name != before:
+            return f"class {name!r}, where it was {before!r}"
+    return ""

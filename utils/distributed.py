@@ -2,14 +2,18 @@
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.common.errors import UserError
+
+CHECK_EVERY = 10  # iterations between two waits for a GPU
 TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may download VOC while the others wait
 
 
@@ -18,11 +22,24 @@ def init_distributed(device: torch.device) -> torch.device:
 
     Returns:
         The device of this process: its own GPU, or `device` as it is.
+
+    Raises:
+        UserError: torchrun's variables are there in part, or there are more processes than GPUs.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
+    names = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
+            "unset them (env -u RANK -u WORLD_SIZE python ...)"
+        )
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"--nproc_per_node: process {index} has no GPU: {count} are here")
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
@@ -36,8 +53,13 @@ def wait_for_all() -> None:
 
 
 def end_distributed() -> None:
-    """Leave the group, so that no process waits for one that is gone."""
+    """Leave the group, so that no process waits for one that is gone.
+
+    Whatever still holds the group (DistributedDataParallel, in cycles) must go first: otherwise its
+    threads live on into the end of the interpreter, which aborts the process.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -72,7 +94,7 @@ def main_first() -> Iterator[None]:
         dist.barrier()
 
 
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
@@ -103,14 +125,34 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model)
 
 
-def loss_share(criterion: nn.Module, target: torch.Tensor) -> torch.Tensor | float:
-    """What to multiply this process's loss with, so that averaged gradients are one process's.
+def loss_of_all(
+    criterion: nn.Module, logits: Tensor | tuple[Tensor, ...], target: Tensor
+) -> Tensor:
+    """The loss of this process, so that averaged gradients are those of one process.
 
-    A loss that is a mean over pixels divides by its own process's pixels; the mean over all
-    processes needs the number of all. Losses without a `divisor()` are averaged as they are.
+    A loss that is a mean over pixels (it has a `divisor()`) divides by its own process's pixels:
+    its share is weighted by their number. Others (ohem, dice, lovasz) see whole regions, or choose
+    among all pixels, so they are computed over the logits of all processes.
+
+    Returns:
+        a scalar whose mean over the processes is the loss of the whole batch.
     """
-    if not dist.is_initialized() or not hasattr(criterion, "divisor"):
-        return 1.0
-    own = criterion.divisor(target)
-    mean = all_reduce_sum(own.clone()) / get_world_size()
-    return own / mean.where(mean > 0, 1)
+    if not dist.is_initialized():
+        return criterion(logits, target)
+    if hasattr(criterion, "divisor"):
+        own = criterion.divisor(target)
+        mean = all_reduce_sum(own.clone()) / get_world_size()
+        return criterion(logits, target) * own / mean.where(mean > 0, 1)
+    parts = tuple(map(_gather, logits)) if isinstance(logits, tuple) else _gather(logits)
+    loss = criterion(parts, _gather(target))
+    # Only the own logits get a gradient, and the mean over the processes divides it.
+    return loss + (get_world_size() - 1) * (loss - loss.detach())
+
+
+def _gather(own: Tensor) -> Tensor:
+    """The batches of all processes, one behind the other; the own part keeps its gradient."""
+    own = (own.float() if own.is_floating_point() else own).contiguous()
+    parts = [torch.empty_like(own) for _ in range(get_world_size())]
+    dist.all_gather(parts, own.detach())
+    parts[get_rank()] = own
+    return torch.cat(parts)

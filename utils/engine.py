@@ -1,30 +1,23 @@
-"""One epoch of training, and an evaluation."""
+"""The mean of the training loss, and an evaluation."""
 
 import math
 import sys
 from collections.abc import Callable
-from itertools import count
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.base import IGNORE_INDEX
 from datasets.loader import EvaluationData
 from utils.common.progress import progress
-from utils.distributed import all_reduce_sum, get_world_size, loss_share
+from utils.distributed import CHECK_EVERY, all_reduce_sum, get_world_size, is_main
 from utils.metrics import StreamSegMetrics
-from utils.precision import autocast, is_out_of_memory
+from utils.precision import is_out_of_memory
 from utils.predictor import Predictor
 from utils.signals import Stopped
 
 # Sample index, image, target, prediction.
 Visitor = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
-
-CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
 
 
 class NonFiniteLossError(Exception):
@@ -43,26 +36,24 @@ class NonFiniteLossError(Exception):
 
 
 class LossMeter:
-    """The mean loss since the last evaluation, and the guard against a loss that is not finite.
+    """The sum of the losses since the last evaluation; one that is not finite ends the training.
 
     On a GPU the losses stay there until `check()`, so that training need not wait for each.
 
     Attributes:
-        iteration: iterations added so far.
-        total: sum of the losses since the last `reset()`.
-        count: their number.
+        total: the sum; set it to 0 to start anew.
         latest: the newest loss that was read.
     """
 
     def __init__(self) -> None:
-        self.iteration = 0
-        self.total, self.count, self.latest = 0.0, 0, math.nan
-        self._pending: list[tuple[torch.Tensor, list[float], torch.Tensor]] = []
+        self.total, self.latest = 0.0, math.nan
+        self._pending: list[tuple[torch.Tensor, int, list[float], torch.Tensor]] = []
 
-    def add(self, loss: torch.Tensor, lrs: list[float], indices: torch.Tensor) -> None:
-        """Add the loss of one iteration, its learning rates and the samples that it saw."""
-        self.iteration += 1
-        self._pending.append((loss.detach(), lrs, indices))
+    def add(
+        self, loss: torch.Tensor, iteration: int, lrs: list[float], indices: torch.Tensor
+    ) -> None:
+        """Add the loss of an iteration (counted from 1), its learning rates and its samples."""
+        self._pending.append((loss.detach(), iteration, lrs, indices))
         if loss.device.type == "cpu" or len(self._pending) >= CHECK_EVERY:
             self.check()
 
@@ -75,55 +66,13 @@ class LossMeter:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        values = torch.stack([loss for loss, _, _ in pending])
+        values = torch.stack([loss for loss, *_ in pending])
         values = (all_reduce_sum(values) / get_world_size()).tolist()
-        first = self.iteration - len(values) + 1
-        for iteration, value, (_, lrs, indices) in zip(count(first), values, pending, strict=False):
+        for value, (_, iteration, lrs, indices) in zip(values, pending, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLossError(value, iteration, lrs, indices.tolist())
             self.total += value
-        self.count += len(values)
         self.latest = values[-1]
-
-    def mean(self) -> float:
-        """The mean since the last `reset()`; NaN before the first iteration."""
-        self.check()
-        return self.total / self.count if self.count else math.nan
-
-    def reset(self) -> None:
-        """Start a new mean."""
-        self.check()
-        self.total, self.count = 0.0, 0
-
-
-def train_one_epoch(
-    model: nn.Module,
-    criterion: nn.Module,
-    loader: DataLoader,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-    precision: str,
-    device: torch.device,
-    losses: LossMeter,
-    after_step: Callable[[], bool],
-) -> bool:
-    """Train on the batches of `loader`, until `after_step()` returns True; then return True."""
-    model.train()
-    for images, targets, indices in loader:
-        images = images.to(device, non_blocking=True)
-        targets = targets.to(device, non_blocking=True)
-        with autocast(precision, device):
-            loss = criterion(model(images), targets) * loss_share(criterion, targets)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        losses.add(loss, [group["lr"] for group in optimizer.param_groups], indices)
-        scheduler.step()
-        if after_step():
-            return True
-    return False
 
 
 def evaluate(
@@ -149,7 +98,9 @@ def evaluate(
     """
     device = predictor.device
     metrics = StreamSegMetrics(data.dataset.num_classes, IGNORE_INDEX, device)
-    for images, targets, indices in progress(data.loader, "evaluate", leave=False):
+    for images, targets, indices in progress(
+        data.loader, "evaluate", leave=False, disable=not is_main()
+    ):
         if should_stop():
             raise Stopped
         preds = predict_batch(predictor, images.to(device, non_blocking=True))

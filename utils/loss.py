@@ -1,12 +1,11 @@
 """Losses: logits (N, C, H, W) and target (N, H, W) to one number.
 
 Every loss computes in float32 at least, whatever the precision of the logits, and gives 0 with zero
-gradients where the batch has no valid pixel. A new loss is a module and a line in `LOSSES`.
+gradients where the batch has no valid pixel. A new loss is a class and a line in `LOSSES`.
 """
 
 import inspect
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,19 +15,43 @@ from torch import Tensor, nn
 from utils.common.errors import UserError
 
 
-def prepare_inputs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Check the shapes; logits to at least float32 (float64 stays), target to int64."""
-    if logits.ndim != 4 or target.shape != (len(logits), *logits.shape[2:]):
-        raise ValueError(
-            "a loss needs logits (N, C, H, W) and a target (N, H, W), "
-            f"got {tuple(logits.shape)} and {tuple(target.shape)}"
-        )
-    if target.is_floating_point():
-        raise ValueError(f"the target must hold integers, got {target.dtype}")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), target.long()
+class SegmentationLoss(nn.Module):
+    """Base of all losses: checks the shapes, and hands float32 and int64 to `compute()`.
+
+    Args:
+        ignore_index: target value of the pixels that do not count.
+    """
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            logits: floating point (N, C, H, W).
+            target: any integer type, (N, H, W): class indices and `ignore_index`.
+
+        Raises:
+            ValueError: the shapes do not fit, or the target holds no integers.
+        """
+        if logits.ndim != 4 or target.shape != (len(logits), *logits.shape[2:]):
+            raise ValueError(
+                "a loss needs logits (N, C, H, W) and a target (N, H, W), "
+                f"got {tuple(logits.shape)} and {tuple(target.shape)}"
+            )
+        if target.is_floating_point():
+            raise ValueError(f"the target must hold integers, got {target.dtype}")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+        return self.compute(logits, target.long())
+
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of float logits (N, C, H, W) and an int64 target (N, H, W)."""
+        raise NotImplementedError
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(SegmentationLoss):
     """Mean over the valid pixels of -w_y log p_y; the base of losses that are such means.
 
     As in `torch.nn.functional.cross_entropy`, the divisor is the sum of the pixels' weights.
@@ -39,21 +62,11 @@ class CrossEntropyLoss(nn.Module):
     """
 
     def __init__(self, ignore_index: int = 255, class_weights: Tensor | None = None) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+        super().__init__(ignore_index)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            logits: floating point (N, C, H, W).
-            target: any integer type, (N, H, W): class indices and `ignore_index`.
-
-        Raises:
-            ValueError: the shapes do not fit.
-        """
-        logits, target = prepare_inputs(logits, target)
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The weighted mean of what each pixel contributes."""
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
             raise ValueError(
                 f"{len(self.class_weights)} class weights for {logits.shape[1]} classes"
@@ -62,8 +75,7 @@ class CrossEntropyLoss(nn.Module):
         losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
         weights = self.pixel_weights(target)
         divisor = weights.sum()
-        total = (weights * self.modulate(losses)).sum()
-        return total / divisor.where(divisor > 0, 1)
+        return (weights * self.modulate(losses)).sum() / divisor.where(divisor > 0, 1)
 
     def modulate(self, losses: Tensor) -> Tensor:
         """What a pixel contributes, from its cross entropy (0 if ignored): float (N, H, W)."""
@@ -71,21 +83,14 @@ class CrossEntropyLoss(nn.Module):
 
     def pixel_weights(self, target: Tensor) -> Tensor:
         """Weight of each pixel, 0 if ignored: (N, H, W), bool without class weights."""
-        target = target.long()  # uint8 would wrap around at an ignore_index of -100
         valid = target != self.ignore_index
         if self.class_weights is None:
             return valid
         return self.class_weights[target.where(valid, 0)] * valid
 
     def divisor(self, target: Tensor) -> Tensor:
-        """What the sum over the pixels is divided by: their number, or the sum of their weights.
-
-        Processes with different numbers of valid pixels need it to weight their shares.
-
-        Returns:
-            a floating point scalar, 0 where no pixel counts.
-        """
-        total = self.pixel_weights(target).sum()
+        """The sum of the weights, a float scalar: several processes weight their shares by it."""
+        total = self.pixel_weights(target.long()).sum()
         return total if total.is_floating_point() else total.float()
 
 
@@ -100,16 +105,10 @@ class FocalLoss(CrossEntropyLoss):
         ignore_index: target value of the pixels that do not count.
         class_weights: floating point (C,), or None for equal weights.
         gamma: at least 0; larger values leave less to the pixels that are already right.
-
-    Raises:
-        UserError: gamma is negative or not finite.
     """
 
     def __init__(
-        self,
-        ignore_index: int = 255,
-        class_weights: Tensor | None = None,
-        gamma: float = 2.0,
+        self, ignore_index: int = 255, class_weights: Tensor | None = None, gamma: float = 2.0
     ) -> None:
         super().__init__(ignore_index, class_weights)
         if not 0 <= gamma < math.inf:
@@ -124,7 +123,7 @@ class FocalLoss(CrossEntropyLoss):
         return miss.pow(self.gamma) * losses
 
 
-class OhemCrossEntropyLoss(nn.Module):
+class OhemCrossEntropyLoss(SegmentationLoss):
     """Mean cross entropy of the hard pixels alone (online hard example mining).
 
     The bootstrapped cross entropy of Wu et al., arXiv:1605.06885: the pixels whose class has a
@@ -133,21 +132,19 @@ class OhemCrossEntropyLoss(nn.Module):
     Args:
         ignore_index: target value of the pixels that do not count.
         threshold: probability of the right class, in (0, 1], from which a pixel is easy.
-        min_fraction: the least share of the valid pixels to keep, in [0, 1], rounded up. The
-            paper gives a number of pixels; a share fits every crop and batch size.
+        min_fraction: the least share of the valid pixels to keep, in [0, 1], rounded up; a number
+            of pixels, as in the paper, would not fit every crop and batch size.
     """
 
     def __init__(
         self, ignore_index: int = 255, threshold: float = 0.7, min_fraction: float = 1 / 16
     ) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+        super().__init__(ignore_index)
         self.max_easy_loss = -math.log(threshold)
         self.min_fraction = min_fraction
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar; arguments as in `CrossEntropyLoss.forward()`."""
-        logits, target = prepare_inputs(logits, target)
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over the pixels that are kept."""
         losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
         losses = losses.masked_select(target != self.ignore_index)
         kept = losses.masked_select(losses > self.max_easy_loss)
@@ -157,22 +154,14 @@ class OhemCrossEntropyLoss(nn.Module):
         return kept.sum() / max(len(kept), 1)
 
 
-class RegionLoss(nn.Module):
+class RegionLoss(SegmentationLoss):
     """Base of losses that compare each class's region as a whole, over the pixels of the batch.
 
     The mean is over the classes in the target: one that is absent has no region to overlap with.
-
-    Args:
-        ignore_index: target value of the pixels that do not count.
     """
 
-    def __init__(self, ignore_index: int = 255) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar; arguments as in `CrossEntropyLoss.forward()`."""
-        logits, target = prepare_inputs(logits, target)
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean of `class_loss()`."""
         valid = target != self.ignore_index
         target = target.masked_select(valid)
         # One class at a time: neither a one-hot target nor a copy of all probabilities is made.
@@ -183,17 +172,12 @@ class RegionLoss(nn.Module):
         ]
         return torch.stack(losses).mean() if losses else logits[:0].sum()
 
-    @abstractmethod
     def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
-        """Loss of one class.
+        """One class: its probability at each valid pixel, float (P,), and where it is, bool (P,).
 
-        Args:
-            probs: float (P,), the class's probability at each valid pixel.
-            inside: bool (P,), where the target is this class; true at least once.
-
-        Returns:
-            a scalar.
+        `inside` is true at least once.
         """
+        raise NotImplementedError
 
 
 class DiceLoss(RegionLoss):
@@ -247,37 +231,25 @@ def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
     return torch.empty_like(errors).scatter_(0, order, slopes)
 
 
-class CrossEntropyLovaszLoss(nn.Module):
-    """Cross entropy plus Lovász-Softmax: each pixel right, and each region as a whole.
-
-    Args:
-        ignore_index: target value of the pixels that do not count.
-        class_weights: of the cross entropy: floating point (C,), or None for equal weights.
-    """
+class CrossEntropyLovaszLoss(SegmentationLoss):
+    """Cross entropy, with class weights if given, plus Lovász-Softmax."""
 
     def __init__(self, ignore_index: int = 255, class_weights: Tensor | None = None) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+        super().__init__(ignore_index)
         self.cross_entropy = CrossEntropyLoss(ignore_index, class_weights)
         self.lovasz = LovaszSoftmaxLoss(ignore_index)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar; arguments as in `CrossEntropyLoss.forward()`."""
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Each pixel right, and each region as a whole."""
         return self.cross_entropy(logits, target) + self.lovasz(logits, target)
 
 
 class AuxiliaryLoss(nn.Module):
-    """A loss of the logits, and its share of the logits of an auxiliary head.
-
-    Args:
-        criterion: any loss of `LOSSES`.
-        weight: of the auxiliary logits.
-    """
+    """A loss of the logits, plus `weight` times that of an auxiliary head's logits."""
 
     def __init__(self, criterion: nn.Module, weight: float) -> None:
         super().__init__()
-        self.criterion = criterion
-        self.weight = weight
+        self.criterion, self.weight = criterion, weight
         if hasattr(criterion, "divisor"):
             self.divisor = criterion.divisor
 
@@ -303,49 +275,40 @@ def build_criterion(
     class_weights: Tensor | None = None,
     focal_gamma: float | None = None,
 ) -> nn.Module:
-    """Build a loss of `LOSSES`; each gets the options that its constructor names.
-
-    Args:
-        name: a key of `LOSSES`.
-        ignore_index: target value of the pixels that do not count.
-        class_weights: floating point (C,); None if not asked for.
-        focal_gamma: None if not asked for, which leaves the loss its own default.
+    """Build a loss of `LOSSES`; an option that is None was not asked for.
 
     Raises:
         UserError: an option was asked for that this loss cannot use.
     """
     options = {"class_weights": class_weights, "gamma": focal_gamma}
-    flags = {"class_weights": "--class_weights", "gamma": "--focal_gamma"}
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         users = [key for key in LOSSES if option in inspect.signature(LOSSES[key]).parameters]
         if name not in users:
+            flag = "--focal_gamma" if option == "gamma" else f"--{option}"
             raise UserError(
-                f"--loss {name} does not use {flags[option]}: leave that out, or choose "
+                f"--loss {name} does not use {flag}: leave that out, or choose "
                 + " or ".join(f"--loss {key}" for key in users)
             )
     return LOSSES[name](ignore_index=ignore_index, **given)
 
 
-def median_frequency(pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor) -> Tensor:
-    """Median of all classes' frequencies, divided by the class's own.
+def median_frequency(pixels: Tensor, images: Tensor, image_pixels: Tensor) -> Tensor:
+    """Median of all classes' frequencies, divided by the class's own (arXiv:1411.4734).
 
-    Eigen and Fergus, arXiv:1411.4734: a class's frequency is its share of the pixels of the images
-    that contain it. The median of an even number is the mean of the two in the middle.
+    The frequency is a class's share of the pixels of the images that contain it.
     """
-    frequency = pixel_counts / image_pixels
+    frequency = pixels / image_pixels
     return frequency.quantile(0.5) / frequency
 
 
-def effective_number(pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor) -> Tensor:
-    """Inverse of the effective number of samples, with a mean of 1.
+def effective_number(pixels: Tensor, images: Tensor, image_pixels: Tensor) -> Tensor:
+    """(1 - beta) / (1 - beta^n) with beta 0.999, scaled to a mean of 1 (arXiv:1901.05555).
 
-    Cui et al., arXiv:1901.05555, section 4: (1 - beta) / (1 - beta^n), here with beta 0.999. A
-    sample is an image that contains the class: neighbouring pixels repeat each other, and with
+    n counts images that contain the class: neighbouring pixels repeat each other, and with
     millions of them beta^n is 0 for every class, which makes all weights equal.
     """
-    beta = 0.999
-    weights = (1 - beta) / (1 - beta**image_counts)
+    weights = (1 - 0.999) / (1 - 0.999**images)
     return weights / weights.mean()
 
 
@@ -359,14 +322,11 @@ CLASS_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
 def class_weights(
     method: str, pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor
 ) -> Tensor | None:
-    """Weights that make rare classes count more, from statistics of the training targets.
-
-    A class that never occurs takes no part in medians and means and gets weight 0: training has
-    no pixel to apply it to, and a rule of 1 / 0 would give infinity.
+    """Weights that make rare classes count more; a class that never occurs gets 0.
 
     Args:
         method: a key of `CLASS_WEIGHTS`.
-        pixel_counts: (C,), pixels of each class.
+        pixel_counts: (C,), pixels of each class in the training targets.
         image_counts: (C,), images that contain the class.
         image_pixels: (C,), valid pixels of the images that contain the class.
 
@@ -381,10 +341,7 @@ def class_weights(
         return None
     present = pixel_counts > 0
     if not present.any():
-        raise UserError(
-            f"--class_weights {method}: the training targets hold no valid pixel: check them, or "
-            "give --class_weights none"
-        )
+        raise UserError(f"--class_weights {method}: no training target holds a valid pixel")
     weights = torch.zeros(len(pixel_counts), dtype=torch.float32, device=pixel_counts.device)
     counts = (pixel_counts, image_counts, image_pixels)
     weights[present] = rule(*(count[present].double() for count in counts)).float()

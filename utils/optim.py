@@ -20,10 +20,13 @@ def build_optimizer(
     backbone_lr_factor: float,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
+    fused: bool = True,
 ) -> SGD:
     """SGD whose first group is `model.backbone` at `backbone_lr_factor * lr`, the second the rest.
 
     A pretrained backbone needs small steps, the head starts from nothing and needs large ones.
+    `fused` (one pass over each parameter in place of three) must be False with a `GradScaler`: if
+    that skips the first step, torch's fused SGD goes on from a momentum that was never written.
     """
     backbone = list(model.backbone.parameters())
     ids = {id(parameter) for parameter in backbone}
@@ -32,8 +35,7 @@ def build_optimizer(
         {"params": backbone, "lr": backbone_lr_factor * lr},
         {"params": head, "lr": lr},
     ]
-    # fused: one pass over each parameter in place of three.
-    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 def build_scheduler(

@@ -5,6 +5,7 @@ import textwrap
 from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 
 from utils.common.errors import UserError
 
@@ -30,8 +31,19 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Resolve `auto`: bf16 where the hardware has it, fp16 on older CUDA GPUs, else fp32."""
+    """Resolve `auto`: bf16 where the hardware has it, fp16 on older CUDA GPUs, else fp32.
+
+    Raises:
+        UserError: the device cannot compute in the type that `name` asks for.
+    """
     if name != "auto":
+        try:
+            with autocast(name, device):
+                one = torch.ones(1, 1, 1, 1, device=device)
+                F.conv2d(one, one)
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 100, placeholder=" ...")
+            raise UserError(f"--precision {name}: {device} does not have it ({reason})") from None
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -56,8 +68,9 @@ def _cpu_has_bf16() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that a device, or the machine, is out of memory.
 
-    On a GPU torch raises `OutOfMemoryError`; its CPU allocator raises a plain `RuntimeError`.
+    On a GPU torch raises `OutOfMemoryError`; on a CPU a plain `RuntimeError`.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

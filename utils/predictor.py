@@ -1,37 +1,45 @@
 """From images to class indices: test-time augmentation, and windows where an image is large."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 
+from datasets.image_files import read_image, to_rgb
+from datasets.voc import PALETTE
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from utils.common.errors import UserError
+from utils.common.progress import progress
 from utils.precision import DTYPES, autocast, choose_device, choose_precision
+from utils.windows import ALIGNMENT, place_windows, upsampled_argmax, window_weights
 
 WINDOW, OVERLAP = 1025, 256  # pixels
-ALIGNMENT = 16  # pixels: the largest stride in a backbone
-STRIP_PIXELS = 1 << 19  # that are upsampled at a time
+SILENT_SECONDS = 10  # before the windows of an image get a progress bar
+
+AnyImage = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 
 class Predictor:
     """Class indices of images of any size, in bounded memory.
 
     Images of up to two windows' area (2.1 megapixels with the default window) pass through the
-    model whole. Larger ones are predicted in overlapping windows. Their logits are blended before
-    the upsampling, on the grid that the head has for the whole image, with weights that fall
-    linearly towards the borders of a window; the upsampling is then the whole image's, a strip of
-    rows at a time. The logits of the grid are kept: 4 bytes per class for every 16 pixels (V3+) or
-    for every 64 or 256 (V3).
+    model whole. Larger ones are predicted in overlapping parts of at most that area. Their logits
+    are blended before the upsampling, on the grid that the head has for the whole image, with
+    weights that fall linearly towards the borders of a part; the upsampling is then the whole
+    image's, a strip of rows at a time. The logits of the grid are kept: 4 bytes per class for every
+    16 pixels (V3+) or for every 64 or 256 (V3).
 
     Test-time augmentation (V3, section 4.1: "multi-scale inputs" and "left-right flipped") averages
     the softmax over all scales, each with and without a flip: at the image's size, or on the grid
-    of a window. With a single view the logits decide.
+    of a part. With a single view the logits decide.
 
     Args:
         model: on the device of the images to come. What predicts is a copy of it with folded batch
@@ -40,8 +48,13 @@ class Predictor:
         scales: factors of height and width.
         flip: add the mirrored image at each scale.
         resize: another factor of all scales, that of the training (`main.py --resize`).
-        window: side of a window in pixels, rounded down to a multiple of 16.
-        overlap: pixels that neighbouring windows share, at least.
+        window: side in pixels of half the area of the largest part.
+        overlap: pixels that neighbouring parts share, at least.
+
+    Attributes:
+        checkpoint: what the model is from, if `from_checkpoint` made it.
+        class_names: one name per class then.
+        output_stride: that of the model then.
 
     Raises:
         UserError: a scale, the window or the overlap is out of range.
@@ -72,15 +85,17 @@ class Predictor:
         self.scales = tuple(scales)
         self.resize = resize
         self.flip = flip
-        self.window = window - window % ALIGNMENT
         self.overlap = overlap
         self.whole_pixels = 2 * window**2
+        self.checkpoint: Checkpoint | None = None
+        self.class_names: list[str] = []
+        self.output_stride: int | None = None
 
     @classmethod
     def from_checkpoint(
         cls,
         source: str | Path | Checkpoint,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         precision: str = "auto",
         output_stride: int | None = None,
         **options: Any,
@@ -88,7 +103,7 @@ class Predictor:
         """Any checkpoint, ready to predict.
 
         Args:
-            source: a file, or what `load_checkpoint` made of it.
+            source: a file, "torchvision" for its weights, or what `load_checkpoint` made of them.
             device: where to compute; None chooses as the scripts do.
             precision: "auto", "bf16", "fp16" or "fp32".
             output_stride: 8 or 16, for a file that does not say.
@@ -98,64 +113,96 @@ class Predictor:
             UserError: see `load_checkpoint` and `model_from_checkpoint`.
         """
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
-        device = device or choose_device()
+        device = choose_device(str(device or "auto"))
         model = model_from_checkpoint(checkpoint, output_stride)
         model = model.to(device, memory_format=torch.channels_last)
         precision = choose_precision(precision, device)
         predictor = cls(model, precision, resize=checkpoint.resize, **options)
         predictor.checkpoint = checkpoint
+        predictor.output_stride = output_stride or checkpoint.output_stride
+        predictor.class_names = checkpoint.shown_names
         return predictor
+
+    @property
+    def palette(self) -> np.ndarray:
+        """VOC's colour of each class: uint8 (C, 3)."""
+        return PALETTE[: len(self.class_names)]
+
+    def predict_image(self, image: AnyImage) -> np.ndarray:
+        """Class indices, uint8 (H, W), of an image in one of the usual forms.
+
+        Args:
+            image: a file, a PIL image, an array uint8 (H, W, 3), or a tensor uint8 (3, H, W). EXIF
+                orientation is applied; everything is RGB.
+
+        Raises:
+            ImageError: the file cannot be read.
+            TypeError: it is none of these, or not of bytes.
+            ValueError: it has another shape.
+        """
+        return self(to_tensor(image)[None].to(self.device))[0].cpu().numpy()
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Uint8 images (N, 3, H, W), RGB, to class indices uint8 (N, H, W)."""
+        """Uint8 images (N, 3, H, W), RGB, to class indices uint8 (N, H, W).
+
+        Raises:
+            TypeError: the images are not of bytes.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 in [0, 255], not {images.dtype}")
         size = images.shape[-2:]
         if size.numel() > self.whole_pixels:
             return torch.stack([self.predict_in_windows(image) for image in images])
         # A batch may take the memory of two whole images of the largest size.
         parts = images.split(max(2 * self.whole_pixels // size.numel(), 1))
-        preds = [self._scores(self.model, part, size).argmax(1) for part in parts]
+        preds = [self._scores(part, size).argmax(1) for part in parts]
         return torch.cat(preds).to(torch.uint8)
 
     @torch.inference_mode()
     def predict_in_windows(self, image: torch.Tensor) -> torch.Tensor:
         """Uint8 image (3, H, W) to class indices uint8 (H, W), whatever its size."""
-        size = image.shape[1:]
-        probe = self._grid_logits(torch.zeros(1, 3, 64, 64, device=image.device))
-        stride = 64 // probe.shape[-1]  # of the grid, in pixels
+        size, (num_classes, stride) = image.shape[1:], self._grid
         grid = [math.ceil(length / stride) for length in size]
-        total = probe.new_zeros(probe.shape[1], *grid)  # (C, h, w)
-        weight = probe.new_zeros(grid)
-        for rows in place_windows(size[0], self.window, self.overlap):
-            for columns in place_windows(size[1], self.window, self.overlap):
-                y, x = (
-                    slice(part.start // stride, math.ceil(part.stop / stride))
-                    for part in (rows, columns)
-                )
-                ramps = window_weights(weight[y, x].shape, self.overlap / stride).to(weight)
-                part = image[None, :, rows, columns]
-                scores = self._scores(self._grid_logits, part, ramps.shape)[0]
-                total[:, y, x] += scores * ramps
-                weight[y, x] += ramps
+        total = torch.zeros(num_classes, *grid, device=image.device)
+        weight = torch.zeros(grid, device=image.device)
+        windows = place_windows(size, self.whole_pixels, self.overlap)
+        for rows, columns in progress(windows, "windows", leave=False, delay=SILENT_SECONDS):
+            y, x = (
+                slice(part.start // stride, math.ceil(part.stop / stride))
+                for part in (rows, columns)
+            )
+            ramps = window_weights(weight[y, x].shape, self.overlap / stride).to(weight)
+            scores = self._scores(image[None, :, rows, columns], ramps.shape, on_grid=True)[0]
+            total[:, y, x] += scores * ramps
+            weight[y, x] += ramps
         return upsampled_argmax(total.div_(weight), size)
 
-    def _grid_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, H, W) to float logits (N, C, h, w) before the upsampling."""
-        normalized = self.model.normalize(images)
-        return self.model.classifier(self.model.backbone(normalized)).float()
+    @cached_property
+    def _grid(self) -> tuple[int, int]:
+        """The number of classes, and the pixels from one logit of the head to the next."""
+        side = 4 * ALIGNMENT
+        image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)
+        logits = self._logits(image, on_grid=True)
+        return logits.shape[1], side // logits.shape[-1]
+
+    def _logits(self, images: torch.Tensor, on_grid: bool) -> torch.Tensor:
+        """The one place where the model runs: (N, 3, H, W) to float logits, at any size."""
+        with autocast(self.precision, self.device):
+            if not on_grid:
+                return self.model(images)
+            features = self.model.backbone(self.model.normalize(images))
+            return self.model.classifier(features).float()
 
     def _scores(
-        self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        images: torch.Tensor,
-        size: Sequence[int],
+        self, images: torch.Tensor, size: Sequence[int], on_grid: bool = False
     ) -> torch.Tensor:
         """Mean softmax over the views, or the logits of a single one.
 
         Args:
-            forward: images to logits.
             images: uint8 (N, 3, H, W).
             size: height and width of the result.
+            on_grid: take the head's logits before the model upsamples them.
 
         Returns:
             float (N, C, *size).
@@ -166,83 +213,36 @@ class Predictor:
             if factor != 1:
                 scaled = [max(round(length * factor), 1) for length in images.shape[-2:]]
                 view = F.interpolate(images.float(), scaled, mode="bilinear", antialias=True)
-            scores = self._view_scores(forward, view, size)
+            scores = self._view_scores(view, size, on_grid)
             if self.flip:
-                scores += self._view_scores(forward, view.flip(-1), size).flip(-1)
+                scores += self._view_scores(view.flip(-1), size, on_grid).flip(-1)
             total = scores if total is None else total.add_(scores)
         return total
 
     def _view_scores(
-        self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        images: torch.Tensor,
-        size: Sequence[int],
+        self, images: torch.Tensor, size: Sequence[int], on_grid: bool
     ) -> torch.Tensor:
-        with autocast(self.precision, images.device):
-            logits = forward(images)
+        logits = self._logits(images, on_grid)
         if logits.shape[-2:] != torch.Size(size):
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         is_single = len(self.scales) == 1 and not self.flip
         return logits if is_single else logits.softmax(dim=1)
 
 
-def place_windows(length: int, window: int, overlap: int) -> list[slice]:
-    """Cover an axis with as few windows as share `overlap` pixels, spaced evenly.
-
-    They start at multiples of 16, where the backbone's strides put the features of the whole image
-    too.
-
-    Args:
-        length: of the axis, in pixels.
-        window: pixels of each but the last, which may be shorter.
-        overlap: below `window - 16`.
-    """
-    if length <= window:
-        return [slice(0, length)]
-    last = math.ceil((length - window) / ALIGNMENT)  # start of the last window, in steps of 16
-    count = math.ceil(last / ((window - overlap) // ALIGNMENT)) + 1
-    starts = [last * index // (count - 1) * ALIGNMENT for index in range(count)]
-    return [slice(start, min(start + window, length)) for start in starts]
-
-
-def window_weights(size: Sequence[int], overlap: float) -> torch.Tensor:
-    """The weight of each logit of a window: 1, and falling linearly over `overlap` at its borders.
-
-    Args:
-        size: height and width, in logits.
-        overlap: in logits.
-
-    Returns:
-        float (height, width), above 0.
-    """
-    sides = []
-    for length in size:
-        position = torch.arange(length) + 0.5
-        sides.append((torch.minimum(position, length - position) / max(overlap, 1)).clamp(max=1))
-    return sides[0][:, None] * sides[1]
-
-
-def upsampled_argmax(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Upsample bilinearly and take the best class, in strips that bound the memory.
-
-    Args:
-        scores: float (C, h, w).
-        size: height and width of the result.
-
-    Returns:
-        uint8 (height, width): the argmax of `F.interpolate(scores, size, mode="bilinear")`.
-    """
-    height, width = size
-    pred = torch.empty(height, width, dtype=torch.uint8, device=scores.device)
-    rows = torch.arange(height, device=scores.device)
-    position = ((rows + 0.5) * (scores.shape[1] / height) - 0.5).clamp(min=0)
-    upper = position.long()
-    lower = (upper + 1).clamp(max=scores.shape[1] - 1)
-    fraction = (position - upper)[:, None]
-    for strip in rows.split(max(STRIP_PIXELS // width, 1)):
-        mixed = torch.lerp(scores[:, upper[strip]], scores[:, lower[strip]], fraction[strip])
-        mixed = F.interpolate(
-            mixed[None], (len(strip), width), mode="bilinear", align_corners=False
-        )
-        pred[strip] = mixed[0].argmax(0).to(torch.uint8)
-    return pred
+def to_tensor(image: AnyImage) -> torch.Tensor:
+    """An image as uint8 (3, H, W); see `Predictor.predict_image`."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        image = np.array(to_rgb(ImageOps.exif_transpose(image)))
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an array must be (H, W, 3), RGB, not {image.shape}")
+        if image.dtype != np.uint8:
+            raise TypeError(f"an array must be uint8 in [0, 255], not {image.dtype}")
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"{type(image).__name__}: give a path, a PIL image, an array or a tensor")
+    if image.dim() != 3 or len(image) != 3:
+        raise ValueError(f"a tensor must be (3, H, W), RGB, not {tuple(image.shape)}")
+    return image

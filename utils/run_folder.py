@@ -1,8 +1,11 @@
 """The folder of a run: settings, log and checkpoints, each written whole or not at all."""
 
+import contextlib
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +13,112 @@ import numpy
 import torch
 import torchvision
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from utils.common.errors import UserError
-from utils.common.files import write_text
+from utils.common.files import read_json, write_json, write_text
+from utils.distributed import is_main
 
 ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 BEST_FILE, LAST_FILE = "best.pth", "last.pth"
 RUN_FILES = (ARGS_FILE, LOG_FILE, BEST_FILE, LAST_FILE)
 
 
-def check_run_dir(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make sure that no run is lost: a folder that holds one is only entered on demand.
+class RunFolder:
+    """Everything below `runs/<run_name>/`; of several processes, the first one writes.
 
-    Raises:
-        UserError: the folder holds a run and neither flag was given, or `--resume` finds none.
+    Attributes:
+        path: the folder.
+        best: the weights with the best score.
+        last: what a resume needs.
     """
-    if resume and not (folder / LAST_FILE).exists():
-        raise UserError(f"--resume: {folder / LAST_FILE} is not there: --overwrite starts again")
-    if not resume and not overwrite and any((folder / name).exists() for name in RUN_FILES):
-        raise UserError(
-            f"{folder}: holds a run: --resume goes on with it, --overwrite starts again, "
-            "--run_name NAME takes another folder"
-        )
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best, self.last = path / BEST_FILE, path / LAST_FILE
+        self._lock: int | None = None
+        os.register_at_fork(after_in_child=self._unlock)  # data workers hold no lock
 
-def clear_run_dir(folder: Path, resume: bool) -> None:
-    """Remove what a killed run left half-written and, unless it is resumed, the run itself."""
-    for path in [*folder.glob(".*.partial"), *(folder / name for name in RUN_FILES if not resume)]:
-        path.unlink(missing_ok=True)
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Make sure that no run is lost: a folder that holds one is only entered on demand.
+
+        Raises:
+            UserError: the folder holds a run and neither flag was given, or none to resume.
+        """
+        if resume and not self.last.exists():
+            raise UserError(f"--resume: {self.last} is not there: --overwrite starts again")
+        has_run = any((self.path / name).exists() for name in RUN_FILES)
+        if is_main() and not resume and not overwrite and has_run:
+            raise UserError(
+                f"{self.path}: holds a run: --resume goes on with it, --overwrite starts again, "
+                "--run_name NAME takes another folder"
+            )
+
+    @contextlib.contextmanager
+    def held(self, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Keep other runs out; first remove what a kill left half-written, or the old run.
+
+        Raises:
+            UserError: another process trains in this folder.
+        """
+        if not is_main():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            self.check(resume, overwrite)  # another run may have come and gone
+            old = [*RUN_FILES, "scores*.json"] if not resume else []
+            for pattern in (".*.partial", *old):
+                for path in self.path.glob(pattern):
+                    path.unlink(missing_ok=True)
+            yield
+        finally:
+            self._unlock()
+
+    def _take_lock(self) -> None:
+        """Lock the folder; the lock ends with the process, however that ends."""
+        if fcntl is None:
+            print(f"{self.path}: not locked on this system: start no second run in it", flush=True)
+            return
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._unlock()
+            raise UserError(
+                f"{self.path}: another process trains in it: wait for its end, or take another "
+                "--run_name"
+            ) from None
+        except OSError as error:  # some network file systems
+            print(f"{self.path}: cannot be locked ({error.strerror}): start no second run in it")
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read_settings(self) -> dict[str, Any]:
+        """What `args.json` holds."""
+        return read_json(self.path / ARGS_FILE)
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write `args.json`."""
+        if is_main():
+            write_json(self.path / ARGS_FILE, settings)
+
+    def append_log(self, record: dict[str, Any]) -> None:
+        """Add the record of an evaluation."""
+        if is_main():
+            write_log(self.path, [*read_log(self.path), record])
+
+    def drop_log_after(self, iteration: int) -> None:
+        """Take out what was logged later: a resumed run will log it again."""
+        if is_main() and (records := read_log(self.path)):
+            write_log(self.path, [r for r in records if r["iteration"] <= iteration])
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -48,13 +130,14 @@ def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The evaluations of a run, oldest first, and a note if its last line is cut off.
 
     Raises:
-        UserError: the log cannot be read, or another line than the last is broken.
+        UserError: the log cannot be read, or another line than the last is no record.
     """
     path = folder / LOG_FILE
     if not path.exists():
         return [], None
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # -sig: an editor may have put a byte-order mark in front.
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     records = []
@@ -63,12 +146,14 @@ def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
             record = json.loads(line)
         except ValueError:
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
             records.append(record)
-        elif number < len(lines):
-            raise UserError(f"{path}: line {number} is not a JSON object: take it out of the log")
-        else:
+        elif not isinstance(record, dict) and number == len(lines):
             return records, f"{path}: the last line is cut off and was left out"
+        else:
+            raise UserError(
+                f"{path}: line {number} is not a JSON object with an iteration: take it out"
+            )
     return records, None
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.files import read_json
+from utils.metrics import format_scores
 from utils.run_folder import ARGS_FILE, BEST_FILE, LOG_FILE, read_log_and_note
 
 # What curves and tables read of a log line beside the iteration; the last three may be missing.
@@ -79,9 +82,7 @@ def load_run(folder: Path) -> Run:
     records, note = read_log_and_note(folder)
     notes = [note] if note else []
     path = folder / LOG_FILE
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("iteration"), int):
-            raise UserError(f"{path}: line {number} names no iteration: take it out of the log")
+    for record in records:
         wrong = _clean_numbers(record)
         if wrong:
             notes.append(
@@ -179,6 +180,30 @@ def best_run(runs: Sequence[Run], loss: str | None = None) -> Run | None:
     return max(fitting, key=lambda run: run.best["miou"], default=None)
 
 
+def summarise(run: Run) -> str:
+    """What the end of a training prints: scores at the best evaluation, costs, what to type next.
+
+    Scores are in percent.
+    """
+    best, last = run.best, run.log[-1]
+    minutes, seconds = divmod(round(last["seconds"]), 60)
+    memory = last["max_memory_mb"]
+    scores = {**best, "class_iou": list(best["class_iou"].values())}
+    predict = ["python", "predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER"]
+    figures = ["python", "visualize.py", "--runs_dir", str(run.folder.parent)]
+    return "\n".join(
+        [
+            format_scores(scores, list(best["class_iou"])),
+            f"best of {len(run.log)} evaluations: epoch {best['epoch']:g}, iteration "
+            f"{best['iteration']}, in {run.best_checkpoint}",
+            f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
+            + (f", {memory:,.0f} MB of GPU memory" if math.isfinite(memory) else ""),
+            f"next: {shlex.join(predict)}",
+            f"      {shlex.join([*figures, '--dataset', str(run.setting('dataset'))])}",
+        ]
+    )
+
+
 def _folders(runs_dir: Path) -> list[Path]:
     return sorted(path.parent for path in runs_dir.glob(f"*/{ARGS_FILE}"))
 
@@ -199,3 +224,33 @@ def _misfit(
             f"{args.get('data_root')}"
         )
     return None
+
+
+def default_checkpoint(runs_dir: Path) -> tuple[Path | None, str]:
+    """The weights to use where none are named: the best run on the newest run's data set.
+
+    Runs of other classes, or scored by another protocol, are not compared with the newest.
+
+    Returns:
+        The file, None if there is no run; and why, in words that follow the file's name.
+    """
+    runs, notes = find_runs(runs_dir, None, None)
+    for note in notes:
+        print(note, file=sys.stderr)
+    runs = [run for run in runs if run.best_checkpoint.is_file()]
+    if not runs:
+        return None, f"no finished run in {runs_dir}"
+    newest = max(runs, key=lambda run: run.best_checkpoint.stat().st_mtime)
+    rivals = [run for run in runs if _what_is_scored(run) == _what_is_scored(newest)]
+    best = best_run(rivals)
+    reason = f"mIoU {100 * best.best['miou']:.2f}, "
+    if len(runs) == 1:
+        reason += f"the only run in {runs_dir}"
+    else:
+        reason += f"the best of {len(rivals)} on {newest.setting('dataset')} in {runs_dir}"
+        reason += " by the newest's data" if len(rivals) < len(runs) else ""
+    return best.best_checkpoint, f"{reason}; --ckpt FILE takes another"
+
+
+def _what_is_scored(run: Run) -> tuple:
+    return run.setting("dataset"), run.class_names, run.setting("crop_val")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,17 @@ import torch
 
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
-from datasets.loader import EvaluationData, build_val_loader
+from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
 from datasets.transforms import ShortSideCenterCrop
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, first_difference
 from utils.common.errors import UserError
-from utils.distributed import get_rank, get_world_size, print_main
+from utils.common.files import read_json, write_json
+from utils.distributed import is_main, print_main
 from utils.engine import evaluate
 from utils.metrics import format_scores
 from utils.precision import is_out_of_memory
 from utils.predictor import Predictor
+from utils.run_folder import ARGS_FILE
 
 Keep = Callable[[str, np.ndarray], None]
 
@@ -28,16 +31,10 @@ def build_val_data(args: argparse.Namespace, pin_memory: bool) -> EvaluationData
     transform = ShortSideCenterCrop(crop) if args.crop_val else None
     val_set = build_dataset(args, args.val_image_set, transform)
     sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
-    loader = build_val_loader(
-        val_set,
-        sizes,
-        args.val_batch_size,
-        args.num_workers,
-        pin_memory,
-        get_rank(),
-        get_world_size(),
+    settings = LoaderSettings(
+        args.val_batch_size, num_workers=args.num_workers, pin_memory=pin_memory
     )
-    return EvaluationData(val_set, loader)
+    return EvaluationData(val_set, build_val_loader(val_set, sizes, settings))
 
 
 def protocol(args: argparse.Namespace) -> str:
@@ -48,80 +45,128 @@ def protocol(args: argparse.Namespace) -> str:
 
 
 def score_checkpoint(
-    checkpoint: Checkpoint,
-    args: argparse.Namespace,
-    device: torch.device,
-    precision: str,
-    keep: Keep | None = None,
-    **options: Any,
+    predictor: Predictor, args: argparse.Namespace, folder: Path, keep: Keep | None = None
 ) -> dict[str, Any]:
-    """Score a checkpoint on a split, and print its scores.
+    """Score a checkpoint on a split, write its scores, then print them.
 
     Args:
-        checkpoint: from `load_checkpoint`.
-        args: the flags of the data, of the evaluation, and `output_stride`.
-        device: where to compute.
-        precision: "bf16", "fp16" or "fp32".
+        predictor: from `Predictor.from_checkpoint`.
+        args: the flags of the data and of the evaluation.
+        folder: where `scores_<split>[_<protocol>].json` goes; see `scores_file`.
         keep: called with each sample's id and its class indices, uint8 (H, W).
-        options: of `Predictor`, such as `scales` and `flip`.
 
     Returns:
-        What `scores.json` holds.
+        What that file holds.
 
     Raises:
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
     """
+    checkpoint, device = predictor.checkpoint, predictor.device
     data = build_val_data(args, pin_memory=device.type == "cuda")
-    val_set = data.dataset
+    val_set, name = data.dataset, f"{args.dataset}, {args.val_image_set}"
     check_classes(checkpoint, val_set, args.dataset)
-    predictor = Predictor.from_checkpoint(
-        checkpoint, device, precision, args.output_stride, **options
-    )
+    say_other_images(checkpoint, args, val_set)
 
     def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
         keep(val_set.ids[index], pred.cpu().numpy())
 
     try:
-        measured = evaluate(predictor, data, keep and visit).compute()
+        metrics = evaluate(predictor, data, keep and visit)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
             f"{device} is out of memory: lower --val_batch_size, or use --precision bf16 or fp16"
         ) from None
+    absent = absent_classes(metrics.confusion, val_set.class_names, name)
+    measured = metrics.compute()
+    trained = checkpoint.content.get("args") if checkpoint.kind == "own" else {}
     scores = {
         "checkpoint": str(checkpoint.path),
         "dataset": args.dataset,
         "image_set": args.val_image_set,
         "images": len(val_set),
         "protocol": protocol(args),
-        "output_stride": args.output_stride or checkpoint.output_stride,
+        "crop_size": args.crop_size[0] if args.crop_val else None,
+        "output_stride": predictor.output_stride,
+        "trained": {key: trained.get(key) for key in ("dataset", "output_stride")},
+        "precision": predictor.precision,
         "resize": predictor.resize,
         "scales": list(predictor.scales),
         "flip": predictor.flip,
         **measured,
+        "class_iou": dict(zip(val_set.class_names, measured["class_iou"], strict=True)),
     }
+    if is_main():
+        write_json(folder / scores_file(scores), scores)
     print_main(
-        f"{checkpoint.path} on {args.dataset}, {args.val_image_set} ({len(val_set)} images, "
-        f"{scores['protocol']}, scales {scores['scales']}{', flipped' * predictor.flip})\n"
-        + format_scores(scores, val_set.class_names)
+        f"{checkpoint.path} on {name} ({len(val_set)} images, {scores['protocol']}, "
+        f"scales {scores['scales']}{', flipped' * predictor.flip})\n"
+        + format_scores(measured, val_set.class_names)
+        + (f"\nno pixel in the masks: {', '.join(absent)}" if absent else "")
+        + f"\nscores in {folder / scores_file(scores)}"
     )
-    scores["class_iou"] = dict(zip(val_set.class_names, scores["class_iou"], strict=True))
     return scores
 
 
+def scores_file(scores: dict[str, Any]) -> str:
+    """`scores_<split>[_<protocol>].json`: evaluations that differ have files of their own.
+
+    The name says what differs from the usual: other weights than `best.pth`, another data set or
+    output stride than the training's, centre crops, several scales, flips.
+    """
+    checkpoint, trained = Path(scores["checkpoint"]).stem, scores["trained"]
+    scales = "-".join(f"{scale:g}" for scale in scores["scales"])
+    parts = {
+        checkpoint: checkpoint != "best",
+        scores["dataset"]: scores["dataset"] != trained["dataset"],
+        f"os{scores['output_stride']}": scores["output_stride"] != trained["output_stride"],
+        f"crop{scores['crop_size']}": scores["crop_size"] is not None,
+        f"scales{scales}": scales != "1",
+        "flip": scores["flip"],
+    }
+    return "_".join(["scores", scores["image_set"], *(k for k, v in parts.items() if v)]) + ".json"
+
+
 def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset: str) -> None:
-    """Refuse a data set with another number of classes; say if the names differ."""
-    if val_set.num_classes != checkpoint.num_classes:
+    """Refuse a data set with other classes; say where a file does not name its own."""
+    if difference := first_difference(checkpoint, val_set.class_names):
         raise UserError(
-            f"{checkpoint.path}: has {checkpoint.num_classes} classes, but --dataset {dataset} has "
-            f"{val_set.num_classes}: give the data set that it was trained on"
+            f"{checkpoint.path}: --dataset {dataset} has other classes ({difference}): give the "
+            "data set that it was trained on"
         )
-    names = checkpoint.class_names or val_set.class_names
-    for name, other in zip(names, val_set.class_names, strict=True):
-        if name != other:
-            print_main(
-                f"warning: {checkpoint.path} was trained with a class {name!r} where --dataset "
-                f"{dataset} has {other!r}"
-            )
-            return
+    if not checkpoint.class_names:
+        print_main(f"{checkpoint.path}: its classes are taken to be those of --dataset {dataset}")
+
+
+def absent_classes(confusion: torch.Tensor, class_names: tuple[str, ...], name: str) -> list[str]:
+    """The classes that no pixel of the masks has; refuses masks of a single class."""
+    counts = confusion.sum(1).tolist()
+    present = [class_name for class_name, n in zip(class_names, counts, strict=True) if n]
+    if len(present) < 2:
+        raise UserError(
+            f"{name}: its masks hold no other class than {''.join(present) or 'void'}, so that "
+            "scores would say nothing: check the masks"
+        )
+    return [class_name for class_name in class_names if class_name not in present]
+
+
+def say_other_images(
+    checkpoint: Checkpoint, args: argparse.Namespace, val_set: SegmentationDataset
+) -> None:
+    """Say it in one line if the split holds other images than when the run was trained."""
+    content, path = checkpoint.content, checkpoint.path.with_name(ARGS_FILE)
+    if "data" not in content and path.is_file():
+        content = read_json(path)
+    settings = content.get("args")
+    if checkpoint.kind != "own" or not isinstance(settings, dict):
+        return
+    for role, split in (("train", "image_set"), ("val", "val_image_set")):
+        before = content.get("data", {}).get(role, {})
+        same = all(settings.get(key) == getattr(args, key) for key in ("dataset", "data_root"))
+        if same and settings.get(split) == args.val_image_set and before:
+            if before["ids"] != val_set.ids_hash:
+                print_main(
+                    f"{args.val_image_set}: holds other images than when {checkpoint.path} was "
+                    f"trained ({before['images']} then, {len(val_set)} now)"
+                )

@@ -1,9 +1,12 @@
 """Ending a run in order when it is asked to end."""
 
+import os
 import signal
 from types import FrameType
 
-from utils.distributed import get_world_size
+import torch
+
+from utils.distributed import CHECK_EVERY, any_process, get_world_size, is_main
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -13,7 +16,7 @@ class Stopped(Exception):  # noqa: N818 (a wish of the user, not an error)
 
 
 class StopSignals:
-    """Notes SIGINT (Ctrl-C) and SIGTERM; a second one ends the process at once.
+    """Notes SIGINT (Ctrl-C) and SIGTERM and says so; a second one ends the process at once.
 
     Use as a context manager around what must not be torn apart.
 
@@ -36,10 +39,24 @@ class StopSignals:
         self.received = signal.Signals(number)
         for other in SIGNALS:
             signal.signal(other, signal.SIG_DFL)
+        if is_main():  # not print(): the signal may have come in the middle of one
+            text = f"\n{self.received.name}: saving after this iteration; again to end at once\n"
+            os.write(2, text.encode())
 
     def stop_alone(self) -> bool:
         """Whether to stop at once; several processes agree on a place instead."""
         return self.received is not None and get_world_size() == 1
+
+    def stop_together(self, iteration: int, device: torch.device) -> bool:
+        """Whether to stop after this iteration, because of a signal in any process.
+
+        On GPUs processes seldom ask each other, since that waits for the device.
+        """
+        if get_world_size() == 1:
+            return self.received is not None
+        if device.type == "cuda" and iteration % CHECK_EVERY:
+            return False
+        return any_process(self.received is not None, device)
 
     @property
     def exit_status(self) -> int:

@@ -1,114 +1,197 @@
-"""Everything that a run needs to go on exactly where it stopped."""
+"""Everything that a run needs to go on exactly where it stopped, and one step of training."""
 
 import argparse
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from datasets.loader import derive_seed
-from utils.checkpoint import load_weights, read_file, save_checkpoint
+from network._deeplab import DeepLab
+from utils.checkpoint import describe_model, load_weights
+from utils.common.checkpoint_files import read_file, save_checkpoint
 from utils.common.errors import UserError
-from utils.distributed import any_process, get_rank, get_world_size, is_main
-from utils.engine import CHECK_EVERY, LossMeter
-from utils.signals import StopSignals
+from utils.distributed import get_rank, is_main, loss_of_all, wrap_model
+from utils.engine import LossMeter
+from utils.precision import autocast
 
 
 @dataclasses.dataclass
 class TrainingState:
-    """The parts of a run that change, and the settings that rebuild the model.
+    """What a run is made of; `cur_itrs` alone counts.
 
     Attributes:
-        model: what is trained.
-        average: the moving average of its weights, if that is what is evaluated.
+        args: the settings of the run; `precision` is "bf16", "fp16" or "fp32".
+        class_names: of its data.
+        average: the moving average of the weights, if that is what is evaluated.
         cur_itrs: iterations done.
-        epoch: epochs done.
+        evaluated_itrs: those that were done at the last evaluation.
         best_score: best mIoU so far, in [0, 1].
         started: `time.perf_counter()` at the start, earlier by what a resumed run had spent.
+        saved: `time.perf_counter()` when `last.pth` was written, or read; at first long ago.
+        network: the model as it is trained: wrapped for several processes, compiled.
     """
 
-    model: nn.Module
-    average: AveragedModel | None
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    scaler: torch.amp.GradScaler
-    losses: LossMeter
     args: argparse.Namespace
     class_names: Sequence[str]
+    device: torch.device
+    model: DeepLab
+    criterion: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None = None
     cur_itrs: int = 0
-    epoch: int = 0
+    evaluated_itrs: int = 0
     best_score: float = 0.0
-    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.precision: str = self.args.precision
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.losses = LossMeter()
+        self.started, self.saved = time.perf_counter(), -math.inf
+        self.network = wrap_model(self.model, self.device).train()
+        if self.args.compile:
+            self.network = torch.compile(self.network)
 
     @property
-    def evaluated_model(self) -> nn.Module:
+    def evaluated_model(self) -> DeepLab:
         """The average, or else the model that is trained: what is scored and handed on."""
         return self.model if self.average is None else self.average.module
 
+    @property
+    def lrs(self) -> list[float]:
+        """The learning rates of backbone and head in the next iteration."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
     def seconds(self) -> float:
         """Time spent so far, over all resumes."""
         return time.perf_counter() - self.started
 
-    def save(self, path: Path) -> None:
-        """Write `best.pth` or `last.pth`: plain values and tensors alone."""
+    @property
+    def max_memory_mb(self) -> float | None:
+        """Peak memory of the GPU so far, in MB; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.device) / 1e6
+
+    def mean_loss(self) -> float:
+        """The mean over the iterations since the last evaluation; there must be one."""
         self.losses.check()
-        if not is_main():
-            return
-        save_checkpoint(
-            path,
-            {
-                "model_state": self.evaluated_model.state_dict(),
+        return self.losses.total / (self.cur_itrs - self.evaluated_itrs)
+
+    def step(self, batch: Sequence[Tensor]) -> None:
+        """One iteration on images uint8 (N, 3, H, W), targets uint8 (N, H, W) and indices (N,).
+
+        Raises:
+            NonFiniteLossError: the loss, of this or of one of the last iterations, is not finite.
+        """
+        images, targets, indices = batch
+        images = images.to(self.device, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            loss = loss_of_all(self.criterion, self.network(images), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.cur_itrs += 1
+        self.losses.add(loss, self.cur_itrs, self.lrs, indices)
+        self.scheduler.step()
+
+    def describe(self) -> str:
+        """What a progress bar shows."""
+        memory = self.max_memory_mb
+        return (
+            f"loss {self.losses.latest:.3f}, lr {self.lrs[-1]:.1e} (backbone {self.lrs[0]:.1e}), "
+            f"best mIoU {100 * self.best_score:.2f}"
+            + (f", {memory / 1e3:.1f} GB" if memory is not None else "")
+        )
+
+    def evaluated(self, miou: float) -> None:
+        """Note an evaluation; the mean of the loss starts anew."""
+        self.best_score = max(self.best_score, miou)
+        self.evaluated_itrs, self.losses.total = self.cur_itrs, 0.0
+
+    def save_best(self, path: Path) -> None:
+        """Write what predicts: weights, and what rebuilds their model."""
+        if is_main():
+            save_checkpoint(path, self._weights_and_settings())
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load()` needs: plain values and tensors alone."""
+        self.losses.check()
+        self.saved = time.perf_counter()
+        if is_main():
+            content = {
+                **self._weights_and_settings(),
                 "average": self._average_state(),
                 "optimizer_state": self.optimizer.state_dict(),
                 "scheduler_state": self.scheduler.state_dict(),
                 "scaler_state": self.scaler.state_dict(),
-                "cur_itrs": self.cur_itrs,
-                "epoch": self.epoch,
-                "best_score": self.best_score,
-                "seconds": self.seconds(),
-                "train_loss": {"total": self.losses.total, "count": self.losses.count},
+                "evaluated_itrs": self.evaluated_itrs,
+                "loss_total": self.losses.total,
+                "seconds": self.seconds,
                 "rng": _rng_state(),
-                "args": vars(self.args),
-                "class_names": list(self.class_names),
-                "mean": (self.model.mean.flatten() / 255).tolist(),
-                "std": (self.model.std.flatten() / 255).tolist(),
-            },
-        )
+            }
+            save_checkpoint(path, content)
 
     def load(self, path: Path) -> None:
         """Go on from `last.pth`.
 
         Raises:
-            UserError: the file cannot be read, or is of another model.
+            UserError: the file cannot be read, or is of another model or of other classes.
         """
         content = read_file(path)
         try:
+            self._check_classes(path, content["class_names"])
             load_weights(self.evaluated_model, content["model_state"], path)
             if self.average is not None:
                 load_weights(self.model, content["average"]["trained_state"], path)
                 self.average.n_averaged.fill_(content["average"]["updates"])
+            for model in (self.model, self.evaluated_model):  # --ckpt may have brought others
+                for name in ("mean", "std"):
+                    value = 255 * torch.tensor(content[name])
+                    getattr(model, name).copy_(value.view(3, 1, 1))
             self.optimizer.load_state_dict(content["optimizer_state"])
             self.scheduler.load_state_dict(content["scheduler_state"])
             self.scaler.load_state_dict(content["scaler_state"])
-            self.cur_itrs, self.epoch = content["cur_itrs"], content["epoch"]
+            self.cur_itrs, self.evaluated_itrs = content["cur_itrs"], content["evaluated_itrs"]
             self.best_score = content["best_score"]
-            self.started = time.perf_counter() - content["seconds"]
-            self.losses.iteration = self.cur_itrs
-            self.losses.total = content["train_loss"]["total"]
-            self.losses.count = content["train_loss"]["count"]
-            _set_rng_state(content["rng"], self)
+            self.losses.total = content["loss_total"]
+            self.saved = time.perf_counter()
+            self.started = self.saved - content["seconds"]
+            self._set_rng_state(content["rng"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be resumed from ({error!r}): use --ckpt for its weights alone"
             ) from None
+
+    def _weights_and_settings(self) -> dict[str, Any]:
+        described = describe_model(self.evaluated_model, self.args, self.class_names)
+        return {**described, "cur_itrs": self.cur_itrs, "best_score": self.best_score}
+
+    def _check_classes(self, path: Path, stored: Sequence[str]) -> None:
+        """The same weights under other names would be another run."""
+        own = list(self.class_names)
+        if list(stored) != own:
+            pairs = itertools.zip_longest(stored, own, fillvalue="no class")
+            index, (old, new) = next(item for item in enumerate(pairs) if item[1][0] != item[1][1])
+            raise UserError(
+                f"{path}: class {index} of the run is {old!r}, that of the data is {new!r}: train "
+                f"on the run's classes, or start anew with --run_name NAME --ckpt {path}"
+            )
 
     def _average_state(self) -> dict[str, Any] | None:
         """What a resume needs beside the average itself, which is the file's `model_state`."""
@@ -117,56 +200,15 @@ class TrainingState:
         updates = int(self.average.n_averaged)
         return {"trained_state": self.model.state_dict(), "updates": updates}
 
+    def _set_rng_state(self, rng: dict[str, Any]) -> None:
+        if not is_main():  # the file holds rank 0's: the others' dropout must not be the same
+            torch.manual_seed(derive_seed(self.args.seed, get_rank(), self.cur_itrs))
+            return
+        torch.set_rng_state(rng["cpu"])
+        if len(rng["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(rng["cuda"])
+
 
 def _rng_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_rng_state(rng: dict[str, Any], state: TrainingState) -> None:
-    if not is_main():  # the file holds rank 0's: the others' dropout must not be the same
-        torch.manual_seed(derive_seed(state.args.seed, get_rank(), state.cur_itrs))
-        return
-    torch.set_rng_state(rng["cpu"])
-    if len(rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rng["cuda"])
-
-
-class AfterStep:
-    """What happens between two iterations: count, show, save, and see whether to stop.
-
-    Args:
-        state: counted up.
-        bar: shows loss and learning rate.
-        path: where to save on the way.
-        save_interval: iterations between two such saves; 0 for none.
-        signals: a signal that came is a reason to stop, in whatever process it came.
-    """
-
-    def __init__(
-        self, state: TrainingState, bar: tqdm, path: Path, save_interval: int, signals: StopSignals
-    ) -> None:
-        self.state = state
-        self.bar = bar
-        self.path = path
-        self.save_interval = save_interval
-        self.signals = signals
-
-    def __call__(self) -> bool:
-        """Return True when training is to stop."""
-        state = self.state
-        state.cur_itrs += 1
-        if state.average is not None:
-            state.average.update_parameters(state.model)
-        lr = state.optimizer.param_groups[-1]["lr"]
-        self.bar.set_postfix(loss=f"{state.losses.latest:.3f}", lr=f"{lr:.1e}", refresh=False)
-        self.bar.update()
-        if self.save_interval and state.cur_itrs % self.save_interval == 0:
-            state.save(self.path)
-        if get_world_size() == 1:
-            return self.signals.received is not None
-        # Processes agree on where to stop; on GPUs seldom, since asking waits for the device.
-        device = next(state.model.parameters()).device
-        if device.type == "cuda" and state.cur_itrs % CHECK_EVERY:
-            return False
-        return any_process(self.signals.received is not None, device)

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.class_counts import balanced_weights, class_statistics
+from datasets import check_training_data
+from datasets.base import SegmentationDataset
+from datasets.class_counts import balanced_weights, class_statistics, missing_classes
 from datasets.custom import CustomSegmentation
 from tests.conftest import save_mask
 from utils.common.errors import UserError
@@ -29,3 +31,55 @@ def test_balanced_sampling_of_nothing_is_refused(tmp_path):
     dataset = CustomSegmentation(tmp_path, "trainval", masks_only=True)
     with pytest.raises(UserError, match="--balanced_sampling: no target"):
         balanced_weights(dataset)
+
+
+def make_set(folder, targets, names=("sky", "road", "car")):
+    """A data set of masks alone, one row each."""
+    for name, target in targets.items():
+        save_mask(folder / "SegmentationClass" / f"{name}.png", np.array([target]))
+    return SegmentationDataset(folder, list(targets), names, masks_only=True)
+
+
+def test_masks_are_read_once_for_all_that_counts_them(tmp_path):
+    dataset = make_set(tmp_path, {"a": [0, 1], "b": [1, 1]})
+    assert class_statistics(dataset).pixel_counts.tolist() == [1, 3, 0]
+    for path in dataset.target_paths:
+        path.unlink()
+    assert class_statistics(dataset).image_counts.tolist() == [1, 2, 0]
+    assert balanced_weights(dataset).tolist() == [1.5, 0.5]  # 1/1 + 1/2 and 1/2, over their mean
+
+
+def test_missing_classes_are_those_without_a_pixel():
+    names = ["sky", "road", "car"]
+    assert missing_classes([5, 0, 2], names) == ["road"]
+    assert missing_classes([5, 1, 2], names) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"), [([0, 7], "road or void"), ([0, 0], "every pixel is void")]
+)
+def test_set_of_one_class_is_refused(counts, message):
+    with pytest.raises(UserError, match=rf"^val: .*{message}.*two classes"):
+        missing_classes(counts, ["sky", "road"], "val")
+
+
+def test_masks_of_0_and_255_are_refused(tmp_path):
+    two = make_set(tmp_path, {"a": [0, 1]}, ["background", "cat"])
+    binary = make_set(tmp_path, {"b": [0, 255], "c": [255, 0]}, ["background", "cat"])
+    with pytest.raises(UserError, match=rf"^{tmp_path}, training set: every pixel is background"):
+        check_training_data(binary, two)
+    with pytest.raises(UserError, match=rf"^{tmp_path}, validation set: every pixel is backgr"):
+        check_training_data(two, binary)
+
+
+def test_absent_classes_and_shared_images_are_said(tmp_path, capsys):
+    train = make_set(tmp_path, {"a": [0, 1], "b": [1, 1], "e": [0, 2]})
+    val = make_set(tmp_path, {"a": [0, 1], "b": [1, 1], "d": [0, 0]})
+    check_training_data(train, val)
+    said = capsys.readouterr().err
+    assert "classes without a pixel in the validation set: car\n" in said
+    assert "without a pixel in the training set" not in said
+    assert "2 of 3 validation images, such as a, are in the training set" in said
+    other = make_set(tmp_path / "other", {"a": [0, 1], "b": [2, 2]})
+    check_training_data(train, other)
+    assert "note" not in capsys.readouterr().err

@@ -1,18 +1,21 @@
 import subprocess
 import sys
-from types import SimpleNamespace
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
-from datasets.carrier import PREFETCH, SLOTS, Carrier
 from datasets.loader import (
-    SizeBatchSampler,
-    TrainBatchSampler,
-    TrainSamples,
+    MAX_WORKERS,
+    LoaderSettings,
+    Samples,
+    TrainBatches,
+    batches_per_epoch,
     build_train_loader,
     build_val_loader,
     derive_seed,
+    size_batches,
 )
 from datasets.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
 from datasets.voc import VOCSegmentation
@@ -28,13 +31,10 @@ def train_set(tmp_path_factory):
     return VOCSegmentation(root, "train", transform=transform)
 
 
-def read_epochs(dataset, num_workers, epochs, seed=0, first=0):
-    loader = build_train_loader(dataset, 4, seed, num_workers)
-    batches = []
-    for epoch in epochs:
-        loader.batch_sampler.set_range(epoch, first)
-        batches += [tuple(part.clone() for part in batch) for batch in loader]
-    return batches
+def read(dataset, first, last, num_workers=0, seed=0):
+    """The batches of iterations `first` to `last`; an epoch of 11 samples has 2 of size 4."""
+    settings = LoaderSettings(4, seed, num_workers)
+    return list(build_train_loader(dataset, settings, first, last))
 
 
 def assert_equal(one, other):
@@ -44,53 +44,80 @@ def assert_equal(one, other):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_samples_do_not_depend_on_the_number_of_workers(train_set, num_workers):
-    assert_equal(read_epochs(train_set, 0, [0, 1]), read_epochs(train_set, num_workers, [0, 1]))
+def old_formula(dataset, iteration, seed, batch_size=4):
+    """What an iteration sees, written down without the loader's code."""
+
+    def mix(*numbers):
+        return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+    epoch, position = divmod(iteration, len(dataset) // batch_size)
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    order = torch.randperm(len(dataset), generator=generator)
+    samples = []
+    for index in order[position * batch_size : (position + 1) * batch_size].tolist():
+        torch.manual_seed(mix(seed, epoch, index))
+        samples.append((*dataset[index], torch.tensor(index)))
+    return [torch.stack(column) for column in zip(*samples, strict=True)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_an_iteration_sees_what_seed_epoch_and_index_say(train_set, num_workers):
+    expected = [old_formula(train_set, iteration, seed=3) for iteration in range(7)]
+    assert_equal(expected, read(train_set, 0, 7, num_workers, seed=3))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_samples_do_not_depend_on_what_came_before(train_set, num_workers):
-    whole = read_epochs(train_set, 0, [0, 1, 2])
+    whole = read(train_set, 0, 6)
     torch.rand(3)  # the global generator has moved on
-    assert_equal(whole[4:], read_epochs(train_set, num_workers, [2]))
-    assert_equal(whole[5:], read_epochs(train_set, num_workers, [2], first=1))
+    assert_equal(whole[4:], read(train_set, 4, 6, num_workers))
+    assert_equal(whole[5:], read(train_set, 5, 6, num_workers))  # from the middle of an epoch
+    assert_equal(whole[1:5], read(train_set, 1, 5, num_workers))
 
 
 def test_epochs_and_seeds_differ(train_set):
-    first, second, third, fourth = read_epochs(train_set, 0, [0, 1])
+    first, second, third, fourth = read(train_set, 0, 4)
     assert not torch.equal(first[2], third[2]) or not torch.equal(second[2], fourth[2])
-    other = read_epochs(train_set, 0, [0], seed=1)
+    other = read(train_set, 0, 1, seed=1)
     assert not torch.equal(first[0], other[0][0])
 
 
 def test_samples_leave_the_global_generator_alone(train_set):
-    samples = TrainSamples(train_set, seed=0)
+    samples = Samples(train_set, seed=0)
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
     samples[0, 3]
-    list(read_epochs(train_set, 0, [0]))
+    read(train_set, 0, 2)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_same_sample_of_another_epoch_looks_different(train_set):
-    samples = TrainSamples(train_set, seed=0)
+    samples = Samples(train_set, seed=0)
     assert torch.equal(samples[0, 3][0], samples[0, 3][0])
     assert not torch.equal(samples[0, 3][0], samples[1, 3][0])
 
 
 def test_an_epoch_sees_each_sample_once_and_drops_the_rest():
-    sampler = TrainBatchSampler(11, batch_size=4, seed=0)
-    batches = list(sampler)
-    assert len(sampler) == len(batches) == 2
-    keys = [key for batch in batches for key in batch]
-    assert len(set(keys)) == 8 and all(epoch == 0 for epoch, _ in keys)
+    assert batches_per_epoch(range(11), 4) == 2
+    batches = TrainBatches(11, LoaderSettings(4), 0, 4)
+    assert len(batches) == len(list(batches)) == 4
+    for epoch in range(2):
+        keys = [key for batch in list(batches)[2 * epoch : 2 * epoch + 2] for key in batch]
+        assert len(set(keys)) == 8 and all(key[0] == epoch for key in keys)
+
+
+def of_each_process(build, world_size):
+    parts = []
+    for rank in range(world_size):
+        with patch("datasets.loader.process_share", return_value=(rank, world_size)):
+            parts.append(list(build()))
+    return parts
 
 
 def test_processes_share_the_batch_that_one_process_would_see():
-    whole = list(TrainBatchSampler(20, batch_size=6, seed=3))
-    parts = [list(TrainBatchSampler(20, 6, 3, rank, world_size=3)) for rank in range(3)]
+    batches = TrainBatches(20, LoaderSettings(6, seed=3), 0, 5)
+    whole, parts = list(batches), of_each_process(lambda: batches, world_size=3)
     for index, batch in enumerate(whole):
         assert sorted(batch) == sorted(key for part in parts for key in part[index])
         assert all(len(part[index]) == 2 for part in parts)
@@ -98,36 +125,26 @@ def test_processes_share_the_batch_that_one_process_would_see():
 
 def test_weighted_samples_come_as_often_as_their_weights_say():
     weights = torch.tensor([0.0, 1.0, 1.0, 2.0]).double()
-    sampler = TrainBatchSampler(4, 4, seed=0, weights=weights)
-    drawn = []
-    for epoch in range(1000):
-        sampler.set_range(epoch)
-        drawn += [index for batch in sampler for _, index in batch]
+    batches = TrainBatches(4, LoaderSettings(4), 0, 1000, weights)
+    drawn = [index for batch in batches for _, index in batch]
     shares = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
     assert torch.allclose(shares, torch.tensor([0, 0.25, 0.25, 0.5]), atol=0.03)
-    assert [list(sampler)] * 2 == [list(sampler), list(sampler)]
-
-
-def test_set_range_ends_an_epoch_early():
-    sampler = TrainBatchSampler(40, batch_size=4, seed=0)
-    whole = list(sampler)
-    sampler.set_range(0, first=2, last=5)
-    assert list(sampler) == whole[2:5] and len(sampler) == 3
+    assert list(batches) == list(batches)
 
 
 def test_evaluation_batches_hold_one_size_and_every_sample_once():
     sizes = [(4, 6), (6, 4), (4, 6), (4, 6), (5, 5), (4, 6)]
-    sampler = SizeBatchSampler(sizes, batch_size=3)
-    assert sorted(index for batch in sampler for index in batch) == list(range(6))
-    assert all(len({sizes[index] for index in batch}) == 1 for batch in sampler)
-    assert len(sampler) == 4  # 3 + 1 of (4, 6), and two singles
-    parts = [list(SizeBatchSampler(sizes, 3, rank, world_size=2)) for rank in range(2)]
-    assert sorted(map(tuple, parts[0] + parts[1])) == sorted(map(tuple, sampler))
+    batches = size_batches(sizes, batch_size=3)
+    assert sorted(index for batch in batches for _, index in batch) == list(range(6))
+    assert all(len({sizes[index] for _, index in batch}) == 1 for batch in batches)
+    assert len(batches) == 4  # 3 + 1 of (4, 6), and two singles
+    parts = of_each_process(lambda: size_batches(sizes, 3), world_size=2)
+    assert sorted(parts[0] + parts[1]) == sorted(batches)
 
 
 def test_val_batches_are_stacked_images_of_native_size(train_set):
     dataset = VOCSegmentation(train_set.folder, "val")
-    loader = build_val_loader(dataset, dataset.image_sizes(), batch_size=2, num_workers=0)
+    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(2))
     shapes = sorted(tuple(images.shape) for images, _, _ in loader)
     assert shapes == [(1, 3, 48, 64), (1, 3, 50, 50), (1, 3, 64, 48), (2, 3, 48, 64)]
 
@@ -142,37 +159,18 @@ def test_derive_seed_mixes_its_numbers():
     [(1, 1, "at least 2"), (3, 2, "at least 2"), (5, 2, "not a multiple"), (12, 1, "only 11")],
 )
 def test_impossible_batch_sizes_name_the_flag(train_set, batch_size, world_size, message):
-    with pytest.raises(UserError, match=rf"--batch_size {batch_size}: .*{message}"):
-        build_train_loader(train_set, batch_size, 0, 0, world_size=world_size)
-
-
-def test_batches_stay_as_they_were_when_their_slots_are_filled_again(train_set):
-    loader = build_train_loader(train_set, 2, seed=0, num_workers=1)
-    kept = list(loader)
-    assert len(kept) == 5 > SLOTS
-    copies = [[part.clone() for part in batch] for batch in kept]
-    list(loader)
-    assert_equal(kept, copies)
-    assert len(loader.collate_fn.slots) == SLOTS == PREFETCH + 1
-
-
-def test_epochs_that_end_early_do_not_lose_slots(train_set):
-    expected = read_epochs(train_set, 0, [0])
-    loader = build_train_loader(train_set, 4, 0, num_workers=2)
-    for _ in range(SLOTS):
-        for _ in loader:  # what was made ahead of it is thrown away
-            break
-    assert_equal(expected, list(loader))
+    with (
+        patch("datasets.loader.process_share", return_value=(0, world_size)),
+        pytest.raises(UserError, match=rf"--batch_size {batch_size}: .*{message}"),
+    ):
+        build_train_loader(train_set, LoaderSettings(batch_size), 0, 1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_have_the_types_and_sizes_of_their_samples(train_set, num_workers):
-    # 4 batches for 3 slots: one that held a single image must grow to hold two. Doubles behind
-    # 50 x 50 x 3 bytes need aligning.
+def test_batches_have_the_types_sizes_and_layout_of_their_samples(train_set, num_workers):
     dataset = VOCSegmentation(train_set.folder, "val")
     dataset.transform = lambda image, target: (image, target.double())
-    sizes = dataset.image_sizes()
-    loader = build_val_loader(dataset, sizes, 2, num_workers)
+    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(2, 0, num_workers))
     seen = []
     for images, targets, indices in [*loader, *loader]:
         assert images.dtype == torch.uint8 and targets.dtype == torch.float64
@@ -184,31 +182,101 @@ def test_batches_have_the_types_and_sizes_of_their_samples(train_set, num_worker
     assert sorted(seen) == sorted(2 * list(range(5)))
 
 
-def test_a_slot_that_was_filled_again_before_it_was_read_is_noticed(train_set, monkeypatch):
-    monkeypatch.setattr("datasets.carrier.get_worker_info", lambda: SimpleNamespace(id=0))
-    carrier, samples = Carrier(), TrainSamples(train_set, seed=0)
-    parcels = [carrier([samples[0, index]]) for index in range(SLOTS + 1)]
-    images, targets, indices = carrier.unpack(parcels[1])
-    assert torch.equal(images[0], samples[0, 1][0]) and torch.equal(targets[0], samples[0, 1][1])
-    assert indices.tolist() == [1]
-    with pytest.raises(AssertionError, match="filled again"):
-        carrier.unpack(parcels[0])
+@pytest.mark.parametrize("num_workers", [-1, MAX_WORKERS + 1, 1_000_000])
+def test_number_of_workers_is_bounded(train_set, num_workers):
+    settings = LoaderSettings(4, 0, num_workers)
+    with pytest.raises(UserError, match=rf"--num_workers {num_workers}: .*0 to 64"):
+        build_train_loader(train_set, settings, 0, 1)
+    with pytest.raises(UserError, match=rf"--num_workers {num_workers}: .*0 to 64"):
+        build_val_loader(train_set, train_set.image_sizes(), settings)
+
+
+# A process of its own: the limits are on all that it shares.
+CROWDED = """
+import resource, sys
+from datasets.loader import LoaderSettings, build_train_loader
+from datasets.transforms import RandomScaleCrop
+from datasets.voc import VOCSegmentation
+from utils.common.errors import run_script
+
+def main(_):
+    dataset = VOCSegmentation(sys.argv[1], transform=RandomScaleCrop((300, 300)))
+    loader = build_train_loader(dataset, LoaderSettings(4, 0, int(sys.argv[2])), 0, 9)
+    if sys.argv[3] == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    print(len(list(loader)))
+
+run_script(main)
+"""
+
+
+def read_crowded(train_set, num_workers, how, *prefix):
+    command = [*prefix, sys.executable, "-c", CROWDED, str(train_set.folder), str(num_workers), how]
+    return subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_shared_memory_that_is_too_small_is_one_line_that_names_it(train_set):
+    ended = read_crowded(train_set, 2, "limit")
+    assert ended.returncode == 2
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in ended.stderr
+    assert "/dev/shm" in errors[0] and "--num_workers 0" in errors[0]
+    assert read_crowded(train_set, 0, "limit").stdout == "9\n"
+
+
+# No room, a read-only one, and one so small that the last part of a batch alone does not fit, which
+# torch would wait for forever.
+@pytest.mark.parametrize("options", ["size=16k", "ro,size=1m", "size=8m,nr_inodes=28"])
+def test_unusable_dev_shm_is_one_line_that_names_it(train_set, options):
+    mount = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs /dev/shm && "$@"']
+    try:
+        if subprocess.run([*mount, "sh", "true"], capture_output=True, timeout=10).returncode:
+            pytest.skip("needs the right to mount")
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    ended = read_crowded(train_set, 2, "mount", *mount, "sh")
+    assert ended.returncode == 2
+    assert "error: /dev/shm: " in ended.stderr and "--num_workers 0" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory. Please try to raise your shared memory "
+        "limit.",
+        "unable to open shared memory object </torch_7_1> in read-write mode: No space left on "
+        "device (28)",
+        "[Errno 28] No space left on device",
+    ],
+)
+def test_what_torch_says_of_shared_memory_is_understood(train_set, monkeypatch, text):
+    loader = build_train_loader(train_set, LoaderSettings(4, 0, num_workers=1), 0, 1)
+
+    def fail(self):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fail)
+    with pytest.raises(UserError, match=r"^/dev/shm: .*--num_workers 0$"):
+        list(loader)
 
 
 def test_cached_samples_make_the_same_batches(train_set):
     cached = VOCSegmentation(train_set.folder, "train", transform=train_set.transform)
     cached.cache_in_ram()
-    assert_equal(read_epochs(train_set, 0, [0]), read_epochs(cached, 1, [0]))
+    assert_equal(read(train_set, 0, 3), read(cached, 0, 3, num_workers=1))
 
 
 def test_live_workers_do_not_keep_the_interpreter_from_ending(train_set):
     code = (
         "import builtins, sys\n"
-        "from datasets.loader import build_train_loader\n"
+        "from datasets.loader import LoaderSettings, build_train_loader\n"
         "from datasets.voc import VOCSegmentation\n"
         "crop = lambda image, target: (image[:, :40, :40], target[:40, :40])\n"
         "data = VOCSegmentation(sys.argv[1], transform=crop)\n"
-        "loader = build_train_loader(data, 2, seed=0, num_workers=1)\n"
+        "loader = build_train_loader(data, LoaderSettings(2, 0, num_workers=1), 0, 9)\n"
         "builtins.kept = batches = iter(loader)\n"
         "next(batches)\n"
     )

@@ -36,6 +36,15 @@ def test_folding_batch_norms_changes_no_logit_by_more_than_1e4_of_the_largest(na
 
 
 @torch.inference_mode()
+def test_norms_that_several_processes_share_are_folded_too():
+    model = build("deeplabv3plus_mobilenet")
+    fused = fuse_for_inference(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)))
+    assert count(fused, nn.SyncBatchNorm) == 0
+    image = torch.randn(2, 3, 65, 49)
+    assert torch.equal(fused(image), fuse_for_inference(model)(image))
+
+
+@torch.inference_mode()
 def test_norms_behind_separable_convolutions_stay():
     model = build("deeplabv3plus_mobilenet", separable_conv=True)
     fused = fuse_for_inference(model)
@@ -62,3 +71,13 @@ def test_convolutions_in_bf16_compute_what_autocast_would_make_of_them():
     assert {p.dtype for p in fused.backbone.parameters()} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(image), fuse_for_inference(model)(image))
+
+
+@torch.inference_mode()
+def test_batch_norms_of_several_processes_are_folded_as_well():
+    model = build("deeplabv3plus_mobilenet")
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    fused = fuse_for_inference(synced)
+    assert count(fused, nn.SyncBatchNorm) == 0 < count(synced, nn.SyncBatchNorm)
+    image = torch.randn(1, 3, 65, 49)
+    assert torch.equal(fused(image), fuse_for_inference(model)(image))

@@ -1,14 +1,26 @@
+"""Own checkpoints, everybody else's, and files that are none."""
+
 import argparse
+import io
+import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_model
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
+from datasets.voc import CLASS_NAMES
+from network.fusion import fuse_for_inference
 from network.modeling import MODELS, build_model
 from utils.checkpoint import (
+    FORMAT,
+    describe_model,
     load_checkpoint,
     model_from_checkpoint,
     read_file,
@@ -53,8 +65,21 @@ def save(path, content):
 
 
 ARGS = {"output_stride": 16, "model": "deeplabv3plus_mobilenet"}
+LITE = "deeplabv3plus_efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def lite():
+    torch.manual_seed(0)
+    return randomize(build_model(LITE, num_classes=5))
+
+
 FORMS = {
-    "own": lambda state: {"model_state": state, "args": ARGS, "class_names": list("abcde")},
+    "own": lambda state: {
+        "model_state": state,
+        "args": {"output_stride": 16, "model": LITE},
+        "class_names": list("abcde"),
+    },
     "VainF-style": lambda state: {"cur_itrs": 3, "model_state": state, "best_score": np.float64(1)},
     "bare state dict": lambda state: state,
 }
@@ -62,14 +87,224 @@ FORMS = {
 
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_every_form_gives_the_same_logits(tmp_path, model, image, kind, prefix):
-    state = OrderedDict((prefix + key, value) for key, value in model.state_dict().items())
+def test_every_form_gives_the_same_logits(tmp_path, lite, image, kind, prefix):
+    state = OrderedDict((prefix + key, value) for key, value in lite.state_dict().items())
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", FORMS[kind](state)))
     assert checkpoint.kind == kind
-    assert (checkpoint.model, checkpoint.num_classes) == ("deeplabv3plus_mobilenet", 5)
+    assert (checkpoint.model, checkpoint.num_classes) == (LITE, 5)
     loaded = model_from_checkpoint(checkpoint, None if kind == "own" else 16)
-    assert torch.equal(logits(loaded, image), logits(model, image))
+    assert not loaded.training
+    with torch.inference_mode():
+        assert torch.equal(loaded.segment(image), logits(lite, image))
     assert checkpoint.class_names == (list("abcde") if kind == "own" else None)
+
+
+PREFIXES = ["module._orig_mod.", "_orig_mod.module.", "model.", "net.module.", "model.net."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_wrappers_are_taken_off_in_any_order(tmp_path, lite, prefix):
+    state = {prefix + key: value for key, value in lite.state_dict().items()}
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", state))
+    assert list(checkpoint.state_dict) == list(lite.state_dict())
+
+
+CONTAINERS = [
+    *("model_state", "model_state_dict", "state_dict", "model", "net", "weights"),
+    "ema_state_dict",
+]
+
+
+@pytest.mark.parametrize("key", CONTAINERS)
+def test_weights_are_found_under_every_usual_key(tmp_path, lite, key):
+    content = {"epoch": 3, key: lite.state_dict(), "optimizer": {"state": {}}}
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
+    assert checkpoint.model == LITE
+    assert list(checkpoint.state_dict) == list(lite.state_dict())
+
+
+def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_path, lite, capsys):
+    average = {key: value + 1 for key, value in lite.state_dict().items()}
+    content = {"state_dict": lite.state_dict(), "ema_state_dict": average}
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
+    for key, value in checkpoint.state_dict.items():
+        assert torch.equal(value, average[key]), key
+    assert "takes the averaged weights (ema_state_dict), not state_dict" in capsys.readouterr().err
+
+
+def test_counters_and_scalars_beside_the_weights_are_dropped(tmp_path, lite):
+    state = lite.state_dict()
+    extras = {
+        "n_averaged": torch.tensor(7),
+        "total_ops": torch.zeros(1, dtype=torch.float64),
+        "backbone.total_params": torch.zeros(1, dtype=torch.float64),
+        "temperature": torch.tensor(1.5),
+        "epoch": 3,
+    }
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", {"model": {**wrapped, **extras}}))
+    assert list(checkpoint.state_dict) == list(state)
+    model_from_checkpoint(checkpoint, 16)
+
+
+def spoil(state, key, value):
+    """The state dict with the first element of one weight replaced."""
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    state[key].view(-1)[0] = value
+    return state
+
+
+BN = "classifier.project.1"
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: spoil(s, f"{BN}.weight", float("nan")), f"{BN}.weight is not finite"),
+        (lambda s: spoil(s, f"{BN}.bias", float("inf")), f"{BN}.bias is not finite"),
+        (lambda s: spoil(s, f"{BN}.running_var", -1), f"{BN}.running_var has variances below 0"),
+        (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, "weight is of int8"),
+    ],
+)
+def test_weights_that_compute_nothing_of_use_are_refused(tmp_path, lite, own, change, message):
+    state = change(lite.state_dict())
+    content = FORMS["own"](state) | {"format": FORMAT} if own else state
+    with pytest.raises(UserError, match=rf"a\.pth: .*{message}"):
+        load_checkpoint(save(tmp_path / "a.pth", content))
+
+
+@pytest.mark.parametrize(("num_classes", "message"), [(1, "gives 1 class;"), (256, "gives 256 cl")])
+def test_class_counts_that_masks_cannot_hold_are_refused(tmp_path, lite, num_classes, message):
+    state = lite.state_dict()
+    state["classifier.classifier.3.weight"] = torch.zeros(num_classes, 256, 1, 1)
+    state["classifier.classifier.3.bias"] = torch.zeros(num_classes)
+    with pytest.raises(UserError, match=rf"a\.pth: {message}.*from 2 to 255"):
+        load_checkpoint(save(tmp_path / "a.pth", state))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+def test_classifier_of_whole_images_is_called_one(tmp_path, name):
+    state = get_model(name, weights=None).state_dict()
+    with pytest.raises(UserError, match=r"a\.pth: a classifier of whole images \(1000 classes"):
+        load_checkpoint(save(tmp_path / "a.pth", state))
+
+
+def test_21_unnamed_classes_are_vocs_and_that_is_said(tmp_path, capsys):
+    state = build_model(LITE, num_classes=21).state_dict()
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", state))
+    assert checkpoint.class_names is None and checkpoint.shown_names == list(CLASS_NAMES)
+    assert "its 21 are taken to be VOC's" in capsys.readouterr().err
+
+
+def test_model_added_to_the_table_loads_its_own_best_file(tmp_path, image, monkeypatch):
+    class Head(nn.Module):
+        """A head of other names than every other."""
+
+        def __init__(self, low_level_channels, in_channels, num_classes, rates, separable):
+            super().__init__()
+            self.only = nn.Conv2d(in_channels, num_classes, 1)
+            self.temperature = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, features):
+            return self.only(features["out"]) / self.temperature
+
+    monkeypatch.setitem(MODELS, "mine", (Head, "mobilenet_v2"))
+    model = randomize(build_model("mine", 3, output_stride=8, mean=(0.1, 0.2, 0.3)))
+    args = argparse.Namespace(model="mine", output_stride=8, separable_conv=False, resize=0.5)
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, {**describe_model(model, args, ["a", "b", "c"]), "cur_itrs": 1})
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.kind, checkpoint.model, checkpoint.resize) == ("own", "mine", 0.5)
+    assert checkpoint.class_names == ["a", "b", "c"]
+    loaded = model_from_checkpoint(checkpoint)
+    assert torch.equal(logits(loaded, image), logits(model, image))
+    assert torch.allclose(loaded.mean.flatten(), 255 * torch.tensor([0.1, 0.2, 0.3]))
+    monkeypatch.delitem(MODELS, "mine")
+    with pytest.raises(UserError, match=r"best\.pth: is a mine, .*MODELS"):
+        load_checkpoint(path)
+
+
+def test_file_of_a_later_format_is_refused(tmp_path, lite):
+    args = {"model": LITE, "output_stride": 16}
+    content = describe_model(lite, args, list("abcde")) | {"format": "deeplab 2"}
+    with pytest.raises(UserError, match=r"a\.pth: is of format 'deeplab 2'"):
+        load_checkpoint(save(tmp_path / "a.pth", content))
+
+
+class AncestorBlock(nn.Module):
+    """The public ancestor's inverted residual, which pads its input by zeros and nothing else."""
+
+    def __init__(self, channels_in, channels_out, stride, dilation, expand):
+        super().__init__()
+        hidden = channels_in * expand
+        self.shortcut = stride == 1 and channels_in == channels_out
+        self.margin = dilation
+        steps = [(channels_in, hidden, 1, 1, 1, 1)] if expand > 1 else []
+        steps.append((hidden, hidden, 3, stride, dilation, hidden))
+        layers = [ancestor_layer(*step) for step in steps]
+        self.conv = nn.Sequential(
+            *layers, nn.Conv2d(hidden, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out)
+        )
+
+    def forward(self, x):
+        wide = torch.zeros(*x.shape[:2], *(side + 2 * self.margin for side in x.shape[2:]))
+        wide[:, :, self.margin : -self.margin, self.margin : -self.margin] = x
+        return x + self.conv(wide) if self.shortcut else self.conv(wide)
+
+
+def ancestor_layer(channels_in, channels_out, kernel, stride=1, dilation=1, groups=1):
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, 0, dilation, groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU6())
+
+
+def ancestor_mobilenet(output_stride):
+    """The 18 layers, from MobileNetV2's table (arXiv:1801.04381): expansion, channels, n, s."""
+    layers, channels, stride, dilation = [ancestor_layer(3, 32, 3, 2)], 32, 2, 1
+    table = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)]
+    for expand, width, count, step in [*table, (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]:
+        before = dilation
+        if stride == output_stride:
+            dilation, step = dilation * step, 1
+        stride *= step
+        for number in range(count):
+            first = number == 0
+            layers.append(
+                AncestorBlock(
+                    channels, width, step if first else 1, before if first else dilation, expand
+                )
+            )
+            channels = width
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["deeplabv3plus_mobilenet", "deeplabv3_mobilenet"])
+@pytest.mark.parametrize("size", [(65, 49), (64, 80)])
+def test_ancestors_mobilenet_gives_the_ancestors_logits(tmp_path, name, output_stride, size):
+    torch.manual_seed(0)
+    model = randomize(build_model(name, num_classes=4, output_stride=output_stride))
+    ancestor = ancestor_mobilenet(output_stride).eval()
+    ours = {key: value for key, value in model.backbone.state_dict().items()}
+    ancestor.load_state_dict({key.partition("_level_features.")[2]: ours[key] for key in ours})
+    image = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        low_level = ancestor[:4](image)
+        features = {"low_level": low_level, "out": ancestor[4:](low_level)}
+        expected = F.interpolate(model.classifier(features), size, mode="bilinear")
+    content = {"cur_itrs": 9, "model_state": model.state_dict(), "best_score": np.float64(0.7)}
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
+    rebuilt = model_from_checkpoint(checkpoint, output_stride)
+    scale = float(expected.abs().max())
+    assert (logits(rebuilt, image) - expected).abs().max() < 1e-5 * scale
+    assert (logits(model, image) - expected).abs().max() > 1e-3 * scale
+    fused = fuse_for_inference(rebuilt)
+    assert (logits(fused, image) - expected).abs().max() < 1e-4 * scale
+
+
+def test_padding_of_a_bare_mobilenet_is_said_as_an_assumption(tmp_path, model, capsys):
+    load_checkpoint(save(tmp_path / "a.pth", model.state_dict()))
+    assert "a.pth: is taken to pad its MobileNetV2 as torchvision does" in capsys.readouterr().err
 
 
 def test_foreign_file_needs_its_output_stride_to_be_said(tmp_path, model):
@@ -142,18 +377,40 @@ def test_file_with_code_is_refused_and_nothing_runs(tmp_path, model, writer):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps({"extra": Evil()}))
-    with pytest.raises(UserError, match=r"evil\.pth: (refused|not a readable)"):
+    with pytest.raises(UserError, match=r"evil\.pth: (refused|is a damaged checkpoint, or not)"):
         load_checkpoint(path)
 
 
-def test_broken_files_are_named(tmp_path, model):
-    whole = save(tmp_path / "whole.pth", model.state_dict()).read_bytes()
+def with_version(path, version):
+    """The bytes of a checkpoint that says to be of another version of torch's format."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(buffer, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry, version if entry.filename.endswith("/version") else content)
+    return buffer.getvalue()
+
+
+def test_files_that_are_none_of_torchs_are_called_what_they_are(tmp_path, lite):
+    path = save(tmp_path / "whole.pth", lite.state_dict())
+    whole = path.read_bytes()
+    header = b'{"backbone.conv1.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as other:
+        other.writestr("a.txt", "hello")
+    unknown = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01ctorch\nfloat5_new\nq\x02s."
     cases = {
-        "cut.pth": (whole[: len(whole) // 2], "cut off"),
-        "short.pth": (whole[:5000], "cut off"),
-        "empty.pth": (b"", "cut off"),
-        "page.pth": (b"<!DOCTYPE html><html>404</html>", "web page"),
-        "noise.pth": (bytes(range(256)) * 9, "cut off"),
+        "cut.pth": (whole[: len(whole) // 2], f"is cut off after {len(whole) // 2} bytes"),
+        "short.pth": (whole[:5000], "is cut off after 5000 bytes"),
+        "empty.pth": (b"", "is empty"),
+        "page.pth": (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
+        "noise.pth": (bytes(range(256)) * 9, "is no file of torch's"),
+        "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS"),
+        "a.safetensors": (len(header).to_bytes(8, "little") + header + bytes(4), "safetensors"),
+        "a.onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0", "is an ONNX model"),
+        "archive.pth": (archive.getvalue(), "is a damaged checkpoint, or not written by"),
+        "newer.pth": (with_version(path, "99"), "written by a newer torch"),
+        "newtype.pth": (legacy(unknown), "written by a newer torch.*torch.float5_new"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -161,6 +418,24 @@ def test_broken_files_are_named(tmp_path, model):
             load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match=r"nowhere\.pth: .*No such file.*--ckpt"):
         load_checkpoint(tmp_path / "nowhere.pth")
+
+
+def legacy(content):
+    """A pickle in torch's old format: magic number, protocol, system, content."""
+    head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+    return head + pickle.dumps({"little_endian": True}, 2) + content
+
+
+def test_what_is_no_file_is_refused_and_nothing_waits(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is no regular file"):
+        load_checkpoint(tmp_path / "pipe")
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="--ckpt '': names no file"):
+        load_checkpoint("")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint("a\0b")
 
 
 @pytest.mark.parametrize(
@@ -181,8 +456,11 @@ def test_files_without_a_deeplab_are_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"class_names": ["a", "b"]}, "5 classes"),
-        ({"class_names": 5}, "5 classes"),
+        ({"class_names": ["a", "b"]}, "does not fit the model .*size mismatch"),
+        ({"class_names": 5}, "class_names are 5"),
+        ({"args": {"model": 5, "output_stride": 16}}, "settings"),
+        ({"args": {"output_stride": 7}}, "output_stride"),
+        ({"format": FORMAT, "args": None}, "settings"),
         ({"mean": [0.5, 0.5]}, "mean is"),
         ({"std": 1.0}, "std is"),
     ],
@@ -191,7 +469,7 @@ def test_own_file_that_contradicts_itself_or_the_code_is_refused(tmp_path, model
     content = {"model_state": model.state_dict(), "args": ARGS}
     load_checkpoint(save(tmp_path / "a.pth", {**content, "mean": list(MEAN), "std": list(STD)}))
     with pytest.raises(UserError, match=rf"a\.pth: .*{message}"):
-        load_checkpoint(save(tmp_path / "a.pth", {**content, **extra}))
+        model_from_checkpoint(load_checkpoint(save(tmp_path / "a.pth", {**content, **extra})))
 
 
 @pytest.mark.parametrize(
@@ -211,17 +489,47 @@ def test_missing_weight_is_named(tmp_path, model):
         model_from_checkpoint(checkpoint, 16)
 
 
-def test_start_from_other_classes_keeps_all_but_the_last_layer(tmp_path, model):
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", model.state_dict()))
-    other = build_model("deeplabv3plus_mobilenet", num_classes=3)
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (None, ["a", "b", "c"], "3 classes, not 5"),
+        (list("abcde"), ["a", "b", "c"], "3 classes, not 5"),
+        (list("abcde"), ["a", "b", "cat", "d", "dog"], "class 'cat', where it was 'c'"),
+        (list("abcde"), list("abced"), "class 'e', where it was 'd'"),
+    ],
+)
+def test_start_from_other_classes_keeps_all_but_the_last_layer(
+    tmp_path, model, before, after, message
+):
+    content = {"model_state": model.state_dict()}
+    if before:
+        content = describe_model(model, ARGS, before)
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
+    other = build_model("deeplabv3plus_mobilenet", num_classes=len(after))
     last = {key: other.state_dict()[key].clone() for key in list(other.state_dict())[-2:]}
-    note = start_from(other, "deeplabv3plus_mobilenet", checkpoint)
-    assert "the last layer is new: 3 classes, not 5" in note
+    note = start_from(other, "deeplabv3plus_mobilenet", checkpoint, after)
+    assert f"the last layer is new: {message}" in note
     for key, value in other.state_dict().items():
         assert torch.equal(value, last.get(key, model.state_dict()[key]))
+
+
+@pytest.mark.parametrize("names", [None, list("abcde")])
+def test_start_from_the_same_classes_keeps_the_last_layer(tmp_path, model, names):
+    content = describe_model(model, ARGS, names) if names else model.state_dict()
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
     same = build_model("deeplabv3plus_mobilenet", num_classes=5)
-    assert "last layer" not in start_from(same, "deeplabv3plus_mobilenet", checkpoint)
+    note = start_from(same, "deeplabv3plus_mobilenet", checkpoint, list("abcde"))
+    assert "last layer" not in note and ("taken to be the data set's" in note) == (names is None)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in same.state_dict().items())
+
+
+def test_start_from_takes_the_normalisation_over(tmp_path):
+    name = "deeplabv3plus_mobilenet"
+    before = build_model(name, 3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", describe_model(before, ARGS, "abc")))
+    model = build_model(name, num_classes=3)
+    start_from(model, name, checkpoint, "abc")
+    assert torch.equal(model.mean, before.mean) and torch.equal(model.std, before.std)
 
 
 def test_auxiliary_head_is_left_out_of_what_predicts_and_starts_anew(tmp_path, model, image):
@@ -232,7 +540,7 @@ def test_auxiliary_head_is_left_out_of_what_predicts_and_starts_anew(tmp_path, m
     assert torch.equal(rebuilt(image), model(image))
     other = build_model("deeplabv3plus_mobilenet", num_classes=3, aux_head=True)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    assert "3 classes, not 5" in start_from(other, "deeplabv3plus_mobilenet", checkpoint)
+    assert "3 classes, not 5" in start_from(other, "deeplabv3plus_mobilenet", checkpoint, "abc")
     for key, value in other.state_dict().items():
         is_new = key.startswith(("aux_classifier.", "classifier.classifier.3."))
         assert torch.equal(value, before[key] if is_new else model.state_dict()[key]), key
@@ -241,9 +549,8 @@ def test_auxiliary_head_is_left_out_of_what_predicts_and_starts_anew(tmp_path, m
 def test_start_from_another_architecture_is_refused(tmp_path, model):
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", model.state_dict()))
     with pytest.raises(UserError, match=r"a\.pth: .*deeplabv3plus_mobilenet.*deeplabv3_mobilenet"):
-        start_from(
-            build_model("deeplabv3_mobilenet", num_classes=5), "deeplabv3_mobilenet", checkpoint
-        )
+        other = build_model("deeplabv3_mobilenet", num_classes=5)
+        start_from(other, "deeplabv3_mobilenet", checkpoint, list("abcde"))
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):

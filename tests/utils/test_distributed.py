@@ -7,8 +7,12 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from tests.conftest import ROOT, make_voc
+from utils.common.errors import UserError
+from utils.distributed import init_distributed
+from utils.loss import LOSSES, AuxiliaryLoss, build_criterion
 from utils.run_folder import read_log
 
 FLAGS = (
@@ -19,27 +23,46 @@ FLAGS = (
 
 GRADIENTS = """
 import sys, torch
-from torch import nn
+from tests.utils.test_distributed import gradients
 from utils.distributed import (
-    end_distributed, get_rank, init_distributed, loss_share, wait_for_all, wrap_model
+    all_reduce_sum, end_distributed, get_rank, init_distributed, loss_of_all, wait_for_all,
+    wrap_model,
 )
-from utils.loss import build_criterion
 
-device = init_distributed(torch.device("cpu"))
-batch = torch.load(sys.argv[1])
-torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
-wrapped = wrap_model(model, device)
-for loss in ("ce", "focal"):
-    criterion = build_criterion(loss, class_weights=torch.arange(1.0, 6.0))
-    images, targets = (part[get_rank()::2] for part in batch)
-    model.zero_grad()
-    (criterion(wrapped(images), targets) * loss_share(criterion, targets)).backward()
+def main():
+    device = init_distributed(torch.device("cpu"))
+    images, targets = (part[get_rank()::2] for part in torch.load(sys.argv[1]))
+    wrap, loss = lambda model: wrap_model(model, device), loss_of_all
+    results = gradients(images, targets, wrap, loss)
+    for name, (value, _) in results.items():
+        results[name][0] = all_reduce_sum(torch.tensor(value)).item() / 2
     if get_rank() == 0:
-        torch.save([p.grad for p in model.parameters()], f"{sys.argv[2]}/{loss}.pt")
-wait_for_all()
+        torch.save(results, sys.argv[2])
+    wait_for_all()
+
+main()
 end_distributed()
 """
+
+LOSS_NAMES = (*LOSSES, "auxiliary")
+
+
+def gradients(images, targets, wrap, loss):
+    """By loss: its value, and the gradient of each parameter of a small network."""
+    torch.manual_seed(0)
+    results = {}
+    for name in LOSS_NAMES:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+        weights = torch.arange(1.0, 6.0) if name in ("ce", "focal", "ce_lovasz") else None
+        criterion = build_criterion(name if name in LOSSES else "lovasz", class_weights=weights)
+        wrapped = wrap(model)
+        logits = wrapped(images)
+        if name == "auxiliary":
+            criterion, logits = AuxiliaryLoss(criterion, 0.4), (logits, logits.flip(1))
+        value = loss(criterion, logits, targets)
+        value.backward()
+        results[name] = [value.item(), [parameter.grad for parameter in model.parameters()]]
+    return results
 
 
 def torchrun(*command, timeout=180):
@@ -71,30 +94,35 @@ def folder(runs):
     return runs / "voc_deeplabv3plus_mobilenet_ce"
 
 
-def test_gradients_of_two_processes_are_one_processs(tmp_path):
+def test_loss_and_gradients_of_two_processes_are_one_processs_for_every_loss(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 12, 12, generator=generator)
     targets = torch.randint(0, 5, (4, 12, 12), generator=generator)
     targets[0, :10] = 255  # the processes have different numbers of valid pixels
+    targets[1][targets[1] == 3] = 2  # and other classes
     torch.save([images, targets], tmp_path / "batch.pt")
     (tmp_path / "gradients.py").write_text(GRADIENTS)
-    ended = torchrun(tmp_path / "gradients.py", tmp_path / "batch.pt", tmp_path)
+    ended = torchrun(tmp_path / "gradients.py", tmp_path / "batch.pt", tmp_path / "results.pt")
     assert ended.returncode == 0, ended.stderr
+    results = torch.load(tmp_path / "results.pt")
+    expected = gradients(images, targets, lambda model: model, lambda f, *batch: f(*batch))
+    assert set(results) == set(expected) == set(LOSS_NAMES)
+    for name, (value, of_parameters) in expected.items():
+        assert results[name][0] == pytest.approx(value, rel=1e-5), name
+        for own, other in zip(of_parameters, results[name][1], strict=True):
+            assert (own - other).abs().max() < 1e-6 < 1e-4 < own.abs().max(), name
 
-    from utils.loss import build_criterion
 
-    torch.manual_seed(0)
-    nn = torch.nn
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
-    for loss in ("ce", "focal"):
-        model.zero_grad()
-        criterion = build_criterion(loss, class_weights=torch.arange(1.0, 6.0))
-        criterion(model(images), targets).backward()
-        for parameter, gradient in zip(
-            model.parameters(), torch.load(tmp_path / f"{loss}.pt"), strict=True
-        ):
-            assert (parameter.grad - gradient).abs().max() < 1e-6
-            assert gradient.abs().max() > 1e-3
+@pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_variables_of_torchrun_that_are_missing_are_named(monkeypatch, missing):
+    variables = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "h", "MASTER_PORT": 1}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv(missing)
+    with pytest.raises(
+        UserError, match=rf"RANK and WORLD_SIZE are set, but not {missing}: .*torchrun"
+    ):
+        init_distributed(torch.device("cpu"))
 
 
 def test_two_processes_score_exactly_what_one_scores(pair, data, run):
@@ -108,7 +136,7 @@ def test_two_processes_score_exactly_what_one_scores(pair, data, run):
     assert ended.status == 0, ended.stderr
     from utils.common.files import read_json
 
-    scores = read_json(folder(pair) / "scores.json")
+    scores = read_json(folder(pair) / "scores_val_last.json")
     assert scores["class_iou"] == record["class_iou"] and scores["miou"] == record["miou"]
 
 
@@ -122,6 +150,7 @@ def test_run_goes_from_two_processes_to_one_and_back(pair, data, run):
     assert ended.status == 0 and "at iteration 3" in ended.stdout, ended.stderr
     ended = torchrun("main.py", *resume, "--total_itrs", 6)
     assert ended.returncode == 0 and "at iteration 5" in ended.stdout, ended.stderr
+    assert ended.stdout.count("began with 1 processes, now 2") == 1
     iterations = [record["iteration"] for record in read_log(folder(pair))]
     assert iterations == [3, 4, 5, 6] and ended.stdout.count("resumed") == 1
 

@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how a script reports them."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,13 +16,21 @@ class UserError(Exception):
 def run_script(main: Callable[..., int | None], argv: list[str] | None = None) -> None:
     """Run a script's `main(argv)` and exit with its status; a `UserError` is one line, status 2.
 
-    Every other exception is a fault of the program and keeps its traceback.
+    Ctrl-C is one line as well, and status 130. Every other exception is a fault of the program and
+    keeps its traceback. What the terminal's encoding cannot print is escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not if somebody put another object there
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main(argv))
     except UserError as error:
         # A DataLoader worker wraps its exception's traceback around the message, which stays last.
         line = str(error).strip().splitlines()[-1]
-        line = line.removeprefix(f"{UserError.__module__}.UserError: ")
+        line = line.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends what is left at once
+        print("\nstopped: files that are complete are kept, none is half-written", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is none.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor's mark may be there
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"{path}: cannot be read as JSON ({reason})") from None

@@ -1,7 +1,9 @@
 """Predictions as palette masks, and laid over their images with a legend."""
 
+import importlib.util
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,7 @@ STRIP = 256  # rows that are blended at a time
 
 
 def save_pred(path: Path, pred: np.ndarray) -> None:
-    """Write class indices as a palette PNG in VOC's colours, as VOC's server takes it.
-
-    Args:
-        path: the file.
-        pred: uint8 (H, W), class indices.
-    """
+    """Write class indices, uint8 (H, W), as a palette PNG in VOC's colours, as its server takes."""
     image = Image.fromarray(pred)
     image.putpalette(PALETTE.tobytes())
     save_png(path, image)
@@ -66,7 +63,7 @@ def draw_legend(
         image_width: width in pixels to fill; the panel is wider if a name needs it.
     """
     size = max(12, image_width // 50)  # of the letters, in pixels
-    font = ImageFont.load_default(size)
+    font = ImageFont.truetype(find_font(), size)
     cell = 3 * size + math.ceil(max(font.getlength(name) for name, _ in entries))
     columns = max(1, image_width // cell)
     rows = math.ceil(len(entries) / columns)
@@ -78,3 +75,10 @@ def draw_legend(
         draw.rectangle((left, top, left + size, top + size), fill=colour, outline="black")
         draw.text((left + size * 3 // 2, top + size // 2), name, "black", font, anchor="lm")
     return panel
+
+
+@cache
+def find_font() -> Path:
+    """Matplotlib's DejaVu Sans: Pillow's own font has no Cyrillic and no Greek letters."""
+    package = importlib.util.find_spec("matplotlib")  # importing it takes a second
+    return Path(package.submodule_search_locations[0], "mpl-data/fonts/ttf/DejaVuSans.ttf")

@@ -1,28 +1,35 @@
-"""Photos of every kind in; palette masks and overlays out. Pillow alone, no data set."""
+"""Which images the words of a command line name, and what their results are called."""
 
-from collections.abc import Container, Sequence
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.image_files import picture_suffixes
 from utils.common.errors import UserError
 
+# Pictures that Pillow does not read by itself: in a folder they are counted, not passed over.
+OTHER_PICTURES = {".heic", ".heif", ".svg", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+OVERLAY_END = "_overlay.png"
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+
+def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) -> list[Path]:
     """The images that the words of a command line name, in order, each once.
 
     Args:
         inputs: files, whatever their suffix, and folders. In a folder, the files whose suffix is
-            one of a format that Pillow reads, in any case; no sub-folders, no hidden files.
+            one of a format that Pillow reads, in any case; no sub-folders, no hidden files. What
+            is left out is said.
+        output_dir: where results go; those of an earlier run are no images.
 
     Raises:
         UserError: a path does not exist, or a folder has no image.
     """
-    suffixes = picture_suffixes()
     found: dict[Path, Path] = {}
     for path in map(Path, inputs):
-        files = list_folder(path, suffixes) if path.is_dir() else [path]
         if not path.exists():
             raise UserError(f"{path}: no such file or folder: give the path of an image")
+        files = list_folder(path, output_dir) if path.is_dir() else [path]
         if not files:
             raise UserError(
                 f"{path}: no image in this folder: name another one (its sub-folders are not "
@@ -33,17 +40,44 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def list_folder(folder: Path, suffixes: Container[str]) -> list[Path]:
-    """The files of a folder with one of these suffixes, hidden ones left out, sorted."""
+def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
+    """The images of a folder, hidden ones left out, sorted; says which pictures are none here."""
     try:
-        files = sorted(folder.iterdir())
+        files = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
-    return [
-        file
-        for file in files
-        if file.suffix.lower() in suffixes and file.name[0] != "." and file.is_file()
-    ]
+    results: set[Path] = set()
+    if output_dir is not None and folder.resolve() == output_dir.resolve():
+        results = find_results(files)
+    suffixes, images, left_out = picture_suffixes(), [], Counter()
+    for file in files:
+        suffix = file.suffix.lower()
+        if suffix not in OTHER_PICTURES | suffixes or file.is_dir():
+            continue
+        if not file.is_file():
+            left_out["broken link"] += 1
+        elif suffix not in suffixes:
+            left_out[suffix] += 1
+        elif file in results:
+            left_out["result of an earlier run"] += 1
+        else:
+            images.append(file)
+    if left_out:
+        counts = ", ".join(f"{number} x {kind}" for kind, number in left_out.items())
+        print(f"{folder}: leaves out {counts}", file=sys.stderr)
+    return images
+
+
+def find_results(files: Sequence[Path]) -> set[Path]:
+    """Of the files of a folder, the pairs `<name>.png` and `<name>_overlay.png`."""
+    names = {file.name for file in files}
+    stems = {
+        name.removesuffix(OVERLAY_END)
+        for name in names
+        if name.endswith(OVERLAY_END) and name.replace(OVERLAY_END, ".png") in names
+    }
+    pairs = {name for stem in stems for name in output_files(stem)}
+    return {file for file in files if file.name in pairs}
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
@@ -67,4 +101,4 @@ def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
 
 def output_files(name: str) -> tuple[str, str]:
     """The files of one input: mask and overlay."""
-    return f"{name}.png", f"{name}_overlay.png"
+    return f"{name}.png", f"{name}{OVERLAY_END}"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import class_statistics
 from datasets.image_files import image_size, read_image
-from datasets.loader import EvaluationData, build_val_loader, default_num_workers
+from datasets.loader import EvaluationData, LoaderSettings, build_val_loader, default_num_workers
 from utils.common.errors import UserError
 from utils.engine import evaluate
 from utils.metrics import confusion_matrix, scores_from_confusion
@@ -166,8 +166,8 @@ def find_sam_pictures(
     folder: Path, dataset: SegmentationDataset, ids: Iterable[str]
 ) -> list[Path] | None:
     """SAM's picture of each image; None unless all are there, each of its image's size."""
-    paths = {folder / f"{name}.png": dataset.image_paths[dataset.ids.index(name)] for name in ids}
-    fit = all(p.exists() and image_size(p) == image_size(image) for p, image in paths.items())
+    paths = {folder / f"{name}.png": dataset.target_paths[dataset.ids.index(name)] for name in ids}
+    fit = all(p.exists() and image_size(p) == image_size(mask) for p, mask in paths.items())
     return list(paths) if fit else None
 
 
@@ -220,7 +220,8 @@ def analyse_errors(
         if scores:
             scored.append((*scores, index))
 
-    loader = build_val_loader(data, data.image_sizes(), BATCH_SIZE, default_num_workers())
+    settings = LoaderSettings(BATCH_SIZE, num_workers=default_num_workers())
+    loader = build_val_loader(data, data.image_sizes(), settings)
     metrics = evaluate(predictor, EvaluationData(data, loader), visit)
     if not scored:
         raise UserError(f"{dataset.folder}: no labelled pixel in these images: see --val_image_set")

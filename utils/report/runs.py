@@ -14,8 +14,8 @@ from utils.run_records import Run
 
 SAM_SCORES_FILE = "scores.json"
 
-# What may differ between runs of one variant; a checkpoint to start from changes what is learnt.
-UNCOMPARED = (IRRELEVANT_SETTINGS - {"ckpt"}) | {"seed"}
+# What may differ between runs of one variant.
+UNCOMPARED = IRRELEVANT_SETTINGS | {"seed"}
 
 
 def all_settings(run: Run) -> dict[str, Any]:

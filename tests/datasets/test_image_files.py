@@ -1,0 +1,365 @@
+"""Images of every kind are read as a viewer shows them, and masks as they are stored."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from datasets.base import SegmentationDataset
+from datasets.image_files import ImageError, image_size, pixel_limit, read_image, read_mask
+from datasets.voc import PALETTE, VOCSegmentation
+from tests.conftest import save_mask
+
+RED, GREEN = (220, 30, 20), (10, 200, 60)
+
+
+def two_colours(size=(6, 4)):
+    """Left half red, right half green."""
+    image = Image.new("RGB", size, RED)
+    image.paste(GREEN, (size[0] // 2, 0, *size))
+    return image
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def close(photo, x, y, colour, tolerance=3):
+    return np.abs(photo[:, y, x].numpy().astype(int) - colour).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.png", "RGB"),
+        ("a.PNG", "P"),
+        ("a.JPG", "RGB"),
+        ("a.jpeg", "CMYK"),
+        ("a.tif", "CMYK"),
+        ("a.tif", "YCbCr"),
+        ("a.bmp", "RGB"),
+        ("a.gif", "P"),
+        ("a.webp", "RGB"),
+        ("a.ppm", "RGB"),
+        ("a.png", "RGBA"),
+    ],
+)
+def test_colours_survive_every_mode_and_format(tmp_path, name, mode):
+    image = two_colours((64, 48))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    photo = read_image(save(tmp_path / name, image))
+    assert photo.shape == (3, 48, 64) and photo.dtype == torch.uint8
+    assert close(photo, 8, 20, RED, 12) and close(photo, 56, 20, GREEN, 12)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_images_have_three_equal_channels(tmp_path, mode):
+    image = Image.new("L", (4, 3))
+    image.paste(255, (2, 0, 4, 3))
+    photo = read_image(save(tmp_path / "a.png", image.convert(mode)))
+    expected = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).expand(3, 3, 4)
+    assert torch.equal(photo, expected)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
+    values = np.array([[0, 257, 25700, 65535]], np.uint16)
+    photo = read_image(save(tmp_path / name, Image.fromarray(values)))
+    assert photo[0].tolist() == [[0, 1, 100, 255]]
+    assert torch.equal(photo[0], photo[2])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.0, 0.2, 1.0], [0, 51, 255]), ([-5.0, 100.2, 300.0], [0, 100, 255])],
+)
+def test_float_grey_is_taken_as_unit_or_byte_range(tmp_path, values, expected):
+    photo = read_image(save(tmp_path / "a.tif", Image.fromarray(np.array([values], np.float32))))
+    assert photo[1].tolist() == [expected]
+
+
+def test_32_bit_grey_is_taken_as_16_bit_range(tmp_path):
+    values = np.array([[-1, 0, 65535, 70000]], np.int32)
+    photo = read_image(save(tmp_path / "a.tif", Image.fromarray(values)))
+    assert photo[0].tolist() == [[0, 0, 255, 255]]
+
+
+def test_transparent_parts_are_white(tmp_path):
+    image = two_colours().convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 3, 4))
+    photo = read_image(save(tmp_path / "a.png", image))
+    assert close(photo, 0, 0, (255, 255, 255), 0) and close(photo, 5, 0, GREEN, 0)
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, *GREEN])
+    palette.putpixel((0, 0), 0)
+    photo = read_image(save(tmp_path / "p.png", palette, transparency=0))
+    assert close(photo, 0, 0, (255, 255, 255), 0) and close(photo, 1, 1, GREEN, 0)
+
+
+# For each EXIF orientation: where the stored image's upper left pixel is seen, (right?, bottom?).
+CORNERS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
+
+
+@pytest.mark.parametrize("orientation", CORNERS)
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    image = Image.new("RGB", (64, 32), GREEN)
+    image.paste(RED, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = read_image(save(tmp_path / "a.jpg", image, exif=exif, quality=95))
+    height, width = (32, 64) if orientation < 5 else (64, 32)
+    assert photo.shape == (3, height, width)
+    corners = {
+        (right, bottom): close(photo, [4, width - 4][right], [4, height - 4][bottom], RED, 25)
+        for right in (0, 1)
+        for bottom in (0, 1)
+    }
+    assert [corner for corner, is_red in corners.items() if is_red] == [CORNERS[orientation]]
+
+
+def test_one_pixel_is_an_image(tmp_path):
+    assert read_image(save(tmp_path / "a.png", Image.new("RGB", (1, 1), RED))).shape == (3, 1, 1)
+
+
+def test_unreadable_files_say_why(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    whole = {
+        suffix: save(tmp_path / f"whole.{suffix}", noise).read_bytes() for suffix in ("jpg", "png")
+    }
+    cases = {
+        "empty.jpg": (b"", "the file is empty"),
+        "text.jpg": (b"hello", "not an image"),
+        "cut.jpg": (whole["jpg"][:1500], "cannot be read"),
+        "cut.png": (whole["png"][:1500], "cannot be read"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=rf"^{tmp_path / name}: {message}.*leave it out$"):
+            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match=rf"^{tmp_path}/nowhere.png: .*No such file"):
+        read_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixel_limit_is_exact_and_given_back(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("L", (100, 20)))
+    before = Image.MAX_IMAGE_PIXELS
+    with pixel_limit(1999), pytest.raises(ImageError, match="--max_pixels"):
+        read_image(path)
+    with pixel_limit(2000):
+        assert read_image(path).shape == (3, 20, 100)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def palette_image():
+    """A transparent pixel, and a green one."""
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, *GREEN])
+    image.putpixel((0, 0), 0)
+    return image
+
+
+def one_pair(folder, image_name, mask_size, **options):
+    """A data set of one image, which is there, and a mask of a size (height, width)."""
+    save_mask(folder / "SegmentationClass" / f"{image_name}.png", np.zeros(mask_size))
+    return SegmentationDataset(folder, [image_name], ["background", "cat"], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "expected"),
+    [
+        ("a.png", Image.fromarray(np.array([[0, 25700, 65535]], np.uint16)), {}, [0, 100, 255]),
+        ("a.tif", Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)), {}, [0, 51, 255]),
+        ("a.tif", Image.fromarray(np.array([[0, 65535, 257]], np.int32)), {}, [0, 255, 1]),
+        ("a.png", Image.fromarray(np.uint8([[[9, 9, 9, 0], [7, 7, 7, 255]]])), {}, [255, 7]),
+        ("a.png", Image.fromarray(np.uint8([[[9, 0], [8, 255]]]), "LA"), {}, [255, 8]),
+        ("a.png", palette_image(), {"transparency": 0}, [255, GREEN[0]]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_data_sets_and_photos_have_the_same_pixels(tmp_path, name, image, options, expected):
+    (tmp_path / "JPEGImages").mkdir()
+    photo = read_image(save(tmp_path / "JPEGImages" / name, image, **options))
+    assert photo[0].tolist() == [expected]
+    sample, _ = one_pair(tmp_path, "a", (1, len(expected)))[0]
+    assert torch.equal(sample, photo) and sample.dtype == torch.uint8
+
+
+def save_turned(path, orientation, size):
+    """A green image (width, height) whose stored upper left corner is red, and an EXIF tag."""
+    image = Image.new("RGB", size, GREEN)
+    image.paste(RED, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(exist_ok=True)
+    return save(path, image, exif=exif)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (64, 32)), (6, (64, 64))])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_stored_pixels_that_fit_the_mask_are_kept_and_it_is_said_once(
+    tmp_path, capsys, orientation, size, suffix
+):
+    path = save_turned(tmp_path / "JPEGImages" / f"a.{suffix}", orientation, size)
+    image, _ = one_pair(tmp_path, "a", size[::-1])[0]
+    assert close(image, 4, 4, RED, 40) and close(image, size[0] - 4, size[1] - 4, GREEN, 40)
+    corner = (4, 4) if orientation == 3 else (size[0] - 4, 4)
+    assert not close(read_image(path), 4, 4, RED, 40)  # without a mask it is turned
+    assert orientation == 3 or close(read_image(path), *corner, RED, 40)
+    one_pair(tmp_path, "a", size[::-1])[0]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"note: {path}: EXIF") and "1 such" in said[0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_image_is_turned_where_only_its_turned_size_fits_the_mask(tmp_path, capsys, suffix):
+    save_turned(tmp_path / "JPEGImages" / f"a.{suffix}", 6, (64, 32))
+    dataset = one_pair(tmp_path, "a", (64, 32))
+    image, target = dataset[0]
+    assert image.shape == (3, 64, 32) and dataset.image_sizes() == [tuple(target.shape)]
+    assert close(image, 28, 4, RED, 40) and close(image, 4, 4, GREEN, 40)
+    dataset.cache_in_ram()
+    assert torch.equal(dataset[0][0], image)
+    assert "EXIF" not in capsys.readouterr().err
+
+
+def chunk(kind, data):
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(values, bit_depth, colour_type, *others):
+    """A PNG of one row, by the specification: IHDR, other chunks, IDAT, IEND."""
+    bits = "".join(format(value, f"0{bit_depth}b") for value in values)
+    row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    header = struct.pack(">IIBBBBB", len(values), 1, bit_depth, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *others, chunk(b"IDAT", zlib.compress(b"\0" + row))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+BROKEN_CHUNKS = {
+    "profile of 2 MB": chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2_000_000))),
+    "profile cut off": chunk(b"iCCP", b""),
+    "profile not compressed": chunk(b"iCCP", b"x\0\0garbage"),
+    "profile with a wrong checksum": chunk(b"iCCP", b"x\0\0" + zlib.compress(b"a"))[:-1] + b"?",
+    "EXIF of garbage": chunk(b"eXIf", b"garbage"),
+    "EXIF in hexadecimals": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nzzzz"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_CHUNKS)
+def test_png_with_broken_metadata_is_read(tmp_path, broken):
+    (tmp_path / "a.png").write_bytes(png([3, 200, 77], 8, 0, BROKEN_CHUNKS[broken]))
+    assert read_image(tmp_path / "a.png")[0].tolist() == [[3, 200, 77]]
+
+
+def segment(marker, data):
+    """A segment of a JPEG."""
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+UNREADABLE_IFD = b"II*\0\x08\0\0\0\x01\0\x69\x87\4\0\1\0\0\0\xff\xff\xff\xff\0\0\0\0"
+BROKEN_SEGMENTS = {
+    "profile cut off": segment(0xE2, b"ICC_PROFILE\0"),
+    "profile of garbage": segment(0xE2, b"ICC_PROFILE\0\1\1garbage"),
+    "EXIF of garbage": segment(0xE1, b"Exif\0\0garbage garbage"),
+    "EXIF that leads nowhere": segment(0xE1, b"Exif\0\0" + UNREADABLE_IFD),
+    "orientation of text": segment(
+        0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\2\0\4\0\0\0abc\0\0\0\0\0"
+    ),
+    "orientation 9": segment(
+        0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0"
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("broken", BROKEN_SEGMENTS)
+def test_jpeg_with_broken_metadata_is_read(tmp_path, broken):
+    whole = save(tmp_path / "whole.jpg", two_colours((64, 48)))
+    file = whole.read_bytes()
+    (tmp_path / "a.jpg").write_bytes(file[:2] + BROKEN_SEGMENTS[broken] + file[2:])
+    assert torch.equal(read_image(tmp_path / "a.jpg"), read_image(whole))
+
+
+@pytest.mark.parametrize("bit_depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("colour_type", [0, 3])
+def test_masks_of_few_bits_hold_the_stored_values(tmp_path, bit_depth, colour_type):
+    values = [value % 2**bit_depth for value in (0, 1, 2, 3, 15, 7, 1)]
+    colours = chunk(b"PLTE", bytes(range(3 * min(2**bit_depth, 16))))
+    file = png(values, bit_depth, colour_type, *[colours] * (colour_type == 3))
+    (tmp_path / "a.png").write_bytes(file)
+    assert read_mask(tmp_path / "a.png").tolist() == [values]
+    assert read_mask(tmp_path / "a.png").dtype == torch.uint8
+
+
+def test_jpeg_under_the_name_of_a_mask_is_refused(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("L", (8, 8), 1), format="JPEG")
+    with pytest.raises(ImageError, match=rf"^{path}: the mask is stored as L in a JPEG file.*PNG"):
+        read_mask(path)
+
+
+def save_with_palette(path, indices, palette):
+    mask = Image.fromarray(np.uint8([indices]))
+    mask.putpalette([int(value) for colour in palette for value in colour])
+    return save(path, mask)
+
+
+def test_vocs_colours_under_other_indices_are_refused(tmp_path):
+    path = tmp_path / "a.png"
+    quantized = [PALETTE[15], PALETTE[0], PALETTE[255], PALETTE[3]]  # as an editor sorts them
+    save_with_palette(path, [0, 0, 1, 1, 2], quantized)
+    with pytest.raises(ImageError, match=rf"^{path}: .*that of 15 under 0.*VOC's palette"):
+        read_mask(path, PALETTE, 21)
+    save_with_palette(path, [0, 0, 0, 0], [PALETTE[15]])  # one class fills the mask
+    with pytest.raises(ImageError, match=r"that of 15 under 0"):
+        read_mask(path, PALETTE, 21)
+    assert read_mask(path).tolist() == [[0, 0, 0, 0]]  # a data set without VOC's palette
+
+
+@pytest.mark.parametrize(
+    ("indices", "palette"),
+    [
+        ([0, 1, 20, 255], PALETTE[:21]),  # nothing is stored for 255
+        ([0, 1, 2, 255], [PALETTE[0], (255, 0, 0), PALETTE[1], *PALETTE[3:21]]),  # one is not
+        ([0, 1, 1, 0], [(0, 0, 0), (64, 0, 128)]),  # VOC's colour 16, which is no class of three
+        ([0, 1, 2, 0], [(0, 0, 0)] * 3),  # all black
+        ([0, 1, 2, 255], [(i, i, i) for i in range(256)]),  # grey levels
+        ([0, 0, 2, 2], [PALETTE[0], (9, 9, 9), PALETTE[2]]),  # an unused colour differs
+    ],
+)
+def test_palettes_that_are_not_vocs_are_no_reason_to_refuse(tmp_path, indices, palette):
+    path = save_with_palette(tmp_path / "a.png", indices, palette)
+    assert read_mask(path, PALETTE, 3).tolist() == [indices]
+
+
+def test_data_set_refuses_its_colours_under_other_indices(voc_root):
+    path = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
+    with Image.open(path) as mask:
+        mask.convert("RGB").quantize().save(path)
+    dataset = VOCSegmentation(voc_root, "train")
+    with pytest.raises(ImageError, match=r"2007_000000\.png: the palette"):
+        dataset[0]
+
+
+def test_image_size_is_read_from_the_header(tmp_path):
+    file = png([1] * 40, 8, 0)
+    (tmp_path / "a.png").write_bytes(file[: file.index(b"IDAT") + 8])
+    assert image_size(tmp_path / "a.png") == (1, 40)
+
+
+def test_unreadable_image_in_a_worker_is_one_line(run, tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"hello")
+    dataset = one_pair(tmp_path, "a", (2, 2))
+
+    def main(_):
+        next(iter(DataLoader(dataset, num_workers=1)))
+
+    path = tmp_path / "JPEGImages" / "a.jpg"
+    assert run(main).error.startswith(f"error: {path}: not an image")

@@ -1,0 +1,70 @@
+"""How a script ends: its status, and the one line that a user reads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.common.errors import UserError, run_script
+
+
+def run_code(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", f"from utils.common.errors import *\n{code}"],
+        cwd=ROOT, capture_output=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, None), (0, 0), (3, 3)])
+def test_status_is_what_main_returns(returned, status):
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda argv: returned)
+    assert stopped.value.code == status
+
+
+def test_user_error_is_one_line_and_status_2(capsys):
+    def fail(argv):
+        # As a data worker hands it on: the message stays last.
+        raise UserError("Traceback ...\nutils.common.errors.UserError: photo.jpg: is no image")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(fail)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: photo.jpg: is no image\n"
+
+
+def test_fault_of_the_program_keeps_its_traceback():
+    ended = run_code("def main(argv): 1 / 0\nrun_script(main)")
+    assert ended.returncode == 1 and b"ZeroDivisionError" in ended.stderr
+
+
+def test_ctrl_c_is_one_line_and_status_130():
+    code = (
+        "import os, signal, time\n"
+        "def main(argv):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(30)\n"
+        "run_script(main)"
+    )
+    ended = run_code(code)
+    assert ended.returncode == 130
+    assert b"Traceback" not in ended.stderr
+    assert ended.stderr.decode().split("\n")[1:] == [
+        "stopped: files that are complete are kept, none is half-written", ""
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_name_that_the_output_cannot_print_is_escaped(encoding):
+    code = (
+        "def main(argv):\n"
+        "    print('\\u65e5.png')\n"
+        "    raise UserError('\\u65e5.png: is no image')\n"
+        "run_script(main)"
+    )
+    ended = run_code(code, PYTHONIOENCODING=encoding)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout.split() == [rb"\u65e5.png"]
+    assert ended.stderr.startswith(rb"error: \u65e5.png: is no image")

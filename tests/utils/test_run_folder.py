@@ -1,0 +1,154 @@
+"""Who may enter a run's folder, and what is read of a log that somebody touched."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.common.errors import UserError
+from utils.run_folder import RunFolder, read_log, read_log_and_note, write_log
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def fill(folder):
+    folder.path.mkdir()
+    names = ("args.json", "log.jsonl", "best.pth", "last.pth", "scores.json", "scores_test.json")
+    for name in (*names, ".last.pth.77.partial", "notes.txt"):
+        (folder.path / name).write_text("")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["args.json", "log.jsonl", "best.pth", "last.pth"])
+def test_folder_that_holds_a_run_is_entered_on_demand_alone(folder, name):
+    folder.check(resume=False, overwrite=False)  # nothing there
+    folder.path.mkdir()
+    (folder.path / name).write_text("")
+    with pytest.raises(UserError, match="--resume .*--overwrite"):
+        folder.check(resume=False, overwrite=False)
+    folder.check(resume=False, overwrite=True)
+
+
+def test_resume_needs_a_checkpoint(folder):
+    with pytest.raises(UserError, match=r"--resume: .*last\.pth is not there"):
+        folder.check(resume=True, overwrite=False)
+
+
+def test_overwrite_removes_the_run_and_its_scores_and_nothing_else(folder):
+    fill(folder)
+    with folder.held(resume=False, overwrite=True):
+        assert names(folder) == ["notes.txt"]
+
+
+def test_resume_removes_what_a_kill_left_half_written_alone(folder):
+    fill(folder)
+    before = names(folder)
+    with folder.held(resume=True, overwrite=False):
+        assert names(folder) == sorted(set(before) - {".last.pth.77.partial"})
+
+
+def test_folder_is_held_by_one_run_at_a_time(folder):
+    other = RunFolder(folder.path)
+    with folder.held(resume=False, overwrite=False):
+        (folder.path / "last.pth").write_text("")
+        for resume in (True, False):
+            with pytest.raises(UserError, match="another process"):
+                with other.held(resume, overwrite=not resume):
+                    pass
+        assert folder.last.exists()
+    with other.held(resume=True, overwrite=False):
+        pass
+
+
+def test_run_that_came_and_went_since_the_check_is_not_removed(folder):
+    folder.check(resume=False, overwrite=False)
+    fill(folder)
+    with pytest.raises(UserError, match="holds a run"):
+        with folder.held(resume=False, overwrite=False):
+            pass
+    assert folder.best.exists()
+
+
+def test_lock_ends_with_the_process_even_if_its_workers_live_on(folder):
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from utils.run_folder import RunFolder\n"
+        "held = RunFolder(Path(sys.argv[1])).held(False, False)\n"
+        "held.__enter__()\n"
+        "if os.fork() == 0: os.close(1); time.sleep(20); os._exit(0)\n"
+        "print('held', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, folder.path], cwd=ROOT, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another process"):
+            with folder.held(False, True):
+                pass
+        process.kill()
+        process.wait()
+        with folder.held(False, True):  # the child is still there
+            pass
+    finally:
+        os.killpg(process.pid, 9)
+        process.stdout.close()
+
+
+def test_system_without_locks_is_said_once(folder, monkeypatch, capsys):
+    monkeypatch.setattr("utils.run_folder.fcntl", None)
+    with folder.held(False, False):
+        pass
+    assert f"{folder.path}: not locked" in capsys.readouterr().out
+
+
+def test_file_system_without_locks_is_said_once(folder, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("utils.run_folder.fcntl.flock", refuse)
+    with folder.held(False, False):
+        pass
+    assert "cannot be locked (No locks available)" in capsys.readouterr().out
+
+
+RECORD = {"iteration": 5, "miou": 0.5}
+
+
+def test_byte_order_mark_of_an_editor_is_no_fault(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8-sig")
+    assert read_log(tmp_path) == [RECORD]
+
+
+@pytest.mark.parametrize("line", ['{"miou": 0.5}', '{"iteration": NaN}', '{"iteration": null}'])
+def test_record_without_an_iteration_is_named_with_its_line(tmp_path, line):
+    (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=r"log\.jsonl: line 2 .* iteration"):
+        read_log(tmp_path)
+
+
+def test_cut_off_last_line_is_left_out_and_said(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + '\n{"iterat')
+    records, note = read_log_and_note(tmp_path)
+    assert records == [RECORD] and "the last line is cut off" in note
+
+
+def test_records_after_the_checkpoint_are_dropped(folder):
+    folder.path.mkdir()
+    records = [{"iteration": number} for number in (3, 6, 9)]
+    write_log(folder.path, records)
+    folder.drop_log_after(6)
+    assert read_log(folder.path) == records[:2]
+    folder.append_log({"iteration": 8})
+    assert read_log(folder.path) == [*records[:2], {"iteration": 8}]

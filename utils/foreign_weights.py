@@ -1,0 +1,139 @@
+"""Other people's DeepLab weights: found in their files, cleaned, and recognised by their names."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.common.errors import UserError
+
+# Where files keep their weights, the averaged ones first; "model_state" is the public ancestor's.
+EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
+PLAIN_KEYS = ("model_state", "model_state_dict", "state_dict", "model", "net", "weights")
+MAX_NESTING = 3  # containers in containers, as in {"model": {"state_dict": ...}}
+
+AUX_HEAD = "aux_classifier."  # a head that training alone uses; nothing that predicts has it
+MAX_CLASSES = 255  # predictions are bytes, and 255 is void
+
+# The names of a wrapper in front of each weight: DataParallel's, torch.compile's, a module's.
+_PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net)\.)+")
+# By one weight that no other backbone has; ResNet-101 has ResNet-50's weights as well.
+_BACKBONES = {
+    "backbone.low_level_features.0.0.weight": "mobilenet",
+    "backbone._conv_stem.weight": "efficientnet_lite0",
+    "backbone.layer3.22.conv1.weight": "resnet101",
+    "backbone.layer3.5.conv3.weight": "resnet50",
+}
+_CLASSIFIERS = ("fc.weight", "_fc.weight", "classifier.1.weight", "head.weight")  # of ImageNet
+
+
+def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights in a file, without the prefixes of wrappers and without what is no weight.
+
+    Args:
+        path: the file, for messages.
+        content: what `read_file` found in it.
+
+    Returns:
+        The state dict, and one line about what was chosen or left out; "" if there is nothing to
+        say.
+
+    Raises:
+        UserError: there are no weights, or each is there twice.
+    """
+    notes, weights = [], content
+    for _ in range(MAX_NESTING):
+        held = [key for key in EMA_KEYS + PLAIN_KEYS if isinstance(weights.get(key), dict)]
+        if not held:
+            break
+        if held[0] in EMA_KEYS and held[-1] in PLAIN_KEYS:
+            notes.append(f"takes the averaged weights ({held[0]}), not {held[-1]}")
+        weights = weights[held[0]]
+    kept = {key: value for key, value in weights.items() if _is_weight(key, value)}
+    if not kept:
+        raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
+    if weights is not content and len(kept) < len(weights):
+        left_out = ", ".join(str(key) for key in weights if key not in kept)
+        notes.append(f"leaves out what is no weight ({left_out[:80]})")
+    state_dict = strip_prefixes(kept)
+    if len(state_dict) < len(kept):
+        raise UserError(f"{path}: holds two sets of weights side by side: save one of them alone")
+    return state_dict, "; ".join(notes)
+
+
+def _is_weight(key: Any, value: Any) -> bool:
+    """Not a number of an average (`n_averaged`), nor a counter that thop puts into a model."""
+    if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+        return False
+    name = key.rpartition(".")[2]
+    if name in ("n_averaged", "total_ops", "total_params"):
+        return False
+    return value.dim() > 0 or name == "num_batches_tracked"
+
+
+def strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights under a DeepLab's own names, whatever wrapped it."""
+    return {_PREFIXES.sub("", key): value for key, value in state_dict.items()}
+
+
+def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that compute nothing of use.
+
+    Raises:
+        UserError: some are integers, not finite, or variances below 0.
+    """
+    for key, value in state_dict.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if not value.is_floating_point():
+            raise UserError(
+                f"{path}: {key} is of {str(value.dtype).removeprefix('torch.')}, not of floating "
+                "point: a quantised model cannot be used: give the one that it was made from"
+            )
+        if not value.isfinite().all():
+            raise UserError(
+                f"{path}: {key} is not finite: the training diverged; give an earlier checkpoint"
+            )
+        if key.endswith("running_var") and (value < 0).any():
+            raise UserError(
+                f"{path}: {key} has variances below 0: the file is damaged; get another"
+            )
+
+
+def rename_torchvision(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of torchvision's DeepLabV3 under the public ancestor's names."""
+    return {
+        f"classifier.{key}" if key.startswith("classifier.") else key: value
+        for key, value in state_dict.items()
+    }
+
+
+def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int]:
+    """The name in `MODELS` and the number of classes, from the names of the weights.
+
+    Raises:
+        UserError: it is no DeepLab that is built here, or has no classes to tell apart.
+    """
+    head, last_layer = "deeplabv3", "classifier.classifier.4.weight"
+    if "classifier.project.0.weight" in state_dict:
+        head, last_layer = "deeplabv3plus", "classifier.classifier.3.weight"
+    backbone = next((name for key, name in _BACKBONES.items() if key in state_dict), None)
+    if backbone is None or last_layer not in state_dict:
+        classifier = next((state_dict[key] for key in _CLASSIFIERS if key in state_dict), None)
+        if classifier is not None and classifier.dim() == 2:
+            raise UserError(
+                f"{path}: a classifier of whole images ({len(classifier)} classes), not of pixels: "
+                "main.py --backbone_weights starts a training from it"
+            )
+        raise UserError(
+            f"{path}: holds another architecture than DeepLabV3 or V3+ with a ResNet-50, "
+            "ResNet-101, MobileNetV2 or EfficientNet-Lite0: give another --ckpt"
+        )
+    num_classes = len(state_dict[last_layer])
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise UserError(
+            f"{path}: gives {num_classes} {'class' if num_classes == 1 else 'classes'}; from 2 to "
+            f"{MAX_CLASSES} can be told apart here: give another --ckpt"
+        )
+    return f"{head}_{backbone}", num_classes
