@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.image_files import ImageError, pixel_limit, read_image, save_png
+from datasets.image_files import pixel_limit, read_image, save_png
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.progress import progress
@@ -121,7 +121,7 @@ def explain_failure(path: Path, error: Exception) -> str:
     if is_out_of_memory(error):
         torch.cuda.empty_cache()
         return f"{path}: out of memory: give a smaller --window"
-    if not isinstance(error, UserError | ImageError | OSError):
+    if not isinstance(error, UserError | OSError):
         raise error
     return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
 

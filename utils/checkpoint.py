@@ -5,6 +5,7 @@ Nothing here runs code from a file: `torch.load(..., weights_only=True)` through
 
 import argparse
 import dataclasses
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,6 @@ from utils.foreign_weights import (
     check_weights,
     find_state_dict,
     recognise,
-    rename_torchvision,
 )
 
 FORMAT = "deeplab 1"  # of own files, under the key "format"
@@ -117,15 +117,15 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         UserError: see `read_file`; or the weights are of no model that is built here.
     """
     if str(source) == TORCHVISION:
-        path = Path(f"torchvision's {'.'.join(TORCHVISION_WEIGHTS)}")
         content = download_weights(*TORCHVISION_WEIGHTS, instead="--ckpt FILE, or train a run")
-    elif source == "":
+        checkpoint = describe_checkpoint(Path(TORCHVISION), content)
+        checkpoint.class_names, checkpoint.notes = list(CLASS_NAMES), []  # published with them
+        return checkpoint
+    if source == "":
         raise UserError("--ckpt '': names no file: give the path of a checkpoint")
-    else:
-        path, content = Path(source), read_file(source)
-    checkpoint = describe_checkpoint(path, content)
+    checkpoint = describe_checkpoint(Path(source), read_file(source))
     for note in checkpoint.notes if is_main() else ():
-        print(f"{path}: {note}", file=sys.stderr)
+        print(f"{source}: {note}", file=sys.stderr)
     return checkpoint
 
 
@@ -147,8 +147,9 @@ def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
         state_dict, _ = find_state_dict(path, {"model_state": state_dict})
     state_dict = _without_aux_head(state_dict)
     args, names = content["args"], content.get("class_names")
-    recognised = None if names and "model" in args else recognise(path, state_dict)
-    model = args.get("model") or recognised[0]
+    model = args.get("model")
+    recognised = None if names and model else recognise(path, state_dict)
+    model = model or recognised[0]
     if model not in MODELS:
         raise UserError(
             f"{path}: is a {model}, which is not in the table MODELS (network/modeling.py): add it"
@@ -177,20 +178,23 @@ def _check_own(path: Path, content: dict[str, Any]) -> None:
             "take the version of this project that wrote it"
         )
     args, names = content.get("args"), content.get("class_names")
-    if not isinstance(args, dict) or args.get("output_stride") not in (8, 16):
-        raise UserError(f"{path}: its settings (args) are missing or say no output_stride")
-    if not isinstance(args.get("model", ""), str) or not isinstance(args.get("resize", 1.0), float):
-        raise UserError(f"{path}: its settings (args) are none that this project writes")
-    if not _is_state_dict(content.get("model_state")):
-        raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
-    if names is not None and not (
-        isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-    ):
-        raise UserError(f"{path}: its class_names are {names}: one name for each class")
-    for key in ("mean", "std"):
-        value = content.get(key, MEAN)
-        if not isinstance(value, Sequence) or [type(number) for number in value] != [float] * 3:
-            raise UserError(f"{path}: its {key} is {value}: three numbers for red, green and blue")
+    is_right = {
+        "model_state": isinstance(content.get("model_state"), dict),
+        "args": isinstance(args, dict)
+        and args.get("output_stride") in (8, 16)
+        and isinstance(args.get("model", ""), str)
+        and isinstance(args.get("resize", 1.0), float),
+        "class_names": names is None or (names != [] and _is_list(names, str)),
+        "mean": _is_list(content.get("mean", MEAN), float, 3),
+        "std": _is_list(content.get("std", STD), float, 3),
+    }
+    if wrong := [key for key, right in is_right.items() if not right]:
+        raise UserError(f"{path}: its {wrong[0]} cannot be {str(content.get(wrong[0])):.60}")
+
+
+def _is_list(value: Any, kind: type, length: int | None = None) -> bool:
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
+    return is_list and length in (None, len(value))
 
 
 def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
@@ -199,7 +203,10 @@ def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
     state_dict = _without_aux_head(state_dict)
     kind = "VainF-style" if "model_state" in content else "bare state dict"
     if "classifier.0.convs.0.0.weight" in state_dict:
-        kind, state_dict = "torchvision", rename_torchvision(state_dict)
+        kind = "torchvision"
+        state_dict = {  # under the public ancestor's names
+            re.sub("^classifier", "classifier.classifier", k): state_dict[k] for k in state_dict
+        }
     model, num_classes = recognise(path, state_dict)
     notes = [note] if note else []
     if num_classes == len(CLASS_NAMES):
@@ -219,15 +226,6 @@ def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
         separable_conv=_has_separable_conv(state_dict),
         content=content,
         notes=notes,
-    )
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(key, str) for key in value)
-        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
     )
 
 
@@ -265,9 +263,13 @@ def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = No
         std=checkpoint.std,
     )
     load_weights(model, checkpoint.state_dict, checkpoint.path)
-    if checkpoint.kind == "VainF-style" and isinstance(model.backbone, MobileNetV2Backbone):
+    if _pads_as_ancestor(checkpoint, model):
         model.backbone.pad_before_expansion()
     return model.eval()
+
+
+def _pads_as_ancestor(checkpoint: Checkpoint, model: DeepLab) -> bool:
+    return checkpoint.kind == "VainF-style" and isinstance(model.backbone, MobileNetV2Backbone)
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
@@ -312,6 +314,8 @@ def start_from(
         note += f"; the last layer is new: {difference}"
     elif not checkpoint.class_names:
         note += f"; it names no classes: its {len(class_names)} are taken to be the data set's"
+    if _pads_as_ancestor(checkpoint, model):
+        note += "; its MobileNetV2 padded otherwise, so that borders look new to it"
     load_weights(model, state_dict, checkpoint.path)
     for buffer, values in ((model.mean, checkpoint.mean), (model.std, checkpoint.std)):
         buffer.copy_(255 * torch.tensor(values).view(3, 1, 1))

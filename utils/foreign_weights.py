@@ -56,7 +56,7 @@ def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torc
     if weights is not content and len(kept) < len(weights):
         left_out = ", ".join(str(key) for key in weights if key not in kept)
         notes.append(f"leaves out what is no weight ({left_out[:80]})")
-    state_dict = strip_prefixes(kept)
+    state_dict = {_PREFIXES.sub("", key): value for key, value in kept.items()}
     if len(state_dict) < len(kept):
         raise UserError(f"{path}: holds two sets of weights side by side: save one of them alone")
     return state_dict, "; ".join(notes)
@@ -72,11 +72,6 @@ def _is_weight(key: Any, value: Any) -> bool:
     return value.dim() > 0 or name == "num_batches_tracked"
 
 
-def strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights under a DeepLab's own names, whatever wrapped it."""
-    return {_PREFIXES.sub("", key): value for key, value in state_dict.items()}
-
-
 def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
     """Refuse weights that compute nothing of use.
 
@@ -86,9 +81,9 @@ def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
     for key, value in state_dict.items():
         if key.endswith("num_batches_tracked"):
             continue
-        if not value.is_floating_point():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise UserError(
-                f"{path}: {key} is of {str(value.dtype).removeprefix('torch.')}, not of floating "
+                f"{path}: {key} is of {getattr(value, 'dtype', type(value))}, not of floating "
                 "point: a quantised model cannot be used: give the one that it was made from"
             )
         if not value.isfinite().all():
@@ -99,14 +94,6 @@ def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
             raise UserError(
                 f"{path}: {key} has variances below 0: the file is damaged; get another"
             )
-
-
-def rename_torchvision(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of torchvision's DeepLabV3 under the public ancestor's names."""
-    return {
-        f"classifier.{key}" if key.startswith("classifier.") else key: value
-        for key, value in state_dict.items()
-    }
 
 
 def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int]:

@@ -164,7 +164,7 @@ BN = "classifier.project.1"
         (lambda s: spoil(s, f"{BN}.weight", float("nan")), f"{BN}.weight is not finite"),
         (lambda s: spoil(s, f"{BN}.bias", float("inf")), f"{BN}.bias is not finite"),
         (lambda s: spoil(s, f"{BN}.running_var", -1), f"{BN}.running_var has variances below 0"),
-        (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, "weight is of int8"),
+        (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, "weight is of torch.int8"),
     ],
 )
 def test_weights_that_compute_nothing_of_use_are_refused(tmp_path, lite, own, change, message):
@@ -457,12 +457,15 @@ def test_files_without_a_deeplab_are_named(tmp_path, content):
     ("extra", "message"),
     [
         ({"class_names": ["a", "b"]}, "does not fit the model .*size mismatch"),
-        ({"class_names": 5}, "class_names are 5"),
-        ({"args": {"model": 5, "output_stride": 16}}, "settings"),
-        ({"args": {"output_stride": 7}}, "output_stride"),
-        ({"format": FORMAT, "args": None}, "settings"),
-        ({"mean": [0.5, 0.5]}, "mean is"),
-        ({"std": 1.0}, "std is"),
+        ({"class_names": 5}, "class_names cannot be 5"),
+        ({"args": {"model": 5, "output_stride": 16}}, "args cannot be"),
+        ({"args": {"output_stride": 7}}, "args cannot be"),
+        ({"format": FORMAT, "class_names": []}, "class_names cannot be"),
+        ({"class_names": list("abcde"), "model_state": {"a": 5}, "format": FORMAT}, "a is of"),
+        ({"format": FORMAT, "model_state": None}, "model_state cannot be None"),
+        ({"format": FORMAT, "args": None}, "args cannot be None"),
+        ({"mean": [0.5, 0.5]}, "mean cannot be"),
+        ({"std": 1.0}, "std cannot be"),
     ],
 )
 def test_own_file_that_contradicts_itself_or_the_code_is_refused(tmp_path, model, extra, message):
@@ -521,6 +524,12 @@ def test_start_from_the_same_classes_keeps_the_last_layer(tmp_path, model, names
     note = start_from(same, "deeplabv3plus_mobilenet", checkpoint, list("abcde"))
     assert "last layer" not in note and ("taken to be the data set's" in note) == (names is None)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in same.state_dict().items())
+
+
+def test_start_from_the_ancestors_mobilenet_says_that_it_padded_otherwise(tmp_path, model):
+    name, content = "deeplabv3plus_mobilenet", {"cur_itrs": 3, "model_state": model.state_dict()}
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
+    assert "padded otherwise" in start_from(build_model(name, 5), name, checkpoint, "abcde")
 
 
 def test_start_from_takes_the_normalisation_over(tmp_path):

@@ -27,8 +27,13 @@ def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) ->
     """
     found: dict[Path, Path] = {}
     for path in map(Path, inputs):
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder: give the path of an image")
+        try:
+            path.stat()
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            reason = getattr(error, "strerror", None) or error
+            if isinstance(error, FileNotFoundError):
+                reason = "no such file or folder"
+            raise UserError(f"{path}: {reason}: give the path of an image") from None
         files = list_folder(path, output_dir) if path.is_dir() else [path]
         if not files:
             raise UserError(

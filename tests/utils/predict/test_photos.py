@@ -19,6 +19,10 @@ def test_folder_gives_its_images_whatever_the_case_of_the_suffix(tmp_path):
 def test_missing_paths_and_empty_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.jpg: no such file or folder"):
         find_images([tmp_path / "nowhere.jpg"])
+    with pytest.raises(UserError, match="xxx: File name too long: give the path"):
+        find_images([tmp_path / ("x" * 300)])
+    with pytest.raises(UserError, match="embedded null byte"):
+        find_images(["a\0b"])
     with pytest.raises(UserError, match=rf"{tmp_path}: no image in this folder"):
         find_images([tmp_path])
 
