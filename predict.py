@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = choose_checkpoint(args)
     print(f"{precision} on {device}")
     if args.val_image_set:
-        stored = checkpoint.content["args"] if checkpoint.kind == "own" else None
+        stored = checkpoint.content["args"] if checkpoint.kind == "own" else {}
         args = parse_args(__doc__, argv, stored)
     views = {key: getattr(args, key) for key in ("scales", "flip", "window", "overlap")}
     predictor = Predictor.from_checkpoint(

@@ -6,79 +6,54 @@
     python sam_infer.py --prompts deeplab                 # one mask per object that DeepLab found
 
 Each image leaves in `--output_dir` a picture, `<id>.png`, and its masks, `<id>.npz` (the format is
-described in utils/sam/mask_files.py); images with ground truth leave `scores.json`.
+described in utils/sam/mask_files.py); images with ground truth leave `scores.json`. An image that
+cannot be done is listed at the end, and the exit status is 1.
 """
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Callable
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import read_image, save_png
-from utils.checkpoint import load_checkpoint
+from datasets.image_files import read_image
+from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
-from utils.precision import choose_device
+from utils.common.progress import progress
+from utils.precision import choose_device, is_out_of_memory
 from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
-from utils.run_folder import BEST_FILE
-from utils.run_records import best_run, find_runs
-from utils.sam.mask_files import Masks, draw_masks, image_checksum, load_masks, save_masks
-from utils.sam.mask_maker import SAM_MODELS, MaskMaker, MaskSettings, load_sam, say
+from utils.run_records import best_run, default_checkpoint, find_runs
+from utils.sam.mask_maker import (
+    MaskMaker,
+    MaskSettings,
+    file_checksum,
+    find_weights,
+    load_sam,
+    say,
+)
 from utils.sam.options import parse_args
-from utils.sam.regions import RegionScores, component_prompts
-
-COLUMNS = {"deeplab": "DeepLab", "sam_deeplab": "SAM + DeepLab", "oracle": "oracle"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """An image to segment.
-
-    Attributes:
-        name: of its files in the output folder.
-        load: gives the image, uint8 (3, H, W), and its target, uint8 (H, W) or None.
-    """
-
-    name: str
-    load: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
-
-
-@dataclasses.dataclass(frozen=True)
-class DeepLab:
-    """What classes come from.
-
-    Attributes:
-        predict: uint8 (1, 3, H, W) to classes uint8 (1, H, W), on the device.
-        identity: the checkpoint's path and what tells its weights from others.
-        first_class: lowest class that is an object.
-    """
-
-    predict: Predictor
-    identity: dict[str, Any]
-    first_class: int
+from utils.sam.region_scores import RegionScores, format_comparison
+from utils.sam.work import Load, Work
 
 
 def find_samples(
     args: argparse.Namespace,
-) -> tuple[SegmentationDataset | None, str | None, list[Sample]]:
-    """The images to segment, and the data set and split that they are from (None for files)."""
+) -> tuple[SegmentationDataset | None, str, dict[str, Load]]:
+    """Data set and split (none for files), and what loads each image, by the name of its files."""
     if args.images:
-        paths = find_images(args.images)
+        paths = leave_out_results(find_images(args.images), Path(args.output_dir))
         names = name_outputs(paths, Path(args.output_dir))
-        samples = [
-            Sample(name, partial(load_photo, path)) for name, path in zip(names, paths, strict=True)
-        ]
-        return None, None, samples[: args.limit]
+        photos = [(n, partial(load_photo, path)) for n, path in zip(names, paths, strict=True)]
+        return None, "", dict(photos[: args.limit])
     image_set, ids = args.split, None
     if image_set is None:
         path = Path(args.report_dir) / "picks.json"
@@ -86,10 +61,23 @@ def find_samples(
         ids = load_or_make_picks(path, args, image_set)["five"]
     dataset = build_dataset(args, image_set)
     places = {name: index for index, name in enumerate(dataset.ids)}
-    samples = [
-        Sample(name, partial(dataset.__getitem__, places[name])) for name in ids or dataset.ids
+    wanted = (ids or dataset.ids)[: args.limit]
+    return dataset, image_set, {n: partial(dataset.__getitem__, places[n]) for n in wanted}
+
+
+def leave_out_results(paths: list[Path], output_dir: Path) -> list[Path]:
+    """The images without the pictures that an earlier run left in `output_dir`; says so."""
+    folder = output_dir.resolve()
+    kept = [
+        path
+        for path in paths
+        if path.suffix != ".png"
+        or path.resolve().parent != folder
+        or not os.path.exists(path.with_suffix(".npz"))
     ]
-    return dataset, image_set, samples[: args.limit]
+    if len(kept) < len(paths):
+        say(f"{output_dir}: leaves out {len(paths) - len(kept)} x result of an earlier run")
+    return kept
 
 
 def load_photo(path: Path) -> tuple[torch.Tensor, None]:
@@ -99,7 +87,7 @@ def load_photo(path: Path) -> tuple[torch.Tensor, None]:
 
 def load_deeplab(
     args: argparse.Namespace, dataset: SegmentationDataset | None, device: torch.device
-) -> DeepLab | None:
+) -> Predictor | None:
     """The DeepLab to compare with or to take prompts from; None where there is no use or none.
 
     Raises:
@@ -107,195 +95,123 @@ def load_deeplab(
     """
     if dataset is None and args.prompts == "grid":
         return None
-    path = Path(args.ckpt) if args.ckpt else find_checkpoint(args, dataset)
+    path, reason = (args.ckpt, "--ckpt") if args.ckpt else find_checkpoint(args, dataset)
     if path is None:
-        missing = f"no run of this data set in {args.runs_dir}: give --ckpt, or train with main.py"
         if args.prompts == "deeplab":
-            raise UserError(f"--prompts deeplab: {missing}")
-        say(f"{missing}; without it there are no scores")
+            raise UserError(f"--prompts deeplab: {reason}: give --ckpt, or train with main.py")
+        say(f"{reason}: give --ckpt, or train with main.py; without it there are no scores")
         return None
     checkpoint = load_checkpoint(path)
-    names = list(dataset.class_names) if dataset else checkpoint.class_names
-    if dataset and (
-        checkpoint.num_classes != dataset.num_classes or checkpoint.class_names not in (None, names)
-    ):
+    if dataset and (difference := first_difference(checkpoint, dataset.class_names)):
         raise UserError(
-            f"{path}: was trained on other classes than those of --dataset {args.dataset}: give "
-            "the data set that it was trained on, or another --ckpt"
+            f"{path}: was trained on other classes than those of --dataset {args.dataset} "
+            f"({difference}): give the data set that it was trained on, or another --ckpt"
         )
-    say(f"DeepLab: {checkpoint.model} from {path}")
-    state = {key: checkpoint.content.get(key) for key in ("cur_itrs", "best_score")}
-    return DeepLab(
-        predict=Predictor.from_checkpoint(checkpoint, device, args.precision, args.output_stride),
-        identity={"checkpoint": str(path), **state},
-        first_class=int(names is None or has_background(names)),
-    )
+    say(f"DeepLab: {checkpoint.model} from {path} ({reason})")
+    return Predictor.from_checkpoint(checkpoint, device, args.precision, args.output_stride)
 
 
-def find_checkpoint(args: argparse.Namespace, dataset: SegmentationDataset | None) -> Path | None:
-    """The weights of the data set's best run; for images of no data set those of the newest run."""
+def find_checkpoint(
+    args: argparse.Namespace, dataset: SegmentationDataset | None
+) -> tuple[Path | None, str]:
+    """The weights of the data set's best run, and why these; for other images as `predict.py`."""
     if dataset is None:
-        files = Path(args.runs_dir).glob(f"*/{BEST_FILE}")
-        return max(files, key=lambda file: file.stat().st_mtime, default=None)
+        return default_checkpoint(Path(args.runs_dir))
     runs, notes = find_runs(Path(args.runs_dir), args.dataset, dataset)
     for note in notes:
         say(note)
     run = best_run(runs)
-    return run.best_checkpoint if run else None
+    if run is None:
+        return None, f"no run of this data set in {args.runs_dir}"
+    return run.best_checkpoint, "the data set's best run; --ckpt FILE takes another"
 
 
-def describe_settings(args: argparse.Namespace, deeplab: DeepLab | None) -> dict[str, Any]:
-    """What decides on the masks; it is stored with them."""
-    names = [field.name for field in dataclasses.fields(MaskSettings)]
-    settings = {
-        "sam_model": args.sam_model,
-        "sam_checkpoint": Path(args.sam_checkpoint or SAM_MODELS[args.sam_model].file).name,
-        "prompts": args.prompts,
-        **{name: getattr(args, name) for name in names if name != "points_per_batch"},
-    }
-    if args.prompts == "deeplab":
-        del settings["points_per_side"]
-        settings["deeplab"] = deeplab.identity
-    return settings
-
-
-def is_done(sample: Sample, folder: Path, made_with: dict[str, Any]) -> bool:
-    """Whether the sample's files are there, whole and of these settings.
-
-    Raises:
-        UserError: they are of other settings or of another image.
-    """
-    path = folder / f"{sample.name}.npz"
-    if not path.exists() or not (folder / f"{sample.name}.png").exists():
-        return False
-    try:
-        found = load_masks(path).settings
-    except UserError as error:
-        say(f"{error}; making it again")
-        return False
-    remedy = "--overwrite makes them again, --output_dir DIR puts them elsewhere"
-    before = found.get("made_with", {})
-    other = [name for name in {**before, **made_with} if before.get(name) != made_with.get(name)]
-    if other:
-        raise UserError(f"{path}: holds masks made with another {' and '.join(other)}: {remedy}")
-    if found.get("image") != image_checksum(sample.load()[0]):
-        raise UserError(f"{path}: holds masks of another image of this name: {remedy}")
-    return True
-
-
-def make_files(
-    sample: Sample,
-    image: torch.Tensor,
-    maker: Callable[[], Masks],
-    folder: Path,
-    made_with: dict[str, Any],
-) -> Masks:
-    """Make the masks of an image and leave its two files; the picture comes first."""
-    start = time.perf_counter()
-    masks = maker()
-    masks.settings = {
-        "made_with": made_with,
-        "image": image_checksum(image),
-        "seconds": time.perf_counter() - start,
-    }
-    if not len(masks):
-        say(f"{sample.name}: SAM found no mask in it")
-    save_png(folder / f"{sample.name}.png", draw_masks(image, masks))
-    save_masks(folder / f"{sample.name}.npz", masks)
-    return masks
-
-
-def process(
-    samples: list[Sample],
-    todo: set[str],
-    maker: MaskMaker | None,
-    deeplab: DeepLab | None,
-    scores: RegionScores | None,
+def build_work(
     args: argparse.Namespace,
-    device: torch.device,
-) -> list[float]:
-    """Make or read the masks of every sample and score them; returns the seconds each took."""
-    folder, made_with = Path(args.output_dir), describe_settings(args, deeplab)
-    seconds = []
-    for sample in tqdm(samples, "SAM", disable=None):
-        image, target = sample.load()
-        pred = deeplab.predict(image[None].to(device))[0].cpu() if deeplab else None
-        if sample.name in todo:
-            prompts = None
-            if args.prompts == "deeplab":
-                prompts = component_prompts(pred, deeplab.first_class)
-            masks = make_files(sample, image, partial(maker, image, prompts), folder, made_with)
-        else:
-            masks = load_masks(folder / f"{sample.name}.npz")
-        seconds.append(masks.settings["seconds"])
-        if scores is not None:
-            scores.update(target, masks, pred)
-    return seconds
-
-
-def format_comparison(scores: dict[str, Any]) -> str:
-    """The scores as a table in percent, for people."""
-    rows: list[tuple[str, list[float | None]]] = []
-    if "deeplab" in scores:
-        for name in scores["deeplab"]["class_iou"]:
-            rows.append((name, [scores[key]["class_iou"][name] for key in COLUMNS]))
-        rows.append(("mIoU", [scores[key]["miou"] for key in COLUMNS]))
-        for width, mious in scores["borders"].items():
-            rows.append((f"mIoU, {width} px at borders", [mious.get(key) for key in COLUMNS]))
-    lines = []
-    if rows:
-        width = max(len(name) for name, _ in rows)
-        lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
-        for name, values in rows:
-            cells = [
-                f"{'-' if value is None else format(100 * value, '.2f'):>{len(head)}}"
-                for value, head in zip(values, COLUMNS.values(), strict=True)
-            ]
-            lines.append(f"  {name:<{width}}  " + "  ".join(cells))
-    per_region = scores["masks_per_region"]
-    lines.append(
-        f"{scores['masks_per_image']:.1f} masks per image"
-        + (f", {per_region:.2f} per ground-truth region" if per_region is not None else "")
-        + f"; {scores['seconds_per_image']:.1f} s per image"
-    )
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Segment the images that the flags name, and score the masks where there is ground truth."""
-    args = parse_args(__doc__, argv)
-    device = choose_device(args.device)
-    dataset, image_set, samples = find_samples(args)
-    deeplab = load_deeplab(args, dataset, device)
-    folder, made_with = Path(args.output_dir), describe_settings(args, deeplab)
-    todo = {s.name for s in samples if args.overwrite or not is_done(s, folder, made_with)}
-    if len(todo) < len(samples):
-        say(f"{len(samples) - len(todo)} of {len(samples)} images are done: not done again")
-    maker = None
-    if todo:
-        settings = MaskSettings(
-            **{field.name: getattr(args, field.name) for field in dataclasses.fields(MaskSettings)}
-        )
-        sam = load_sam(args.sam_model, args.sam_checkpoint)
-        maker = MaskMaker(sam, settings, device, args.precision)
+    dataset: SegmentationDataset | None,
+    predictor: Predictor | None,
+    weights: Path,
+) -> Work:
+    """Everything but SAM itself; `weights` are its file."""
+    made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
+    made_with |= {"prompts": args.prompts, **dataclasses.asdict(mask_settings(args))}
+    del made_with["points_per_batch"]
+    prompts_from = None
+    checkpoint = predictor.checkpoint if predictor else None
+    if checkpoint and args.prompts == "deeplab":
+        made_with["deeplab_sha256"] = file_checksum(checkpoint.path)
+        made_with["output_stride"] = args.output_stride or checkpoint.output_stride
+        del made_with["points_per_side"]
+        names = dataset.class_names if dataset else checkpoint.class_names
+        prompts_from = int(names is None or has_background(names))
     scores = RegionScores(dataset.num_classes, IGNORE_INDEX) if dataset else None
-    seconds = process(samples, todo, maker, deeplab, scores, args, device)
-    print(f"masks of {len(samples)} images in {folder}")
-    if dataset is None:
-        print("images given as files have no ground truth: no scores")
-        return
-    result = {
+    return Work(Path(args.output_dir), made_with, predictor, prompts_from, scores)
+
+
+def mask_settings(args: argparse.Namespace) -> MaskSettings:
+    """What SAM is asked for."""
+    return MaskSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(MaskSettings)})
+
+
+def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:
+    """Each image by itself; returns one line for each that could not be done.
+
+    Not `utils.engine.evaluate`: there an image that cannot be read ends the loop.
+    """
+    failures = []
+    for name, load in progress(samples.items(), "SAM"):
+        try:
+            work.do(name, load, name in done)
+        except (UserError, OSError) as error:
+            failures.append(f"{name}: {error}")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            failures.append(f"{name}: out of memory: give a smaller image")
+    return failures
+
+
+def report(work: Work, args: argparse.Namespace, image_set: str, regions: dict[str, Any]) -> None:
+    """Print the scores of the masks that were made or read, and write `scores.json`."""
+    images = list(work.seconds)
+    checkpoint = work.predictor.checkpoint if work.predictor else None
+    scores = {
         "dataset": args.dataset,
         "image_set": image_set,
-        "images": [sample.name for sample in samples],
-        "checkpoint": deeplab.identity["checkpoint"] if deeplab else None,
-        **scores.compute(dataset.class_names),
-        "seconds_per_image": sum(seconds) / len(seconds),
-        "sam": made_with,
+        "images": images,
+        "checkpoint": str(checkpoint.path) if checkpoint else None,
+        **regions,
+        "seconds_per_image": sum(work.seconds.values()) / len(images),
+        "sam": work.made_with,
     }
-    write_json(folder / "scores.json", result)
-    print(f"scores on {len(samples)} images of {args.dataset} {image_set}")
-    print(format_comparison(result))
+    write_json(work.folder / "scores.json", scores)
+    print(f"scores on {len(images)} images of {args.dataset} {image_set}")
+    print(format_comparison(scores))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Segment the images that the flags name, score the masks; returns the exit status."""
+    args = parse_args(__doc__, argv)
+    device = choose_device(args.device)
+    weights = find_weights(args.sam_model, args.sam_checkpoint)
+    dataset, image_set, samples = find_samples(args)
+    work = build_work(args, dataset, load_deeplab(args, dataset, device), weights)
+    done = set() if args.overwrite else set(filter(work.is_done, samples))
+    if done:
+        say(f"{len(done)} of {len(samples)} images are done: not done again")
+    if len(done) < len(samples):
+        sam = load_sam(args.sam_model, weights)
+        work.maker = MaskMaker(sam, mask_settings(args), device, args.precision)
+    failures = do_all(work, samples, done)
+    print(f"masks of {len(work.seconds)} images in {work.folder}")
+    if dataset is None:
+        print("images given as files have no ground truth: no scores")
+    elif work.scores and work.seconds:
+        report(work, args, image_set, work.scores.compute(dataset.class_names))
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -68,26 +68,12 @@ def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDat
 def add_data_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the flags that name a data set; every script has the same."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=list(DATASETS), default="voc", help="data set")
-    group.add_argument(
-        "--data_root", default="data", help="folder of the data (custom: of the data set itself)"
-    )
-    group.add_argument(
-        "--no_download", action="store_true", help="never download VOC; say that it is missing"
-    )
-    group.add_argument(
-        "--voc_archive", help="VOCtrainval_11-May-2012.tar on disk, in place of a download"
-    )
-    group.add_argument(
-        "--val_fraction",
-        type=float,
-        default=0.2,
-        help="custom data without ImageSets/: share of val",
-    )
-    group.add_argument(
-        "--split_seed",
-        type=int,
-        default=0,
-        help="custom data without ImageSets/: seed of the split",
-    )
+    add = group.add_argument
+    add("--dataset", choices=list(DATASETS), default="voc", help="data set")
+    add("--data_root", default="data", help="folder of the data (custom: of the data set itself)")
+    add("--no_download", action="store_true", help="never download VOC; say that it is missing")
+    add("--voc_archive", help="VOCtrainval_11-May-2012.tar on disk, in place of a download")
+    custom = "custom data without ImageSets/"
+    add("--val_fraction", type=float, default=0.2, help=f"{custom}: share of val")
+    add("--split_seed", type=int, default=0, help=f"{custom}: seed of the split")
     return group

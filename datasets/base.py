@@ -132,7 +132,7 @@ class SegmentationDataset(Dataset):
 
     def _read_sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         target = self.read_target(index)
-        image = read_image(self.image_paths[index], tuple(target.shape))
+        image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
         if image.shape[1:] != target.shape:
             image_size, target_size = (f"{w}x{h}" for h, w in (image.shape[1:], target.shape))
             raise UserError(

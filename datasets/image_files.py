@@ -91,7 +91,7 @@ def read_mask(
     with open_image(path) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
             raise ImageError(
-                f"{path}: the mask is stored as {image.format}, mode {image.mode}, but class "
+                f"{path}: the mask is stored as {image.mode} in a {image.format} file, but class "
                 "indices are needed: save it, from its original, as a palette (P) or 8-bit grey "
                 "(L) PNG whose values are the indices"
             )

@@ -23,14 +23,9 @@ def voc_palette() -> np.ndarray:
     Bit k of red, green and blue is bit 3k', 3k'+1 and 3k'+2 of the index (k' counts down from the
     highest bit), as in the VOC development kit. Index 255 is the cream of the void.
     """
-    index = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
-    return palette
+    index, channel = np.arange(256)[:, None], np.arange(3)
+    bits = [((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)]
+    return np.stack(bits).sum(0).astype(np.uint8)
 
 
 PALETTE = voc_palette()

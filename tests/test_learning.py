@@ -1,17 +1,19 @@
 """Training learns what the targets say, and nothing from void: the whole network, on the CPU."""
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
 
 from datasets.base import IGNORE_INDEX
-from datasets.shapes import CLASS_NAMES, draw_background, draw_object, find_borders
+from datasets.shapes import draw_sample
 from network.modeling import build_model
-from utils.engine import LossMeter, train_one_epoch
 from utils.loss import build_criterion
 from utils.metrics import StreamSegMetrics
 from utils.optim import build_optimizer, build_scheduler
 from utils.predictor import Predictor
+from utils.training_state import TrainingState
 
 CPU = torch.device("cpu")
 NUM_IMAGES, SIDE, RADIUS = 8, 64, 18.0  # pixels
@@ -23,13 +25,10 @@ def samples():
     """Images uint8 (8, 3, 64, 64), each with one object of a class of its own, and targets."""
     images, targets = [], []
     for index in range(1, NUM_IMAGES + 1):
-        rng = np.random.default_rng(index)
-        image = draw_background((SIDE, SIDE), rng)
-        centre = rng.uniform(SIDE / 2 - 8, SIDE / 2 + 8, 2)
-        inside = draw_object(image, CLASS_NAMES[2 * index], centre, RADIUS, rng)
-        target = np.where(inside, index, 0).astype(np.uint8)
-        target[find_borders(target)] = IGNORE_INDEX
-        images.append(np.clip(image, 0, 255).astype(np.uint8).transpose(2, 0, 1))
+        objects = [(2 * index, RADIUS)]
+        image, target = draw_sample((SIDE, SIDE), objects, np.random.default_rng(index))
+        target[target == 2 * index] = index
+        images.append(image.transpose(2, 0, 1))
         targets.append(target)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
 
@@ -51,13 +50,12 @@ def train(model, images, targets, iterations, weight_decay=1e-4):
     """Train on all images in every iteration, as they are."""
     optimizer = build_optimizer(model, LR, 1.0, weight_decay=weight_decay)
     scheduler = build_scheduler(optimizer, "poly", 1000, iterations)
-    scaler, losses = torch.amp.GradScaler("cpu", enabled=False), LossMeter()
-    batches = [(images, targets, torch.arange(len(images)))] * iterations
-    train_one_epoch(
-        model, build_criterion("ce"), batches, optimizer, scheduler, scaler, "fp32", CPU, losses,
-        lambda: False,
-    )  # fmt: skip
-    return losses
+    args = argparse.Namespace(precision="fp32", compile=False, seed=0)
+    names = [str(index) for index in range(NUM_IMAGES + 1)]
+    state = TrainingState(args, names, CPU, model, build_criterion("ce"), optimizer, scheduler)
+    for _ in range(iterations):
+        state.step((images, targets, torch.arange(len(images))))
+    return state
 
 
 def score(model, images, targets):
@@ -89,8 +87,8 @@ def test_void_targets_change_no_parameter(samples):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # Weight decay alone would still shrink the weights.
     void = torch.full_like(targets, IGNORE_INDEX)
-    losses = train(model, images, void, iterations=2, weight_decay=0)
-    assert losses.mean() == 0
+    state = train(model, images, void, iterations=2, weight_decay=0)
+    assert state.mean_loss() == 0
     parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
         # The running statistics of batch norm are of the images, whatever the targets say.

@@ -100,7 +100,7 @@ def test_files_and_folders_give_masks_and_overlays(run, photos, ckpt, tmp_path):
     found = np.unique(np.concatenate([read_indices(out / f"{n}.png").ravel() for n in names]))
     assert f"classes found: {', '.join(NAMES[i] for i in found)}\n" in ended.stdout
     assert "4 of 4 images in " in ended.stdout
-    assert "predict: " in ended.stderr  # the progress bar
+    assert "predict: " not in ended.stderr  # in a file the bar comes with the first half minute
 
 
 def test_masks_are_what_the_model_says(run, photos, ckpt, tmp_path):
@@ -348,19 +348,9 @@ def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckp
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "--split"),
         (["nowhere.jpg"], "nowhere.jpg: no such file"),
         (["empty"], "empty: no image in this folder"),
         (["a.jpg", "--output_dir", "a.jpg"], "--output_dir"),
-        (["a.jpg", "--split", "val"], "--split"),
-        (["a.jpg", "--crop_val"], "--crop_val"),
-        (["a.jpg", "--dataset", "shapes"], "--dataset"),
-        (["a.jpg", "--split_seed", "0"], "--split_seed"),
-        (["--split", "val", "--max_pixels", "9"], "--max_pixels"),
-        (["--split", "val", "--crop_size", "9"], "--crop_size"),
-        (["--split", "val", "--crop_val", "--crop_size", "9", "8"], "--crop_val"),
-        (["a.jpg", "--max_pixels", "0"], "--max_pixels 0"),
-        (["a.jpg", "--runs_dir", "x", "--ckpt", "y"], "--runs_dir"),
         (["a.jpg", "--ckpt", "{ckpt}", "--scales", "-1"], "--scales"),
         (["a.jpg", "--ckpt", "{ckpt}", "--window", "100"], "--overlap"),
     ],

@@ -1,5 +1,9 @@
+import hashlib
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 from functools import partial
 
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from segment_anything import sam_model_registry
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -17,14 +22,21 @@ from segment_anything.modeling import (
 
 import sam_infer
 from network.modeling import build_model
-from tests.conftest import save_sample, write_list
+from tests.conftest import ROOT, save_sample, write_list
 from utils.checkpoint import save_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.run_folder import write_log
 from utils.sam import mask_maker
 from utils.sam.mask_files import load_masks
-from utils.sam.mask_maker import MaskMaker, MaskSettings, SamModel, load_sam
+from utils.sam.mask_maker import (
+    MaskMaker,
+    MaskSettings,
+    SamModel,
+    file_checksum,
+    find_weights,
+    load_sam,
+)
 from utils.sam.regions import Prompts
 
 CPU = torch.device("cpu")
@@ -61,8 +73,8 @@ def build_small_sam(width: int = WIDTH) -> Sam:
 def _small_models(monkeypatch):
     """`vit_b` and `vit_l` are small in these tests, and nothing is downloaded."""
     for name, width in (("vit_b", WIDTH), ("vit_l", 2 * WIDTH)):
-        model = SamModel(partial(build_small_sam, width), width, f"{name}.pth", 1)
-        monkeypatch.setitem(mask_maker.SAM_MODELS, name, model)
+        monkeypatch.setitem(mask_maker.SAM_MODELS, name, SamModel(width, f"{name}.pth", 1))
+        monkeypatch.setitem(sam_model_registry, name, partial(build_small_sam, width))
 
     def refuse(urls, path, size):
         raise mask_maker.DownloadError(f"{path}: no mirror sent it")
@@ -113,11 +125,15 @@ def infer(run, home, tmp_path):
     """Run the script on the data set above; results go to `tmp_path / "results"`."""
 
     def run_script(*words, images=(), checkpoint=home / "sam.pth", everything=EVERYTHING):
+        places = [] if images else ["--dataset", "custom", "--data_root", home / "data"]
+        if not images and "--split" not in words:
+            places += ["--report_dir", tmp_path / "report"]
+        if "--ckpt" not in words and (not images or "--prompts" in words):
+            places += ["--runs_dir", home / "runs"]
         return run(
-            sam_infer.main, *images, "--dataset", "custom", "--data_root", home / "data",
-            "--runs_dir", home / "runs", "--report_dir", tmp_path / "report", "--output_dir",
-            tmp_path / "results", "--sam_checkpoint", checkpoint, "--device", "cpu",
-            "--precision", "fp32", *everything, *words,
+            sam_infer.main, *images, *places, "--output_dir", tmp_path / "results",
+            "--sam_checkpoint", checkpoint, "--device", "cpu", "--precision", "fp32", *everything,
+            *words,
         )  # fmt: skip
 
     return run_script
@@ -205,26 +221,33 @@ def test_thresholds_that_nothing_meets_give_no_mask(sam, photo):
 class Hungry(torch.nn.Module):
     """A mask decoder that has memory for so many points at a time."""
 
-    def __init__(self, decoder, points):
+    def __init__(self, decoder, points, error):
         super().__init__()
-        self.decoder, self.points, self.asked = decoder, points, []
+        self.decoder, self.points, self.asked, self.error = decoder, points, [], error
 
     def forward(self, *, sparse_prompt_embeddings, **inputs):
         self.asked.append(len(sparse_prompt_embeddings))
         if self.asked[-1] > self.points:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return self.decoder(sparse_prompt_embeddings=sparse_prompt_embeddings, **inputs)
 
 
-def hungry_sam(points):
+CUDA_ERROR = torch.OutOfMemoryError("CUDA out of memory")
+CPU_ERROR = RuntimeError(
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
+
+
+def hungry_sam(points, error=CUDA_ERROR):
     torch.manual_seed(0)
     sam = build_small_sam().eval()
-    sam.mask_decoder = Hungry(sam.mask_decoder, points)
+    sam.mask_decoder = Hungry(sam.mask_decoder, points, error)
     return sam
 
 
-def test_out_of_memory_halves_the_points_and_gives_the_same_masks(photo, capsys):
-    hungry = hungry_sam(points=2)
+@pytest.mark.parametrize("error", [CUDA_ERROR, CPU_ERROR])
+def test_out_of_memory_halves_the_points_and_gives_the_same_masks(photo, capsys, error):
+    hungry = hungry_sam(2, error)
     maker = make_maker(hungry)
     masks, expected = maker(photo), make_maker(hungry_sam(points=99))(photo)
     assert hungry.mask_decoder.asked == [8, 4, *[2] * 8]
@@ -335,14 +358,14 @@ def test_bad_weights_are_named(tmp_path, home, spoil, message):
 def test_without_a_network_it_says_where_the_weights_may_be_put(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=r"--sam_checkpoint FILE, or put vit_b\.pth into .*checkp"):
-        load_sam("vit_b")
+        find_weights("vit_b")
 
 
 def test_published_sizes_are_those_of_the_package():
     names = ["vit_b", "vit_l", "vit_h"]
     assert list(mask_maker.SAM_MODELS) == names
     with torch.device("meta"):
-        huge = mask_maker.SAM_MODELS["vit_h"].build()
+        huge = sam_model_registry["vit_h"]()
     assert huge.image_encoder.pos_embed.shape[-1] == mask_maker.SAM_MODELS["vit_h"].width == 1280
 
 
@@ -411,7 +434,41 @@ def test_masks_of_other_settings_or_images_are_not_mixed_in(infer, home, tmp_pat
     assert "image_0.npz" in error and "points_per_side" in error and "--overwrite" in error
     other = tmp_path / "image_0.jpg"
     Image.new("RGB", (64, 48)).save(other)
-    assert "another image" in infer(images=[other]).error
+    before = (tmp_path / "results" / "image_0.npz").read_bytes()
+    finished = infer(images=[other])
+    assert finished.status == 1 and "another image of this name: --overwrite" in finished.stderr
+    assert (tmp_path / "results" / "image_0.npz").read_bytes() == before
+
+
+def test_masks_of_other_weights_under_the_same_name_are_not_mixed_in(infer, home, sam, tmp_path):
+    weights = tmp_path / "sam.pth"
+    shutil.copy(home / "sam.pth", weights)
+    infer("--split", "val", "--limit", 1, checkpoint=weights)
+    state = sam.state_dict()
+    key = "mask_decoder.iou_token.weight"
+    torch.save({**state, key: state[key] + 1}, weights)
+    os.utime(weights, (1, 1))
+    error = infer("--split", "val", checkpoint=weights).error
+    assert "image_0.npz" in error and "sam_sha256" in error and "--overwrite" in error
+    assert infer("--split", "val", "--overwrite", checkpoint=weights).status == 0
+    made_with = load_masks(tmp_path / "results" / "image_0.npz").settings["made_with"]
+    assert made_with["sam_sha256"] == file_checksum(weights) != file_checksum(home / "sam.pth")
+
+
+def test_masks_of_the_same_weights_under_another_name_are_kept(infer, home, tmp_path):
+    infer("--split", "val", "--limit", 1)
+    shutil.copy(home / "sam.pth", tmp_path / "other.pth")
+    finished = infer("--split", "val", "--limit", 1, checkpoint=tmp_path / "other.pth")
+    assert finished.status == 0 and "1 of 1 images are done" in finished.stderr
+
+
+def test_checksum_is_that_of_the_whole_file(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 3_000_000)
+    expected = hashlib.sha256(b"a" * 3_000_000).hexdigest()
+    assert file_checksum(path) == expected
+    path.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
+    assert file_checksum(path) != expected
 
 
 def test_broken_mask_file_is_made_again(infer, tmp_path):
@@ -436,7 +493,10 @@ def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path,
         tuple(box): number for box, number in zip(masks.prompt_boxes, masks.classes, strict=True)
     }
     assert boxes.items() <= {(5, 5, 19, 19): 1, (30, 30, 44, 39): 2}.items() and boxes
-    assert masks.settings["made_with"]["deeplab"]["best_score"] == 0.5
+    checksum = masks.settings["made_with"]["deeplab_sha256"]
+    assert checksum == file_checksum(home / "runs" / "best" / "best.pth")
+    words = ("--split", "val", "--prompts", "deeplab", "--ckpt", home / "runs" / "worse/best.pth")
+    assert "made with another deeplab_sha256" in infer(*words, everything=EVERYTHING[:4]).error
 
 
 def test_images_of_your_own_have_masks_but_no_scores(infer, tmp_path):
@@ -453,13 +513,40 @@ def test_images_of_your_own_have_masks_but_no_scores(infer, tmp_path):
     assert load_masks(tmp_path / "results" / "wide.npz").size == (7, 400)
 
 
-def test_images_of_your_own_take_their_prompts_from_the_newest_run(infer, home, tmp_path):
+def test_results_in_a_folder_of_images_are_no_images(infer, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    Image.effect_noise((40, 30), 80).save(folder / "a.png")
+    Image.effect_noise((40, 30), 80).save(folder / "b.jpg")
+    assert infer(images=[folder]).status == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"a.png", "b.jpg", "a_2.png", "a_2.npz", "b.png", "b.npz"}
+    finished = infer(images=[folder])
+    assert finished.status == 0 and "2 of 2 images are done" in finished.stderr
+    assert "leaves out 2 x result of an earlier run" in finished.stderr
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_pictures_that_cannot_be_read_here_are_counted(infer, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.effect_noise((40, 30), 80).save(folder / "a.png")
+    for name in ("b.heic", "c.HEIC", "d.svg"):
+        (folder / name).write_bytes(b"picture")
+    (folder / "e.jpg").symlink_to(folder / "nowhere.jpg")
+    finished = infer(images=[folder])
+    assert finished.status == 0 and "masks of 1 images" in finished.stdout
+    assert "leaves out 2 x .heic, 1 x .svg, 1 x broken link" in finished.stderr
+
+
+def test_images_of_your_own_take_their_prompts_from_the_best_run(infer, home, tmp_path):
     os.utime(home / "runs" / "worse" / "best.pth", (2e9, 2e9))
     Image.effect_noise((40, 30), 80).save(tmp_path / "photo.png")
     words = ("--prompts", "deeplab")
     finished = infer(*words, images=[tmp_path / "photo.png"], everything=EVERYTHING[:4])
     assert finished.status == 0, finished.stderr
-    assert str(home / "runs" / "worse" / "best.pth") in finished.stderr
+    assert str(home / "runs" / "best" / "best.pth") in finished.stderr
+    assert "--ckpt FILE takes another" in finished.stderr
     assert load_masks(tmp_path / "results" / "photo.npz").size == (30, 40)
 
 
@@ -491,10 +578,6 @@ def test_checkpoint_of_other_classes_is_refused(infer, tmp_path):
     ("words", "message"),
     [
         (["--split", "test"], "test.txt"),
-        (["--limit", "0"], "--limit 0: at least 1"),
-        (["--points_per_batch", "0"], "--points_per_batch 0"),
-        (["--pred_iou_thresh", "1.5"], "--pred_iou_thresh 1.5"),
-        (["--prompts", "deeplab"], "--points_per_side"),
         (["--device", "cuda:77"], "--device cuda:77"),
     ],
 )
@@ -510,10 +593,64 @@ def test_deeplab_prompts_without_a_deeplab_are_refused(infer, tmp_path):
 def test_bad_images_are_named(infer, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
-    assert "text.jpg: not an image" in infer(images=[tmp_path / "text.jpg"]).error
+    finished = infer(images=[tmp_path / "text.jpg"])
+    assert finished.status == 1 and "no image" not in finished.stdout
+    assert re.search(r"failed: text.*: .*not an image", finished.stderr)
     assert "no image in this folder" in infer(images=[tmp_path / "empty"]).error
     assert "no such file" in infer(images=[tmp_path / "none.jpg"]).error
     assert "--split val" in infer("--split", "val", images=[tmp_path / "text.jpg"]).error
+
+
+def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "large", "n" * 250, "z"):
+        Image.effect_noise((40, 30), 80).save(folder / f"{name}.png")
+    Image.effect_noise((60, 30), 80).save(folder / "large.png")
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    make = MaskMaker.__call__
+
+    def fail(self, image, prompts):
+        if image.shape[2] == 60:
+            raise CPU_ERROR
+        return make(self, image, prompts)
+
+    monkeypatch.setattr(MaskMaker, "__call__", fail)
+    finished = infer(images=[folder])
+    assert finished.status == 1 and "masks of 2 images" in finished.stdout
+    failed = [line for line in finished.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 3
+    for line, name, reason in zip(
+        failed, ("cut", "large", "n" * 250), ("cannot be read", "out of memory", "too long"),
+        strict=True,
+    ):  # fmt: skip
+        assert line.startswith(f"failed: {name}: ") and reason in line
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"a.png", "a.npz", "z.png", "z.npz"}
+
+
+def test_scores_are_of_the_images_that_could_be_done(infer, home, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(home / "data", data)
+    path = next((data / "JPEGImages").glob("image_0.*"))
+    path.write_bytes(path.read_bytes()[:200])
+    finished = infer("--split", "val", "--data_root", data)
+    assert finished.status == 1 and "failed: image_0: " in finished.stderr
+    assert "scores on 1 images of custom val" in finished.stdout
+    scores = json.loads((tmp_path / "results" / "scores.json").read_text())
+    assert scores["images"] == ["image_1"] and scores["image_set"] == "val"
+
+
+def test_help_needs_no_package_and_masks_say_what_to_install(infer, monkeypatch):
+    script = "import sys; sys.modules['segment_anything'] = None; sys.argv[1:] = ['--help']; "
+    script += "import sam_infer; sam_infer.main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.returncode == 0 and "--points_per_side" in finished.stdout, finished.stderr
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    error = infer("--split", "val").error
+    assert "package segment_anything" in error and "pip install segment-anything" in error
 
 
 def test_small_regions_need_opencv_and_it_says_so(infer, monkeypatch):

@@ -1,5 +1,6 @@
 """`visualize.py` as a user runs it, on small data and runs that were never trained."""
 
+import argparse
 import csv
 import json
 import os
@@ -13,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.voc import CLASS_NAMES
+import visualize
+from datasets.voc import CLASS_NAMES, VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import make_voc
 from tests.utils.report.test_runs import write_run
 from utils.checkpoint import save_checkpoint
+from utils.report.contents import Findings
 from visualize import main
 
 MODEL = "deeplabv3plus_mobilenet"
@@ -98,7 +101,7 @@ def test_report_is_the_default_and_has_everything(show, data, tmp_path):
     assert "whole images at native size" in report
     assert "1.12 points less" in report and "`--loss`" in report
     assert "SAM's masks, classes from the ground truth | 80.00" in report
-    assert "changes the mIoU from 50.00 to 55.00 % (+5.00)" in report
+    assert "SAM's masks, classes from DeepLab | 55.00" in report
     assert "What is missing" not in report
 
 
@@ -256,8 +259,6 @@ def test_sam_results_of_other_data_are_not_shown(show, data, tmp_path):
         (["classes", "--pick", "cat=zzz"], "--pick cat=zzz: no such image in this set"),
         (["", "--pick", "unicorn=2007_000000"], "--pick unicorn=2007_000000: no such object"),
         (["classes", "--image_set", "zzz"], "zzz.txt"),
-        (["distribution", "--dpi", 0], "--dpi 0"),
-        (["errors", "--limit", -1], "--limit -1"),
         (["errors", "--device", "cuda:77"], "--device cuda:77"),
     ],
 )
@@ -272,7 +273,52 @@ def test_too_many_runs_to_compare(show, runs_dir, tmp_path):
         write_run(tmp_path / "runs" / f"r{number}")
     names = [f"r{number}" for number in range(5)]
     error = show("compare", "--runs_dir", tmp_path / "runs", "--runs", *names).error
-    assert "--runs: 5 given: compare has room for 4 at most" in error
+    assert "--runs: 5 given: compare has room for 4" in error
+
+
+def test_runs_that_were_evaluated_otherwise_are_not_compared(show, runs_dir, tmp_path):
+    shutil.copytree(runs_dir, tmp_path / "runs")
+    path = tmp_path / "runs" / "voc_focal" / "args.json"
+    stored = json.loads(path.read_text())
+    stored["args"]["crop_val"] = True
+    path.write_text(json.dumps(stored))
+    flags = ("--runs_dir", tmp_path / "runs")
+    error = show("compare", *flags, "--runs", "voc_ce", "voc_focal").error
+    assert "--runs: voc_ce and voc_focal were not evaluated alike" in error
+    ended = show("compare", *flags)
+    assert "note: not compared, since evaluated otherwise: voc_focal" in ended.stdout
+    assert "missing: a model trained with --loss focal" in ended.stdout
+
+
+def test_any_two_losses_are_compared(show, runs_dir, tmp_path, monkeypatch):
+    for name in ("voc_ce", "voc_focal"):
+        shutil.copytree(runs_dir / name, tmp_path / "runs" / name)
+    path = tmp_path / "runs" / "voc_focal" / "args.json"
+    path.write_text(path.read_text().replace('"focal"', '"lovasz"'))
+    drawn = []
+    draw = visualize.draw_comparison
+
+    def spy(dataset, ids, models, sam):
+        models = list(models)
+        drawn.extend(run.setting("loss") for run, _ in models)
+        return draw(dataset, ids, models, sam)
+
+    monkeypatch.setattr(visualize, "draw_comparison", spy)
+    ended = show("compare", "--runs_dir", tmp_path / "runs")
+    assert drawn == ["ce", "lovasz"] and "a model trained with" not in ended.stdout
+
+
+def test_sams_head_says_what_its_scores_are_of(data, tmp_path):
+    ids = ["2007_000000", "2007_000001"]
+    scores = {"image_set": "train", "images": ids, "oracle": {"miou": 0.8}}
+    make_sam_results(tmp_path / "sam", data, ids, **scores, sam_deeplab={"miou": 0.55})
+    found = Findings("voc", CLASS_NAMES, "train", "val", "", "")
+    args = argparse.Namespace(dataset="voc", sam_dir=str(tmp_path / "sam"))
+    (head, small), pictures = visualize.get_sam(found, args, VOCSegmentation(data, "train"), ids)
+    assert head == "masks of SAM" and [path.stem for path in pictures] == ids
+    assert small == (
+        "mIoU on 2 images of train: with DeepLab's classes 55.0, with the true classes 80.0"
+    )
 
 
 def test_flags_that_a_figure_does_not_heed_are_refused(run, capsys):

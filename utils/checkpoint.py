@@ -18,8 +18,10 @@ from datasets.voc import CLASS_NAMES
 from network._deeplab import DeepLab
 from network.backbone import MobileNetV2Backbone, download_weights
 from network.modeling import MODELS, build_model
-from utils.checkpoint_files import read_file
-from utils.checkpoint_files import save_checkpoint as save_checkpoint  # one place to import from
+from utils.common.checkpoint_files import read_file
+from utils.common.checkpoint_files import (
+    save_checkpoint as save_checkpoint,  # one place to import from
+)
 from utils.common.errors import UserError
 from utils.common.imagenet import MEAN, STD
 from utils.distributed import is_main

@@ -1,7 +1,7 @@
 """The flags of `main.py`, and what they imply for one another."""
 
 import argparse
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,21 @@ from datasets.loader import default_num_workers
 from network.modeling import MODELS
 from utils.common.errors import UserError
 from utils.common.files import read_json
+from utils.common.flags import (
+    DATA_FLAGS,
+    HelpFormatter,
+    check_needs,
+    check_values,
+    merge,
+    parse,
+    show,
+)
 from utils.loss import CLASS_WEIGHTS, LOSSES, build_criterion
 from utils.optim import LR_POLICIES
 from utils.precision import PRECISIONS
 from utils.run_folder import ARGS_FILE
 
-# What a data set changes in the recipe; explicit flags win.
+# What a data set changes in the recipe.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "shapes": {
         "backbone_weights": "none",
@@ -28,148 +37,163 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "val_interval": 2,
     },
 }
-# What `--recipe` changes, after the data set; explicit flags win.
+# Without pretrained weights there is nothing to protect in the backbone.
+FROM_SCRATCH_DEFAULTS = {"backbone_lr_factor": 1.0, "bn_momentum": 0.1}
+# What `--recipe` changes, and what it changes without pretrained weights.
 RECIPES: dict[str, dict[str, Any]] = {
     "course": {},
     "strong": {"lr_policy": "poly", "loss": "ce_lovasz"},
 }
-# Without pretrained weights there is nothing to protect in the backbone; explicit flags win.
-FROM_SCRATCH_DEFAULTS: dict[str, dict[str, Any]] = {
-    "course": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1},
-    "strong": {"backbone_lr_factor": 1.0, "bn_momentum": 0.1, "lr": 0.05},
-}
+RECIPES_FROM_SCRATCH: dict[str, dict[str, Any]] = {"strong": {"lr": 0.05}}
+FOCAL_GAMMA = 2.0
 
-# Flags of one command, not of the run.
+# Flags of one command, not of the run, and those of them that do not go together.
 ONE_TIME = {"args", "resume", "overwrite", "test_only"}
-# What a resumed run may change: where things are and how fast they go, not what is computed.
+EXCLUSIVE = [
+    ("resume", "args"), ("resume", "overwrite"), ("test_only", "resume"), ("test_only", "overwrite")
+]  # fmt: skip
+# Settings that do not change what a run computes: where things are, and how fast they go.
 IRRELEVANT_SETTINGS = {
-    "data_root", "no_download", "voc_archive", "ckpt", "runs_dir", "run_name", "device",
-    "num_workers", "val_batch_size", "save_interval", "cache",
-    "compile",
+    "data_root", "no_download", "voc_archive", "runs_dir", "run_name", "device", "num_workers",
+    "val_batch_size", "save_interval", "cache", "compile",
 }  # fmt: skip
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults where there are any, and leaves the description as it is."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+# What `--test_only` heeds; `--crop_size` as well with `--crop_val`.
+EVALUATION_SETTINGS = DATA_FLAGS | {
+    "val_image_set", "crop_val", "output_stride", "ckpt", "run_name", "runs_dir",
+    "val_batch_size", "num_workers", "device", "precision",
+}  # fmt: skip
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     """All flags, in groups; choices come from the tables."""
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
-    data = add_data_args(parser)
-    data.add_argument("--image_set", default="train", help="split to train on")
-    data.add_argument("--val_image_set", default="val", help="split to evaluate on")
-    data.add_argument(
-        "--crop_size",
-        type=int,
-        nargs="+",
-        default=[513],
-        help="training crop: side, or height width",
-    )
-    data.add_argument(
-        "--crop_val", action="store_true", help="evaluate centre crops (the public ancestor's way)"
-    )
-    data.add_argument(
-        "--resize", type=float, default=1.0, help="factor that images are resized by at first"
-    )
-    data.add_argument("--color_jitter", type=float, default=0.0, help="strength, from 0 to 1")
-    data.add_argument(
-        "--balanced_sampling", action="store_true", help="show images with rare classes more often"
-    )
-    data.add_argument(
-        "--cache", choices=["none", "ram"], default="none", help="keep decoded images in memory"
-    )
-
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture"
-    )
-    model.add_argument(
-        "--output_stride",
-        type=int,
-        choices=[8, 16],
-        help="of the backbone (default: 16; with --test_only what the checkpoint says)",
-    )
-    model.add_argument("--separable_conv", action="store_true", help="separable head convolutions")
-    model.add_argument(
-        "--backbone_weights",
-        default="imagenet1k_v1",
-        help="imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights",
-    )
-    model.add_argument("--bn_momentum", type=float, default=0.01, help="of the backbone's BN")
-    model.add_argument(
-        "--aux_weight", type=float, default=0.0, help="of an auxiliary head's loss; 0 for no head"
-    )
-    model.add_argument("--ckpt", help="start from these weights (with --test_only: evaluate them)")
-
-    optim = parser.add_argument_group("optimization")
-    optim.add_argument("--recipe", choices=list(RECIPES), default="course", help="set of defaults")
-    optim.add_argument("--loss", choices=list(LOSSES), default="ce", help="training loss")
-    optim.add_argument("--focal_gamma", type=float, help="focusing of the focal loss (default: 2)")
-    optim.add_argument(
-        "--class_weights", choices=list(CLASS_WEIGHTS), default="none", help="for ce and focal"
-    )
-    optim.add_argument("--lr", type=float, default=0.01, help="learning rate of the head")
-    optim.add_argument(
-        "--backbone_lr_factor", type=float, default=0.1, help="backbone's learning rate / --lr"
-    )
-    optim.add_argument("--momentum", type=float, default=0.9, help="of SGD")
-    optim.add_argument("--weight_decay", type=float, default=1e-4, help="of SGD")
-    optim.add_argument("--lr_policy", choices=LR_POLICIES, default="step", help="schedule")
-    optim.add_argument("--step_size", type=int, default=1000, help="step: iterations per x0.1")
-    optim.add_argument("--warmup_itrs", type=int, default=0, help="iterations of rising lr")
-    optim.add_argument(
-        "--ema_decay", type=float, default=0.0, help="evaluate an average of the weights; 0: do not"
-    )
-    optim.add_argument("--total_itrs", type=int, default=5000, help="iterations in all")
-    optim.add_argument("--batch_size", type=int, default=8, help="images per iteration")
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--run_name", help="folder below --runs_dir (default: data_model_loss)")
-    run.add_argument("--runs_dir", default="runs", help="where runs are kept")
-    run.add_argument("--resume", action="store_true", help="go on with the run of this name")
-    run.add_argument("--overwrite", action="store_true", help="delete the run of this name first")
-    run.add_argument("--args", metavar="FILE", help="take all settings from a run's args.json")
-    run.add_argument("--test_only", action="store_true", help="evaluate, do not train")
-    run.add_argument("--val_interval", type=int, default=1, help="epochs between evaluations")
-    run.add_argument("--val_batch_size", type=int, default=8, help="images of one size at a time")
-    run.add_argument("--save_interval", type=int, default=0, help="iterations between saves")
-    run.add_argument("--num_workers", type=int, default=default_num_workers(), help="loaders")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    run.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the convolutions")
-    run.add_argument("--compile", action="store_true", help="torch.compile: slow start, then fast")
-    run.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
-    run.add_argument("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
+    _add_data_flags(parser)
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_optimization_flags(parser.add_argument_group("optimization"))
+    _add_run_flags(parser.add_argument_group("run"))
     return parser
 
 
-def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the flags of `main.py`.
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    add = add_data_args(parser).add_argument
+    add("--image_set", default="train", help="split to train on")
+    add("--val_image_set", default="val", help="split to evaluate on")
+    text = "training crop: side, or height width"
+    add("--crop_size", type=int, nargs="+", default=[513], help=text)
+    text = "evaluate centre crops (the public ancestor's way)"
+    add("--crop_val", action="store_true", help=text)
+    add("--resize", type=float, default=1.0, help="factor that images are resized by at first")
+    add("--color_jitter", type=float, default=0.0, help="strength, from 0 to 1")
+    text = "show images with rare classes more often"
+    add("--balanced_sampling", action="store_true", help=text)
+    text = "keep decoded images in memory"
+    add("--cache", choices=["none", "ram"], default="none", help=text)
 
-    What some flags imply for others becomes a default, and the command line is parsed once more:
-    so explicit flags always win.
+
+def _add_model_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture")
+    text = "of the backbone (default: 16; with --test_only what the checkpoint says)"
+    add("--output_stride", type=int, choices=[8, 16], help=text)
+    add("--separable_conv", action="store_true", help="separable head convolutions")
+    text = "imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights"
+    add("--backbone_weights", default="imagenet1k_v1", help=text)
+    add("--bn_momentum", type=float, default=0.01, help="of the backbone's BN")
+    text = "of an auxiliary head's loss; 0 for no head"
+    add("--aux_weight", type=float, default=0.0, help=text)
+    add("--ckpt", help="start from these weights (with --test_only: evaluate them)")
+
+
+def _add_optimization_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--recipe", choices=list(RECIPES), default="course", help="set of defaults")
+    add("--loss", choices=list(LOSSES), default="ce", help="training loss")
+    text = f"focusing of the focal loss (default: {FOCAL_GAMMA:g})"
+    add("--focal_gamma", type=float, help=text)
+    add("--class_weights", choices=list(CLASS_WEIGHTS), default="none", help="for ce and focal")
+    add("--lr", type=float, default=0.01, help="learning rate of the head")
+    add("--backbone_lr_factor", type=float, default=0.1, help="backbone's learning rate / --lr")
+    add("--momentum", type=float, default=0.9, help="of SGD")
+    add("--weight_decay", type=float, default=1e-4, help="of SGD")
+    add("--lr_policy", choices=LR_POLICIES, default="step", help="schedule")
+    add("--step_size", type=int, default=1000, help="step: iterations per x0.1")
+    add("--warmup_itrs", type=int, default=0, help="iterations of rising lr")
+    text = "evaluate an average of the weights; 0: do not"
+    add("--ema_decay", type=float, default=0.0, help=text)
+    add("--total_itrs", type=int, default=5000, help="iterations in all")
+    add("--batch_size", type=int, default=8, help="images per iteration")
+
+
+def _add_run_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--run_name", help="folder below --runs_dir (default: data_model_loss)")
+    add("--runs_dir", default="runs", help="where runs are kept")
+    add("--resume", action="store_true", help="go on with the run of this name")
+    add("--overwrite", action="store_true", help="delete the run of this name first")
+    add("--args", metavar="FILE", help="take all settings from a run's args.json")
+    add("--test_only", action="store_true", help="evaluate, do not train")
+    add("--val_interval", type=int, default=1, help="epochs between evaluations")
+    add("--val_batch_size", type=int, default=8, help="images of one size at a time")
+    text = "iterations between saves of last.pth; 0: after evaluations, at most every few minutes"
+    add("--save_interval", type=int, default=0, help=text)
+    add("--num_workers", type=int, default=default_num_workers(), help="loaders")
+    add_device_flags(group, "of the convolutions")
+    add("--compile", action="store_true", help="torch.compile: slow start, then fast")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation")
+    add("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
+
+
+def add_device_flags(group: argparse._ArgumentGroup, precision_of: str) -> None:
+    """Add `--device` and `--precision`; every script that runs a model has the same."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=precision_of)
+
+
+def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the flags of `main.py`, and merge them with what is stored and implied.
 
     Raises:
-        UserError: flags that do not go together, or not with the run to resume.
+        UserError: flags that do not go together, or not with the run to resume or to evaluate.
     """
     parser = build_parser(description)
-    args = parser.parse_args(argv)
-    stored = read_stored_args(args)
-    parser.set_defaults(**DATASET_DEFAULTS.get(args.dataset, {}))
-    parser.set_defaults(**RECIPES[args.recipe])
-    if args.ckpt:
-        parser.set_defaults(backbone_weights="none")
-    elif parser.parse_args(argv).backbone_weights == "none":
-        parser.set_defaults(**FROM_SCRATCH_DEFAULTS[args.recipe])
-    parser.set_defaults(**stored)
-    args = parser.parse_args(argv)
-    check_args(args)
-    if args.resume:
-        check_resume(args, stored)
+    defaults, given = parse(parser, argv)
+    for one, other in EXCLUSIVE:
+        if {one, other} <= given.keys():
+            raise UserError(f"--{other}: does not go together with --{one}: leave one of them out")
+    stored = read_stored_args(parser, merge_settings(defaults, {}, given))
+    args = merge_settings(defaults, stored, given)
+    check_needs(args, given)
+    complete_args(args, given)
+    if args.resume or args.test_only:
+        kept = merge_settings(defaults, stored, {})
+        (check_resume if args.resume else check_test)(args, given, vars(kept))
     return args
+
+
+def merge_settings(
+    defaults: Mapping[str, Any], stored: Mapping[str, Any], given: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Defaults, the data set's, those of a stored run, an explicit recipe's, explicit flags.
+
+    Later ones win. What a recipe decides lies below the stored settings if nobody named the recipe
+    now, and if a run is resumed, which goes on as it was.
+    """
+    chosen = merge(defaults, stored, given)
+    base = {**defaults, **DATASET_DEFAULTS.get(chosen.dataset, {})}
+    if "ckpt" in given:  # brings its own backbone
+        stored = {**stored, "backbone_weights": "none"}
+    weights = merge(base, stored, given).backbone_weights
+    tables = [RECIPES]
+    if weights == "none" and not chosen.ckpt:
+        base |= FROM_SCRATCH_DEFAULTS
+        tables.append(RECIPES_FROM_SCRATCH)
+    # A recipe also decides where it keeps the data set's value and another recipe does not.
+    recipe = {name: base[name] for table in tables for other in table.values() for name in other}
+    for table in tables:
+        recipe |= table.get(chosen.recipe, {})
+    if "recipe" in given and "resume" not in given:
+        return merge(base, stored, recipe, given)
+    return merge(base, recipe, stored, given)
 
 
 def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
@@ -177,71 +201,77 @@ def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in ONE_TIME}
 
 
-def read_stored_args(args: argparse.Namespace) -> dict[str, Any]:
+def read_stored_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
     """The settings of `--args FILE`, or of the run to go on with, or of the one to evaluate."""
     if args.args:
         path = Path(args.args)
-    elif args.resume:
-        path = run_dir_of(args) / ARGS_FILE
+    elif args.resume or (args.test_only and not args.ckpt):
+        path, flag = run_dir_of(args) / ARGS_FILE, "--resume" if args.resume else "--test_only"
         if not path.exists():
-            raise UserError(f"--resume: {path.parent} holds no run: see --run_name and --runs_dir")
-    elif args.test_only:
-        path = (Path(args.ckpt).parent if args.ckpt else run_dir_of(args)) / ARGS_FILE
-        if not path.exists():  # a checkpoint from elsewhere
-            return {}
-    else:
+            raise UserError(f"{flag}: {path.parent} holds no run: see --run_name and --runs_dir")
+    elif args.test_only and not Path(args.ckpt).exists():
+        raise UserError(f"--ckpt {args.ckpt}: no such file")
+    elif args.test_only and (Path(args.ckpt).parent / ARGS_FILE).exists():
+        path = Path(args.ckpt).parent / ARGS_FILE
+    else:  # a new run, or a checkpoint from elsewhere
         return {}
-    stored = read_json(path).get("args")
-    if not isinstance(stored, dict):
+    settings = read_json(path).get("args")
+    if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no settings of a run")
-    return {key: value for key, value in stored.items() if key in settings_to_store(args)}
+    known = settings_to_store(args)
+    stored = {key: value for key, value in settings.items() if key in known and value is not None}
+    check_values(parser, stored, f"{path}: ")
+    if args.test_only:
+        stored.pop("ckpt", None)  # the run began with it, and its end is evaluated
+    if not args.args:  # the folder may have been moved or renamed
+        stored |= {"runs_dir": args.runs_dir, "run_name": args.run_name or path.parent.name}
+    elif stored.get("run_name") == default_run_name(merge(vars(args), stored)):
+        del stored["run_name"]  # follows from what may be changed now
+    return stored
 
 
-def check_resume(args: argparse.Namespace, stored: dict[str, Any]) -> None:
+def check_resume(
+    args: argparse.Namespace, given: Mapping[str, Any], stored: Mapping[str, Any]
+) -> None:
     """A resumed run computes what it would have: refuse flags that would change that."""
     # Steps do not depend on where the run ends, polynomial decay does.
-    free = IRRELEVANT_SETTINGS | ({"total_itrs"} if args.lr_policy == "step" else set())
-    for key, value in settings_to_store(args).items():
-        if key not in free and key in stored and stored[key] != value:
+    free = IRRELEVANT_SETTINGS | ONE_TIME | ({"total_itrs"} if args.lr_policy == "step" else set())
+    for key, value in given.items():
+        if key not in free and stored[key] != value:
             raise UserError(
-                f"--{key} {value}: the run was started with {stored[key]}: leave the flag out, or "
-                "start a new run with --run_name"
+                f"--{key} {show(value)}: the run was started with {show(stored[key])}: leave the "
+                "flag out, or start a new run with --run_name"
             )
 
 
-def check_args(args: argparse.Namespace) -> None:
+def check_test(
+    args: argparse.Namespace, given: Mapping[str, Any], stored: Mapping[str, Any]
+) -> None:
+    """An evaluation has no use for flags of the training: they must be those of the run."""
+    heeded = EVALUATION_SETTINGS | ONE_TIME | ({"crop_size"} if args.crop_val else set())
+    for key, value in given.items():
+        if key not in heeded and stored[key] != value:
+            raise UserError(f"--{key} {show(value)}: does nothing with --test_only: leave it out")
+
+
+def complete_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Complete the settings, and refuse what cannot work before anything is built."""
-    if len(args.crop_size) not in (1, 2) or min(args.crop_size) < 1:
-        raise UserError(f"--crop_size {args.crop_size}: give the side, or height and width")
+    if len(args.crop_size) > 2:
+        raise UserError(f"--crop_size {show(args.crop_size)}: give the side, or height and width")
     if args.crop_val and len(set(args.crop_size)) > 1:
         raise UserError("--crop_val: needs a square --crop_size")
-    check_numbers(args)
+    if args.loss != "focal":
+        args.focal_gamma = None
+    elif args.focal_gamma is None:
+        args.focal_gamma = FOCAL_GAMMA
     # Refuses options that the loss has no use for before any data is read.
     weights = None if args.class_weights == "none" else torch.ones(1)
     build_criterion(args.loss, class_weights=weights, focal_gamma=args.focal_gamma)
-    if args.test_only and args.resume:
-        raise UserError("--test_only: evaluates and does not resume: leave --resume out")
-    if args.ckpt and args.backbone_weights != "none" and not args.test_only:
-        raise UserError("--ckpt: brings its own backbone: leave --backbone_weights out")
+    if args.ckpt and given.get("backbone_weights", "none") != "none" and not args.test_only:
+        raise UserError(f"--backbone_weights: --ckpt {args.ckpt} brings its own: leave it out")
     args.run_name = args.run_name or default_run_name(args)
     if args.output_stride is None and not args.test_only:
         args.output_stride = 16
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that are out of range."""
-    for flag in ("total_itrs", "step_size", "val_interval", "val_batch_size"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
-    for flag in ("warmup_itrs", "aux_weight"):
-        if not 0 <= getattr(args, flag) < math.inf:
-            raise UserError(f"--{flag} {getattr(args, flag)}: at least 0")
-    if not 0 < args.resize < math.inf:
-        raise UserError(f"--resize {args.resize}: a factor above 0, such as 0.5")
-    if not 0 <= args.color_jitter <= 1:
-        raise UserError(f"--color_jitter {args.color_jitter}: from 0 to 1")
-    if not 0 <= args.ema_decay < 1:
-        raise UserError(f"--ema_decay {args.ema_decay}: from 0 to below 1, such as 0.99")
 
 
 def default_run_name(args: argparse.Namespace) -> str:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from datasets.loader import derive_seed
 from network._deeplab import DeepLab
 from utils.checkpoint import describe_model, load_weights
-from utils.checkpoint_files import read_file, save_checkpoint
+from utils.common.checkpoint_files import read_file, save_checkpoint
 from utils.common.errors import UserError
 from utils.distributed import get_rank, is_main, loss_of_all, wrap_model
 from utils.engine import LossMeter

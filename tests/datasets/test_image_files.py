@@ -300,7 +300,7 @@ def test_masks_of_few_bits_hold_the_stored_values(tmp_path, bit_depth, colour_ty
 
 def test_jpeg_under_the_name_of_a_mask_is_refused(tmp_path):
     path = save(tmp_path / "a.png", Image.new("L", (8, 8), 1), format="JPEG")
-    with pytest.raises(ImageError, match=rf"^{path}: the mask is stored as JPEG.*PNG"):
+    with pytest.raises(ImageError, match=rf"^{path}: the mask is stored as L in a JPEG file.*PNG"):
         read_mask(path)
 
 

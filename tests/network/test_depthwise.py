@@ -13,7 +13,8 @@ from network.modeling import MODELS, build_model
 
 def depthwise(**options):
     torch.manual_seed(0)
-    return DepthwiseConv2d(6, 6, 3, padding=1, groups=6, bias=False, **options)
+    options = {"kernel_size": 5, "padding": 2, **options}
+    return DepthwiseConv2d(6, 6, groups=6, bias=False, **options)
 
 
 def kernel_types(conv, x):
@@ -36,10 +37,23 @@ def kernel_types(conv, x):
 def test_training_on_a_cpu_computes_in_fp32_and_rounds_to_what_autocast_gives():
     conv, x = depthwise(), torch.randn(2, 6, 9, 9)
     assert kernel_types(conv.train(), x) == ([torch.float32], torch.bfloat16)
-    expected = nn.functional.conv2d(x, conv.weight, padding=1, groups=6).to(torch.bfloat16)
+    expected = nn.functional.conv2d(x, conv.weight, padding=2, groups=6).to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(conv(x), expected)
     assert torch.equal(conv(x), expected.float()) is False  # without autocast nothing is rounded
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"kernel_size": 3, "padding": 1}, torch.bfloat16),
+        ({"kernel_size": 3, "padding": 1, "stride": 2}, torch.float32),
+        ({"kernel_size": 3, "padding": 2, "dilation": 2}, torch.float32),
+    ],
+)
+def test_small_kernels_stay_in_bf16_where_that_is_quicker(options, expected):
+    conv = depthwise(**options).train()
+    assert kernel_types(conv, torch.randn(2, 6, 9, 9)) == ([expected], torch.bfloat16)
 
 
 def test_evaluation_computes_as_autocast_says():

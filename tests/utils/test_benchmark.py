@@ -2,7 +2,6 @@ import contextlib
 import copy
 import io
 import json
-import math
 import mmap
 import sys
 from functools import partial
@@ -15,84 +14,96 @@ from torch import nn
 
 from datasets.custom import CustomSegmentation
 from datasets.loader import Samples
-from datasets.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
-from utils.benchmark import ancestor as reference
-from utils.benchmark.__main__ import NUM_VAL, build_setup, draw_inputs, main, parse_args
-from utils.benchmark.ancestor import STEPS, ReferenceSamples
+from datasets.transforms import RandomScaleCrop
+from network.depthwise import DepthwiseConv2d
+from network.modeling import build_model
+from utils.benchmark import ancestor
+from utils.benchmark.__main__ import build_setup, main, parse_args
+from utils.benchmark.ancestor import AncestorSamples
 from utils.benchmark.contenders import (
     Setup,
-    evaluate_project,
-    evaluate_reference,
-    host_batches,
-    predict_project,
-    predict_reference,
-    repeat_samples,
-    train_project,
-    train_reference,
-)
-from utils.benchmark.timing import (
-    Contender,
-    Measured,
-    PeakMemory,
+    compare_data,
+    compare_evaluation,
+    compare_prediction,
     count_gflop,
-    format_rows,
-    measure,
-    summarize,
+    draw_batch,
+    first_samples,
+    forward_gflop,
+    train_ancestor,
+    train_project,
 )
+from utils.benchmark.depthwise import CONVOLUTIONS, MODELS, compare_depthwise
+from utils.benchmark.inputs import SIZES, draw_inputs
+from utils.benchmark.timing import Contender, format_table, measure, peak_memory, summarize
 from utils.common.imagenet import MEAN, STD
 
 CPU = torch.device("cpu")
 
 
+def quick_setup(folder, *flags):
+    args, device = parse_args(["--quick", "--device", "cpu", *flags])
+    return build_setup(args, device, folder)
+
+
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     """What `--quick --precision fp32` measures."""
-    args, device = parse_args(["--quick", "--device", "cpu", "--precision", "fp32"])
-    return build_setup(args, device, tmp_path_factory.mktemp("inputs"))
+    return quick_setup(tmp_path_factory.mktemp("inputs"), "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The table and the JSON of a whole quick run."""
+    """The JSON and the table of a whole quick run."""
     path = tmp_path_factory.mktemp("report") / "benchmark.json"
     printed = io.StringIO()
+    flags = ["--quick", "--device", "cpu", "--precision", "bf16", "fp32", "--output", str(path)]
     with contextlib.redirect_stdout(printed):
-        main(
-            ["--quick", "--device", "cpu", "--precision", "bf16", "fp32", "--output", str(path)]
-            + ["--only", "train", "eval", "predict", "data", "loader"]
-            + ["--steps", "size_batches", "uint8", "crop_first"]
-        )
+        main(flags)
     return json.loads(path.read_text()), printed.getvalue()
 
 
-def test_quick_run_measures_every_workload_in_both_modes(report):
+def test_quick_run_measures_every_workload_in_every_precision(report):
     workloads = report[0]["workloads"]
-    for workload in ("train", "eval", "predict", "data"):
-        rows = {row["name"]: row for row in workloads[workload]["rows"]}
-        steps = ("crop_first", "uint8", "size_batches")  # in the order of STEPS
-        steps = [step for step in steps if workload in STEPS[step]]
-        ours = ["this project, bf16", "this project, fp32"]
-        ours = ["this project"] if workload == "data" else ours
-        compared = ["reference", *(f"+ {step}" for step in steps), *ours]
-        assert list(rows)[-len(compared) :] == compared
-        limits = list(rows)[: -len(compared)]
-        for name in compared:
-            row = rows[name]
+    assert list(workloads) == ["train", "eval", "predict", "data"]
+    for name, workload in workloads.items():
+        rows = {row["name"]: row for row in workload["rows"]}
+        ours = ["one worker"] if name == "data" else ["bf16", "fp32"]
+        assert list(rows)[-len(ours) - 1 :] == ["ancestor", *ours]
+        for row in (rows[one] for one in ours):
             assert len(row["seconds"]) == 2 and min(row["seconds"]) > 0
-            assert row["speedup"] > 0 and row["share"] > 0 and row["ceiling"] in limits
-    rows = workloads["loader"]["rows"]
-    assert [row["name"] for row in rows] == [
-        "batches on the device, bf16",
-        "batches from the loader, bf16",
-    ]
+            assert row["base"] == "ancestor" and row["ratio"] > 0
+
+
+def test_quick_sizes_claim_no_share_of_a_product_too_small_to_be_a_limit(report):
+    content, printed = report
+    for name in ("train", "eval", "predict"):
+        rows = content["workloads"][name]["rows"]
+        assert [row["name"] for row in rows] == ["ancestor", "bf16", "fp32"]
+        assert not any("share" in row for row in rows)
+    assert printed.count(" % |") == 1  # decoding the same files is one
+
+
+def test_large_product_is_the_limit_of_the_same_precision(setup):
+    args = copy.copy(setup.args)
+    args.matrix, args.precision = 16, ["bf16", "fp32"]
+    setup = Setup(args, CPU, setup.model, setup.train_set, setup.val_set)
+    contenders = {one.name: one for one in next(compare_prediction(setup))}
+    assert contenders["bf16"].limits == ("product, bf16", "convolution, bf16")
+    assert contenders["fp32"].limits == ("product, fp32", "convolution, fp32")
+    assert contenders["product, fp32"].work == pytest.approx(2 * 16**3 / 1e9)
+    conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    gflop = count_gflop(conv, (4, 2, 64, 64), training=False)
+    assert contenders["convolution, bf16"].work == pytest.approx(gflop)
+    for name in ("product, fp32", "convolution, bf16"):
+        (result,) = contenders[name].build()()
+        assert result.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[name.split()[1]]
 
 
 def test_table_shows_what_the_json_holds(report):
     content, printed = report
     row = content["workloads"]["train"]["rows"][-1]
-    line = next(line for line in printed.splitlines() if line.startswith("  this project, fp32"))
-    assert f"{row['images_per_s']:.2f}" in line.split()
-    assert f"{row['speedup']:.2f}" in line.split()
+    line = next(line for line in printed.splitlines() if line.startswith("| fp32 |"))
+    assert f"| {row['ms']:.1f} ms | {row['ratio']:.2f} |" in line
     assert content["command"] in printed and content["machine"] in printed
     assert "--quick" in content["command"] and content["settings"]["crop_size"] == 65
 
@@ -101,10 +112,9 @@ def test_table_shows_what_the_json_holds(report):
     ("flags", "message"),
     [
         (["--repeats", "0"], "--repeats 0: at least 1"),
-        (["--batch_size", "0"], "--batch_size 0: at least 2"),
-        (["--loader_iterations", "0"], "--loader_iterations 0: at least 1"),
+        (["--batch_size", "1"], "--batch_size 1: at least 2"),
+        (["--crop_size", "0"], "--crop_size 0: at least 1"),
         (["--compile"], "--compile: "),
-        (["--steps", "crop_first", "--only", "eval"], "--steps crop_first: needs --only data"),
         (["--data_root", "nowhere"], "nowhere: no such folder"),
     ],
 )
@@ -119,79 +129,65 @@ def test_explicit_flags_win_over_quick():
     assert (args.crop_size, args.batch_size) == (33, 2)
 
 
-# The reference mode computes what this project computes.
+# The ancestor's way computes what this project computes.
 
 
 def flat_weights(model):
     return torch.cat([value.flatten().float() for value in model.state_dict().values()])
 
 
-def test_training_with_all_steps_is_this_projects(setup, monkeypatch):
-    batches, models = host_batches(setup, 1), []
-
-    def copy_model(*args):
-        models.append(Setup.copy_model(setup, *args))
-        return models[-1]
-
-    monkeypatch.setattr(setup, "copy_model", copy_model)
-    runs = [
-        train_project(setup, "fp32", batches),
-        train_reference(setup, "fp32", tuple(STEPS), batches),
-    ]
-    for run in runs:
-        torch.manual_seed(1)  # for dropout
-        run()
-    ours, theirs = map(flat_weights, models)
-    assert (ours - flat_weights(setup.model)).abs().max() > 1e-2
-    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
-
-
-def test_steps_do_not_change_the_training_loss(setup, monkeypatch):
+def test_training_step_of_both_ends_in_the_same_weights(setup, monkeypatch):
     model = copy.deepcopy(setup.model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # what it drops depends on the layout
-    monkeypatch.setattr(setup, "model", model)
-    batches = host_batches(setup, 1)
-    plain, *others = (
-        train_reference(setup, "fp32", steps, batches)()
-        for steps in ((), ("uint8",), ("channels_last",), ("no_waiting",))
-    )
-    assert plain == pytest.approx(math.log(21), rel=0.5)
+    batch, models = draw_batch(setup), []
+
+    def copy_model(_, layout=torch.channels_last):
+        models.append(copy.deepcopy(model).to(memory_format=layout))
+        return models[-1]
+
+    monkeypatch.setattr(Setup, "copy_model", copy_model)
+    train_project(setup, setup.copy_model(), batch, "fp32")()
+    losses = train_ancestor(setup, batch)()
+    assert losses == pytest.approx([np.log(21)], rel=0.5)
+    ours, theirs = map(flat_weights, models)
+    step = (ours - flat_weights(model)).abs().max()
+    assert step > 1e-2
     # The image pooling's batch norm over two values enlarges rounding.
-    assert others == pytest.approx([plain] * 3, rel=1e-3)
+    assert (theirs - ours).abs().max() < 0.05 * step
 
 
-@pytest.mark.parametrize("steps", [(), *((step,) for step in STEPS if "eval" in STEPS[step])])
-def test_evaluation_in_the_reference_mode_counts_what_this_project_counts(setup, steps):
-    ours = evaluate_project(setup, "fp32")().confusion.numpy()
-    theirs = evaluate_reference(setup, "fp32", steps)()
-    valid = sum(
-        int((target != 255).sum()) for _, target in map(setup.val_set.__getitem__, range(6))
-    )
-    assert theirs.sum() == valid and (theirs.sum(0) > 0).sum() > 1
+def test_evaluation_of_both_counts_the_same_pixels(setup):
+    ancestors, ours = (one.build()() for one in next(compare_evaluation(setup)))
+    samples = map(setup.val_set.__getitem__, range(6))
+    valid = sum(int((target != 255).sum()) for _, target in samples)
+    assert ancestors.sum() == valid and (ancestors.sum(0) > 0).sum() > 1
     # fp32 in another layout may decide a tie of two classes the other way.
-    assert np.abs(theirs - ours).sum() <= 1e-3 * valid
+    assert np.abs(ancestors - ours.confusion.numpy()).sum() <= 1e-3 * valid
 
 
-@pytest.mark.parametrize("steps", [(), ("uint8",), ("channels_last",)])
-def test_prediction_in_the_reference_mode_is_this_projects(setup, steps):
-    paths = setup.val_set.image_paths[:2]
-    ours = predict_project(setup, "fp32", paths)()
-    theirs = predict_reference(setup, "fp32", steps, paths)()
-    for pred, expected, path in zip(theirs, ours, paths, strict=True):
+def test_prediction_of_both_is_the_same(setup):
+    ancestors, ours = (one.build()() for one in next(compare_prediction(setup)))
+    for pred, expected, path in zip(ancestors, ours, setup.val_set.image_paths[:2], strict=True):
         assert pred.shape == Image.open(path).size[::-1]
         assert (pred == expected).mean() > 0.999
 
 
+def test_pipelines_give_as_many_images_as_are_counted(setup):
+    for one in next(compare_data(setup)):
+        result = one.build()()
+        assert result in (None, 6) and one.images in (1, 6)
+
+
 def test_confusion_of_one_image_by_hand():
-    target = np.array([[0, 0, 1], [2, 255, 2]])
+    target = np.array([[0, 0, 1], [2, 255, 2]], np.uint8)
     pred = np.array([[0, 1, 1], [2, 2, 0]])
-    assert reference.count_pairs(target, pred, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert ancestor.count_pairs(target, pred, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
 
 
-def test_reference_samples_are_normalised_floats_of_the_file(setup):
-    image, target = ReferenceSamples(setup.val_set)[0]
+def test_ancestors_samples_are_normalised_floats_of_the_file(setup):
+    image, target = AncestorSamples(setup.val_set)[0]
     array = np.asarray(Image.open(setup.val_set.image_paths[0]), np.float64)
     expected = (array / 255 - MEAN) / STD
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-5)
@@ -199,16 +195,15 @@ def test_reference_samples_are_normalised_floats_of_the_file(setup):
     assert torch.equal(target, setup.val_set.read_target(0))
 
 
-def test_both_modes_scale_a_sample_alike(setup):
+def test_both_scale_a_sample_alike(setup):
     # A crop larger than any scaled image: what is not void is the scaled image's area.
-    crop = (200, 200)
-    ours = CustomSegmentation(setup.train_set.folder, "train", RandomScaleCrop(crop))
+    ours = CustomSegmentation(setup.train_set.folder, "trainval", RandomScaleCrop((200, 200)))
     scales = set()
     for index in range(4):
         valid = []
-        for dataset in (ours, ReferenceSamples(ours, crop)):
+        for dataset in (ours, AncestorSamples(ours, 200)):
             image, target = Samples(dataset, seed=3)[(0, index)][:2]
-            assert image.shape == (3, *crop) and target.shape == crop
+            assert image.shape == (3, 200, 200) and target.shape == (200, 200)
             rows, columns = np.nonzero(target.numpy() != 255)
             valid.append((np.ptp(rows), np.ptp(columns)))
         assert valid[0] == pytest.approx(valid[1], abs=2)
@@ -216,58 +211,77 @@ def test_both_modes_scale_a_sample_alike(setup):
     assert len(scales) == 4
 
 
-def test_reference_crops_where_the_image_is_larger():
+def test_ancestor_crops_where_the_image_is_larger():
     torch.manual_seed(0)
-    values = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) % 251
-    image = Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
     target = Image.fromarray(np.full((40, 50), 7, np.uint8))
     for _ in range(5):
-        crop, part = reference.ResizeThenCrop((16, 20))(image, target)
-        assert crop.size == part.size == (20, 16)
+        crop, part = ancestor.resize_then_crop(image, target, 18)
+        assert crop.size == part.size == (18, 18)
         assert set(np.unique(part)) == {7}  # at half the size there is still nothing to pad
-
-
-def test_steps_add_up_to_the_bytes_of_this_project(setup):
-    transform = Compose(RandomScaleCrop((65, 65)), RandomHorizontalFlip())
-    ours = CustomSegmentation(setup.train_set.folder, "train", transform)
-    bytes_ = ReferenceSamples(ours, (65, 65), ("crop_first", "uint8"))
-    floats = ReferenceSamples(ours, (65, 65), ("crop_first",))
-    expected = Samples(ours, seed=0)[(0, 1)]
-    image, target, _ = Samples(bytes_, seed=0)[(0, 1)]
-    assert torch.equal(image, expected[0]) and torch.equal(target, expected[1])
-    image = Samples(floats, seed=0)[(0, 1)][0]
-    normalised = (expected[0] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
-        3, 1, 1
-    )
-    torch.testing.assert_close(image, normalised)
 
 
 # The inputs.
 
 
-def test_drawn_evaluation_images_come_in_batches_as_large_as_vocs(tmp_path):
-    draw_inputs(tmp_path / "inputs", 2, 2 * NUM_VAL)
-    val_set = CustomSegmentation(tmp_path / "inputs", "val")
-    batches = sum(
-        math.ceil(n / 8) for n in np.unique(val_set.image_sizes(), axis=0, return_counts=True)[1]
-    )
-    assert 2 * NUM_VAL / batches == pytest.approx(1449 / 383, abs=0.1)
-    train_set = CustomSegmentation(tmp_path / "inputs", "train")
-    assert train_set.image_sizes() == [(360, 480)] * 2
-    for dataset in (train_set, val_set):
-        image, target = dataset[0]
+def test_drawn_images_come_in_batches_as_large_as_vocs(tmp_path):
+    draw_inputs(tmp_path, 2 * len(SIZES))
+    dataset = CustomSegmentation(tmp_path, "trainval")
+    counts = np.unique(dataset.image_sizes(), axis=0, return_counts=True)[1]
+    assert len(dataset) / sum(-(-counts // 8)) == pytest.approx(1449 / 383, abs=0.1)
+    for index in range(3):
+        image, target = dataset[index]
         assert image.shape[1:] == target.shape
         assert 255 in target.unique() and len(target.unique()) > 2
-        size = dataset.image_paths[0].stat().st_size
+        size = dataset.image_paths[index].stat().st_size
         assert 0.4 < size / target.numel() < 0.8  # VOC 2012's JPEGs: 0.6 bytes a pixel
 
 
-def test_samples_are_repeated_from_the_start(setup):
-    ids = setup.val_set.ids
-    repeated = repeat_samples(setup.val_set, 8)
-    assert repeated.ids == [*ids, *ids[:2]] and len(ids) == 6
-    assert [path.stem for path in repeated.image_paths] == repeated.ids
-    assert len(setup.val_set) == 6 and len(repeated.target_paths) == 8
+def test_first_samples_are_a_data_set_of_their_own(setup):
+    part = first_samples(setup.val_set, 4)
+    assert part.ids == setup.val_set.ids[:4] and len(setup.val_set) == 6
+    assert [path.stem for path in part.image_paths] == part.ids
+    assert torch.equal(part[3][0], setup.val_set[3][0])
+
+
+# Depthwise convolutions.
+
+
+def test_both_ways_of_a_depthwise_convolution_differ_in_what_computes(tmp_path):
+    groups = list(compare_depthwise(quick_setup(tmp_path)))
+    assert len(groups) == sum(map(len, CONVOLUTIONS.values())) + len(MODELS)
+    for base, ours in groups:
+        assert ours.base == base.name
+        plain, own = (one.build.args[-1] for one in (base, ours))
+        found = [isinstance(module, DepthwiseConv2d) for module in own.modules()]
+        assert any(found)
+        assert not any(isinstance(module, DepthwiseConv2d) for module in plain.modules())
+        assert sum(map(torch.Tensor.numel, plain.parameters())) == sum(
+            map(torch.Tensor.numel, own.parameters())
+        )
+    for one in groups[0]:
+        one.build()()
+        assert one.build.args[-1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_listed_depthwise_convolutions_are_those_of_the_models(model):
+    found = set()
+
+    def note(conv, inputs):
+        reduction = round(256 / inputs[0].shape[-1])
+        found.add(
+            (conv.in_channels, conv.kernel_size[0], conv.stride[0], conv.dilation[0], reduction)
+        )
+
+    network = build_model(model, separable_conv=MODELS[model]).to("meta")
+    for module in network.modules():
+        if isinstance(module, DepthwiseConv2d):
+            module.register_forward_pre_hook(note)
+    network(torch.empty(2, 3, 256, 256, device="meta"))
+    key = {"resnet50": "--separable_conv", "mobilenet": "MobileNetV2"}
+    listed = CONVOLUTIONS[key.get(model.split("_")[1], "EfficientNet-Lite0")]
+    assert set(listed) <= found
 
 
 # The measuring itself.
@@ -280,33 +294,28 @@ def test_contenders_are_warmed_up_twice_and_then_take_turns():
         calls.append(f"build {name}")
         return partial(calls.append, name)
 
-    contenders = [Contender(name, partial(build, name), images=1) for name in "ab"]
-    measured = measure(contenders, 3, CPU, with_memory=False)
+    contenders = [Contender(name, partial(build, name)) for name in "ab"]
+    measure(contenders, 3, CPU)
     assert calls == ["build a", "a", "a", "build b", "b", "b", *"ab", *"ba", *"ab"]
-    assert [len(item.seconds) for item in measured] == [3, 3]
+    assert [len(one.seconds) for one in contenders] == [3, 3]
 
 
 def test_summary_by_hand():
-    limit = Measured(Contender("limit", None, work=10), None, [1.0, 1.0, 2.0])
-    slower = Measured(Contender("slower limit", None, work=10), None, [2.0, 2.0, 4.0])
-    names = ("slower limit", "limit")
-    base = Measured(Contender("base", None, 4, 10, names), 100.0, [8.0, 8.0, 20.0])
-    fast = Measured(Contender("fast", None, 4, 10, names, below="base"), None, [2.0, 4.0, 4.0])
+    limit = Contender("limit", None, work=10, seconds=[1.0, 1.0, 2.0])
+    slower = Contender("slower", None, work=10, seconds=[2.0, 2.0, 4.0])
+    base = Contender("base", None, 4, seconds=[8.0, 8.0, 20.0], peak_mb=100.0)
+    fast = Contender("fast", None, 4, 10, "base", ("slower", "limit"), [2.0, 4.0, 4.0], 70.0)
     rows = summarize([limit, slower, base, fast])
-    assert rows[0]["work_per_s"] == 10 and "speedup" not in rows[0] and "share" not in rows[0]
-    assert rows[2]["images_per_s"] == 0.5 and rows[2]["ms_per_image"] == 2000
-    assert rows[2]["spread"] == 1.5 and rows[2]["speedup"] == 1 and rows[2]["peak_mb"] == 100
+    assert "ratio" not in rows[0] and "share" not in rows[2]
+    assert rows[2]["ms"] == 2000 and rows[2]["spread"] == 1.5
     # Rounds: 8 / 2, 8 / 4, 20 / 4; the ratio of the medians would be 2.
-    assert rows[3]["speedup"] == rows[3]["gain"] == 4
-    # The faster limit counts: 1 / 2, 1 / 4, 2 / 4 of it.
-    assert rows[3]["share"] == 0.5 and rows[3]["ceiling"] == "limit"
-
-
-def test_table_leaves_out_empty_columns():
-    base = Measured(Contender("base", None, 2), None, [0.5])
-    lines = format_rows(summarize([base])).splitlines()
-    assert lines[0].split() == ["images/s", "ms/image", "spread", "x", "first"]
-    assert lines[1].split() == ["base", "4.00", "250.0", "0", "%", "1.00"]
+    assert rows[3]["ratio"] == 4
+    assert rows[3]["share"] == 0.5  # of the faster limit: 1 / 2, 1 / 4, 2 / 4
+    exceeded = Contender("one", None, 4, 40, "base", ("limit",), [2.0, 2.0, 2.0])
+    assert "share" not in summarize([limit, base, exceeded])[2]
+    table = format_table("work", ("then", "now"), rows).splitlines()
+    assert table[0] == "| work | then | now | ratio | of the limit | peak memory |"
+    assert table[2:] == ["| fast | 2000.0 ms | 1000.0 ms | 4.00 | 50 % | 100 to 70 MB |"]
 
 
 def test_flops_by_hand():
@@ -320,6 +329,14 @@ def test_flops_by_hand():
     assert next(model.parameters()).device == CPU and model.training
 
 
+def test_flops_of_several_sizes_go_with_the_pixels(setup):
+    exact = sum(
+        count_gflop(setup.model, (1, 3, *size), training=False)
+        for size in setup.val_set.image_sizes()
+    )
+    assert forward_gflop(setup, setup.val_set) == pytest.approx(exact, rel=0.2)  # sizes are small
+
+
 def take_pages(size):
     """Memory straight from the system, all of it touched."""
     pages = mmap.mmap(-1, size)
@@ -330,15 +347,20 @@ def take_pages(size):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_what_was_held_at_the_same_time():
-    memory = PeakMemory(CPU)
-    take_pages(40_000_000).close()
-    kept = take_pages(20_000_000)
-    assert memory.megabytes() == pytest.approx(40, abs=2)
-    memory.reset()
-    assert memory.megabytes() == pytest.approx(20, abs=2)
-    assert PeakMemory(CPU).megabytes() == pytest.approx(0, abs=2)
-    kept.close()
+    def run():
+        take_pages(40_000_000).close()
+        kept.append(take_pages(20_000_000))
+
+    kept = []
+    before = peak_memory(CPU, reset=True)
+    run()
+    assert peak_memory(CPU) - before == pytest.approx(40, abs=2)
+    assert peak_memory(CPU, reset=True) - before == pytest.approx(20, abs=2)
+    one = Contender("one", lambda: partial(take_pages, 30_000_000))
+    measure([one], 1, CPU)
+    assert one.peak_mb == pytest.approx(30, abs=5)
 
 
-def test_peak_memory_is_unknown_elsewhere():
-    assert PeakMemory(torch.device("meta")).megabytes() is None
+def test_peak_memory_is_unknown_elsewhere(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_: (_ for _ in ()).throw(OSError))
+    assert peak_memory(CPU) == 0

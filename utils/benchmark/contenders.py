@@ -1,37 +1,34 @@
-"""What the benchmark compares: this project and the reference mode, on the same inputs.
-
-This project is what `main.py` and `predict.py` build and call, and nothing else.
-"""
+"""What the benchmark compares: the ancestor's way, and what `main.py` and `predict.py` call."""
 
 import argparse
 import copy
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import cycle, islice
 
 import torch
+from PIL import Image
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.image_files import read_image
 from datasets.loader import (
     EvaluationData,
     LoaderSettings,
-    batches_per_epoch,
+    Samples,
+    TrainBatches,
     build_train_loader,
     build_val_loader,
+    default_num_workers,
 )
 from network._deeplab import DeepLab
-from network.fusion import fuse_for_inference
-from utils.benchmark import ancestor as reference
-from utils.benchmark.timing import Contender, Run, count_gflop, decoders, matrix_product
+from utils.benchmark import ancestor
+from utils.benchmark.timing import Contender, Run
 from utils.engine import evaluate
 from utils.loss import build_criterion
-from utils.metrics import StreamSegMetrics
-from utils.optim import build_optimizer, build_scheduler
+from utils.optim import build_optimizer
 from utils.precision import DTYPES
 from utils.predictor import Predictor
 from utils.training_state import TrainingState
@@ -39,19 +36,15 @@ from utils.training_state import TrainingState
 LR, BACKBONE_LR_FACTOR = 0.01, 0.1
 SEED = 0  # of order and augmentation
 VAL_BATCH_SIZE = 8  # main.py's default
-NUM_BATCHES = 4  # different ones that wait in memory
-
-Batches = Iterable[list[torch.Tensor]]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What all comparisons share.
 
     Attributes:
-        args: the flags of `utils.benchmark.__main__`, complete.
+        args: the flags, complete, with the numbers of `SIZES`.
         device: where the model runs.
-        precisions: those of this project; the first is that of the step autocast.
         model: the weights that all start from, on the CPU.
         train_set: with the training transform of `main.py`.
         val_set: whole images.
@@ -59,305 +52,199 @@ class Setup:
 
     args: argparse.Namespace
     device: torch.device
-    precisions: list[str]
     model: DeepLab
     train_set: SegmentationDataset
     val_set: SegmentationDataset
 
-    @property
-    def crop_size(self) -> tuple[int, int]:
-        """Height and width of a training crop."""
-        return self.args.crop_size, self.args.crop_size
-
-    @property
-    def pin_memory(self) -> bool:
-        """Whether the loader gives pinned memory, as in `main.py`."""
-        return self.device.type == "cuda"
-
-    def copy_model(self, channels_last: bool = True) -> DeepLab:
+    def copy_model(self, layout: torch.memory_format = torch.channels_last) -> DeepLab:
         """The weights on the device."""
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return copy.deepcopy(self.model).to(self.device, memory_format=layout)
-
-    def chain(self, workload: str) -> list[reference.Steps]:
-        """The steps of each contender in the reference mode: none, then one more each time."""
-        steps = [step for step in self.args.steps if workload in reference.STEPS[step]]
-        return [tuple(steps[:count]) for count in range(len(steps) + 1)]
-
-
-def name_of(steps: reference.Steps) -> str:
-    """Of a contender in the reference mode: its last step."""
-    return f"+ {steps[-1]}" if steps else "reference"
+        return copy.deepcopy(self.model).to(self.device).to(memory_format=layout)
 
 
 def compare_models(
-    setup: Setup,
-    workload: str,
-    images: int,
-    gflop: float,
-    build_reference: Callable[[Setup, str, reference.Steps], Run],
-    build_project: Callable[[Setup, str], Run],
+    setup: Setup, images: int, gflop: float, build_ancestor: Callable, build_project: Callable
 ) -> list[Contender]:
-    """The reference mode with more and more steps, this project, and the matrix products.
+    """The ancestor, this project in each precision, and the limits of each.
 
-    Args:
-        setup: which steps and precisions.
-        workload: decides which steps apply.
-        images: in one run.
-        gflop: 10^9 FLOPs in one run.
-        build_reference: from the precision and the steps.
-        build_project: from the precision.
+    `build_ancestor` takes no argument, `build_project` the precision; a run of both handles so many
+    images and 10^9 FLOPs.
     """
-    contenders = []
-    for steps in setup.chain(workload):
-        precision = setup.precisions[0] if "autocast" in steps else "fp32"
-        build = partial(build_reference, setup, precision, steps)
-        below = name_of(steps[:-1]) if steps else None
-        limit = f"matrix product, {precision}"
-        contenders.append(Contender(name_of(steps), build, images, gflop, (limit,), below))
-    for precision in setup.precisions:
-        name, limit = f"this project, {precision}", f"matrix product, {precision}"
-        build = partial(build_project, setup, precision)
-        contenders.append(Contender(name, build, images, gflop, (limit,)))
-    used = dict.fromkeys(item.ceilings[0].partition(", ")[2] for item in contenders)
-    products = [matrix_product(name, setup.args.matrix_size, setup.device) for name in used]
-    # The limits first: they load torch's libraries, whose memory would count as the reference's.
-    return [*products, *contenders]
+    limits, ours = [], []
+    for precision in setup.args.precision:
+        # Small products are slower than a network's convolutions: they would be no limit.
+        products = large_products(precision, setup) if setup.args.matrix else []
+        names = tuple(product.name for product in products)
+        build = partial(build_project, precision)
+        limits += products
+        ours.append(Contender(precision, build, images, gflop, "ancestor", names))
+    # The limits first: they load torch's libraries, whose memory would count as the ancestor's.
+    return [*limits, Contender("ancestor", build_ancestor, images), *ours]
 
 
-def compare_training(setup: Setup) -> list[Contender]:
+def large_products(precision: str, setup: Setup) -> list[Contender]:
+    """A large matrix product and a large convolution: the library of one of them may be slow."""
+    size, side, dtype = setup.args.matrix, 64, DTYPES[precision]
+    channels = size // 8
+    count = 20 if setup.device.type == "cuda" else 1  # one would be too short to time there
+
+    def build_product() -> Run:
+        a, b = torch.randn(2, size, size, device=setup.device).to(dtype)
+        return lambda: [torch.mm(a, b.t()) for _ in range(count)]
+
+    def build_convolution() -> Run:
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+        conv = conv.to(setup.device, dtype).to(memory_format=torch.channels_last)
+        x = torch.randn(4, channels, side, side, device=setup.device).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return lambda: [conv(x) for _ in range(count)]
+
+    work = {"product": size**3, "convolution": 4 * side**2 * 9 * channels**2}
+    return [
+        Contender(f"{name}, {precision}", build, work=2e-9 * work[name] * count)
+        for name, build in (("product", build_product), ("convolution", build_convolution))
+    ]
+
+
+def count_gflop(model: nn.Module, image_shape: tuple[int, ...], training: bool) -> float:
+    """10^9 FLOPs of a batch (N, 3, H, W): forward, and in training backward too.
+
+    Two for each multiplication and addition of convolutions; the rest is not counted. Runs on the
+    meta device, which computes nothing.
+    """
+    model = copy.deepcopy(model).to("meta").train(training)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        logits = model(torch.empty(*image_shape, device="meta"))
+        if training:
+            logits.sum().backward()
+    return counter.get_total_flops() / 1e9
+
+
+def compare_training(setup: Setup) -> Iterator[list[Contender]]:
     """Iterations on batches in the host's memory: copy, forward, backward, step."""
-    args = setup.args
-    shape = (args.batch_size, 3, *setup.crop_size)
-    gflop = args.iterations * count_gflop(setup.model, shape, training=True)
-    batches = host_batches(setup, args.iterations)
-    return compare_models(
+    shape = (setup.args.batch_size, 3, setup.args.crop_size, setup.args.crop_size)
+    gflop = setup.args.iterations * count_gflop(setup.model, shape, training=True)
+    yield compare_models(
         setup,
-        "train",
-        args.iterations * args.batch_size,
+        setup.args.iterations * setup.args.batch_size,
         gflop,
-        partial(train_reference, batches=batches),
-        partial(train_project, batches=pinned(batches) if setup.pin_memory else batches),
+        lambda: train_ancestor(setup, draw_batch(setup)),
+        lambda precision: train_project(setup, setup.copy_model(), draw_batch(setup), precision),
     )
 
 
-def host_batches(setup: Setup, number: int) -> list[list[torch.Tensor]]:
-    """Training batches (images uint8, targets uint8, indices) from the loader, over and over."""
-    batch_size = setup.args.batch_size
-    samples = repeat_samples(setup.train_set, min(number, NUM_BATCHES) * batch_size)
-    loader = train_epoch(samples, LoaderSettings(batch_size, SEED))
-    return list(islice(cycle(list(loader)), number))
+def draw_batch(setup: Setup) -> list[torch.Tensor]:
+    """Random images uint8 (N, 3, H, W), targets uint8 (N, H, W), indices; as the loader's."""
+    size = setup.args.crop_size
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randint(21, (4, setup.args.batch_size, size, size), generator=generator).byte()
+    images = drawn[:3].permute(1, 2, 3, 0).contiguous().permute(0, 3, 1, 2) * 12
+    batch = [images, drawn[3], torch.arange(setup.args.batch_size)]
+    return [part.pin_memory() for part in batch] if setup.device.type == "cuda" else batch
 
 
-def train_epoch(samples: SegmentationDataset, settings: LoaderSettings) -> DataLoader:
-    """The training loader of `main.py`, for one epoch."""
-    last = batches_per_epoch(samples, settings.batch_size)
-    return build_train_loader(samples, settings, 0, last)
-
-
-def pinned(batches: Batches) -> list[list[torch.Tensor]]:
-    """Batches as a loader with `pin_memory` gives them."""
-    return [[tensor.pin_memory() for tensor in batch] for batch in batches]
-
-
-def train_project(setup: Setup, precision: str, batches: Batches) -> Run:
-    """What `main.py` builds for training, and its loop over these batches."""
-    device = setup.device
-    model = setup.copy_model()
-    optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR, fused=precision != "fp16")
+def train_project(setup: Setup, model: DeepLab, batch: list[torch.Tensor], precision: str) -> Run:
+    """The steps of `main.py`."""
+    optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR)
     state = TrainingState(
-        argparse.Namespace(precision=precision, compile=setup.args.compile),
-        setup.train_set.class_names,
-        device,
-        model,
-        build_criterion("ce", IGNORE_INDEX).to(device),
-        optimizer,
-        build_scheduler(optimizer, "step", step_size=1000, total_itrs=5000),
+        args=argparse.Namespace(precision=precision, compile=setup.args.compile),
+        class_names=(),
+        device=setup.device,
+        model=model,
+        criterion=build_criterion("ce", IGNORE_INDEX),
+        optimizer=optimizer,
+        scheduler=StepLR(optimizer, 1000),
     )
 
     def run() -> None:
-        for batch in batches:
+        for _ in range(setup.args.iterations):
             state.step(batch)
 
     return run
 
 
-def train_reference(setup: Setup, precision: str, steps: reference.Steps, batches: Batches) -> Run:
-    """The same iterations in the reference mode, the same images as floats."""
-    device = setup.device
-    if "uint8" not in steps:
-        batches = [
-            [reference.normalize(images).contiguous(), *others] for images, *others in batches
-        ]
-    if "no_waiting" in steps and setup.pin_memory:
-        batches = pinned(batches)
-    model = setup.copy_model("channels_last" in steps)
-    criterion = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
-    optimizer = reference.build_optimizer(model, LR, BACKBONE_LR_FACTOR)
-    scheduler = build_scheduler(optimizer, "step", step_size=1000, total_itrs=5000)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return lambda: reference.train(
-        model, criterion, batches, optimizer, scheduler, scaler, precision, device, steps
-    )
+def train_ancestor(setup: Setup, batch: list[torch.Tensor]) -> Run:
+    """The same iterations on the same images as floats."""
+    images, targets, _ = batch
+    floats = setup.model.normalize(images).contiguous()
+    model = setup.copy_model(torch.contiguous_format)
+    optimizer = ancestor.build_optimizer(model, LR, BACKBONE_LR_FACTOR)
+    return lambda: ancestor.train(model, optimizer, [(floats, targets)] * setup.args.iterations)
 
 
-def compare_evaluation(setup: Setup) -> list[Contender]:
+def compare_evaluation(setup: Setup) -> Iterator[list[Contender]]:
     """Whole images of several sizes, from the files to the confusion matrix."""
-    images, gflop = len(setup.val_set), forward_gflop(setup, setup.val_set)
-    return compare_models(setup, "eval", images, gflop, evaluate_reference, evaluate_project)
+    val_set, workers = setup.val_set, default_num_workers()
+
+    def build_ancestor() -> Run:
+        model = setup.copy_model(torch.contiguous_format)
+        samples = ancestor.AncestorSamples(val_set)
+        loader = DataLoader(samples, num_workers=workers, persistent_workers=workers > 0)
+        return lambda: ancestor.evaluate(model, loader, val_set.num_classes)
+
+    def build_project(precision: str) -> Run:
+        settings = LoaderSettings(VAL_BATCH_SIZE, SEED, workers, setup.device.type == "cuda")
+        loader = build_val_loader(val_set, val_set.image_sizes(), settings)
+        model, data = setup.copy_model(), EvaluationData(val_set, loader)
+        return lambda: evaluate(Predictor(model, precision), data)
+
+    gflop = forward_gflop(setup, val_set)
+    yield compare_models(setup, len(val_set), gflop, build_ancestor, build_project)
 
 
-def evaluate_project(setup: Setup, precision: str) -> Run:
-    """The evaluation of `main.py`."""
-    val_set = setup.val_set
-    model = setup.copy_model()
-    settings = LoaderSettings(
-        VAL_BATCH_SIZE, num_workers=setup.args.num_workers, pin_memory=setup.pin_memory
-    )
-    loader = build_val_loader(val_set, val_set.image_sizes(), settings)
-
-    def run() -> StreamSegMetrics:
-        return evaluate(Predictor(model, precision), EvaluationData(val_set, loader))
-
-    return run
-
-
-def evaluate_reference(setup: Setup, precision: str, steps: reference.Steps) -> Run:
-    """The same images in the reference mode."""
-    val_set = setup.val_set
-    model = reference_model(setup, precision, steps)
-    loader = reference.build_val_loader(
-        val_set,
-        val_set.image_sizes(),
-        VAL_BATCH_SIZE,
-        setup.args.num_workers,
-        setup.pin_memory,
-        steps,
-    )
-    return lambda: reference.evaluate(
-        model, loader, val_set.num_classes, precision, setup.device, steps
-    )
-
-
-def reference_model(setup: Setup, precision: str, steps: reference.Steps) -> nn.Module:
-    """The model that the reference mode evaluates and predicts with."""
-    model = setup.copy_model("channels_last" in steps)
-    return fuse_for_inference(model, DTYPES[precision]) if "folded" in steps else model
-
-
-def compare_prediction(setup: Setup) -> list[Contender]:
+def compare_prediction(setup: Setup) -> Iterator[list[Contender]]:
     """One image at a time, from the file to class indices in the host's memory."""
-    samples = repeat_samples(setup.val_set, setup.args.predict_images)
+    samples = first_samples(setup.val_set, setup.args.predict_images)
     paths, gflop = samples.image_paths, forward_gflop(setup, samples)
-    return compare_models(
-        setup,
-        "predict",
-        len(paths),
-        gflop,
-        partial(predict_reference, paths=paths),
-        partial(predict_project, paths=paths),
-    )
 
+    def build_ancestor() -> Run:
+        model = setup.copy_model(torch.contiguous_format)
+        return lambda: [ancestor.predict(model, path) for path in paths]
 
-def predict_project(setup: Setup, precision: str, paths: list) -> Run:
-    """`predict.py` without what it writes, and without reading ahead: latency, not throughput."""
-    predictor = Predictor(setup.copy_model(), precision)
-    return lambda: [
-        predictor(read_image(path)[None].to(setup.device))[0].cpu().numpy() for path in paths
-    ]
+    def build_project(precision: str) -> Run:
+        predictor = Predictor(setup.copy_model(), precision)
+        return lambda: [predictor.predict_image(path) for path in paths]
 
-
-def predict_reference(setup: Setup, precision: str, steps: reference.Steps, paths: list) -> Run:
-    """The same files in the reference mode."""
-    model = reference_model(setup, precision, steps)
-    return lambda: [
-        reference.predict(model, path, precision, setup.device, steps) for path in paths
-    ]
+    yield compare_models(setup, len(paths), gflop, build_ancestor, build_project)
 
 
 def forward_gflop(setup: Setup, samples: SegmentationDataset) -> float:
-    """10^9 FLOPs of predicting each image at its size."""
-    sizes = Counter(samples.image_sizes())
-    counts = (
-        number * count_gflop(setup.model, (1, 3, *size), training=False)
-        for size, number in sizes.items()
-    )
-    return sum(counts)
+    """10^9 FLOPs of predicting all images: they go with the pixels."""
+    pixels = sum(height * width for height, width in samples.image_sizes())
+    return pixels / 512**2 * count_gflop(setup.model, (1, 3, 512, 512), training=False)
 
 
-def compare_data(setup: Setup) -> list[Contender]:
+def first_samples(dataset: SegmentationDataset, number: int) -> SegmentationDataset:
+    """A data set of the first samples alone."""
+    part = copy.copy(dataset)
+    for name in ("ids", "image_paths", "target_paths"):
+        setattr(part, name, getattr(dataset, name)[:number])
+    return part
+
+
+def compare_data(setup: Setup) -> Iterator[list[Contender]]:
     """Training samples from the files to batches, by one worker process."""
-    batch_size = setup.args.batch_size
-    number = max(setup.args.data_images // batch_size, 1) * batch_size
-    samples = repeat_samples(setup.train_set, number)
+    settings = LoaderSettings(setup.args.batch_size, SEED, num_workers=1)
+    count = len(setup.train_set) // settings.batch_size  # of batches
+    number = count * settings.batch_size  # of images
+
+    def decode() -> None:
+        for path in setup.train_set.image_paths[:number]:
+            Image.open(path).convert("RGB")
 
     def build_project() -> Run:
-        return exhaust(train_epoch(samples, LoaderSettings(batch_size, SEED, num_workers=1)))
+        loader = build_train_loader(setup.train_set, settings, 0, count)
+        return lambda: sum(len(images) for images, *_ in loader)
 
-    def build_reference(steps: reference.Steps) -> Run:
-        return exhaust(
-            reference.build_train_loader(
-                samples, setup.crop_size, batch_size, SEED, num_workers=1, steps=steps
-            )
+    def build_ancestor() -> Run:
+        samples = ancestor.AncestorSamples(setup.train_set, setup.args.crop_size)
+        batches = TrainBatches(len(samples), settings, 0, count)
+        loader = DataLoader(
+            Samples(samples, SEED, 1), batch_sampler=batches, num_workers=1, persistent_workers=True
         )
+        return lambda: sum(len(images) for images, *_ in loader)
 
-    limits = decoders(samples.image_paths)
-    ceilings = tuple(item.name for item in limits)
-    contenders = []
-    for steps in setup.chain("data"):
-        below = name_of(steps[:-1]) if steps else None
-        build = partial(build_reference, steps)
-        contenders.append(
-            Contender(name_of(steps), build, number, number, ceilings, below, "files")
-        )
-    contenders.append(
-        Contender("this project", build_project, number, number, ceilings, unit="files")
-    )
-    return [*limits, *contenders]
-
-
-def exhaust(loader: Batches) -> Run:
-    """Take all batches, and do nothing with them."""
-    return lambda: sum(len(images) for images, _, _ in loader)
-
-
-def compare_loader(setup: Setup) -> list[Contender]:
-    """Training on batches that lie on the device, and on those of the loader."""
-    args, precision = setup.args, setup.precisions[0]
-    number = args.loader_iterations * args.batch_size  # of images
-
-    def build_resident() -> Run:
-        batches = [
-            [images.to(setup.device), targets.to(setup.device), indices]
-            for images, targets, indices in host_batches(setup, NUM_BATCHES)
-        ]
-        batches = list(islice(cycle(batches), args.loader_iterations))
-        return train_project(setup, precision, batches)
-
-    def build_loaded() -> Run:
-        samples = repeat_samples(setup.train_set, number)
-        settings = LoaderSettings(args.batch_size, SEED, args.num_workers, setup.pin_memory)
-        return train_project(setup, precision, train_epoch(samples, settings))
-
-    return [
-        Contender(f"batches on the device, {precision}", build_resident, number),
-        Contender(f"batches from the loader, {precision}", build_loaded, number),
+    yield [
+        Contender("decode", lambda: decode, work=number),
+        Contender("ancestor", build_ancestor, number),
+        Contender("one worker", build_project, number, number, "ancestor", ("decode",)),
     ]
-
-
-def repeat_samples(dataset: SegmentationDataset, number: int) -> SegmentationDataset:
-    """The first `number` samples, from the start again if there are fewer."""
-    repeated = copy.copy(dataset)
-    for name in ("ids", "image_paths", "target_paths"):
-        setattr(repeated, name, list(islice(cycle(getattr(dataset, name)), number)))
-    return repeated
-
-
-# What is compared: its title, and who takes part.
-WORKLOADS: dict[str, tuple[str, Callable[[Setup], list[Contender]]]] = {
-    "train": ("training step", compare_training),
-    "eval": ("evaluation, whole images", compare_evaluation),
-    "predict": ("prediction, batch 1, from the file", compare_prediction),
-    "data": ("input pipeline, one worker", compare_data),
-    "loader": ("training, is the device starved?", compare_loader),
-}

@@ -19,7 +19,8 @@ def progress(items: Iterable | None, text: str, total: int | None = None, **opti
         options: of tqdm.
     """
     if not sys.stderr.isatty():
-        options |= {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
+        rarely = dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_SECONDS)
+        options = rarely | options
         options |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}{postfix}\n"}
         options |= {"position": 0, "leave": True}  # no moves of a cursor, nothing wiped out
     return tqdm(items, text, total, **options)

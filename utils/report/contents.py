@@ -3,7 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import torch
 
 from datasets.class_counts import ClassStatistics
 from utils.report.markup import Picture
@@ -21,43 +25,39 @@ class Missing:
 
 @dataclasses.dataclass
 class Findings:
-    """All that figures and report show.
+    """All that figures and report show."""
 
-    Attributes:
-        dataset_name: as `--dataset` names it.
-        class_names: of the data set.
-        image_set: the split that is described and trained on.
-        val_image_set: the split that runs are evaluated on.
-        main_command: the command that trains on this data set.
-        sam_command: the command that runs SAM on it.
-        images: number of images in `image_set`.
-        statistics: of the targets of `image_set`.
-        constant: the class that is predicted everywhere, and its scores on `val_image_set`.
-        picks: `picks.json`.
-        runs: all runs to report.
-        compared: those in the comparison.
-        sam: SAM's `scores.json`.
-        pictures: by name.
-        missing: what could not be made.
-        notes: what a reader should know, one line each.
-    """
+    dataset_name: str  # as `--dataset` names it
+    class_names: Sequence[str]  # of the data set
+    image_set: str  # the split that is described and trained on
+    val_image_set: str  # the split that the constant prediction is scored on
+    main_command: str  # trains on this data set
+    sam_command: str  # runs SAM on it
+    data_root: str = ""  # the folder of the data set
+    author: str = ""  # below the title, as the date
+    date: str = ""
+    images: int = 0  # in `image_set`; 0 if they were not counted, also below
+    val_images: int = 0
+    statistics: ClassStatistics | None = None  # of the targets of `image_set`
+    constant: tuple[str, dict[str, Any]] | None = None  # the class predicted everywhere, its scores
+    picks: dict[str, Any] | None = None  # `picks.json`
+    runs: list[Run] = dataclasses.field(default_factory=list)  # all runs to report
+    # Of a run: its name, the number of images, int64 (C, C) with targets as rows.
+    confusion: tuple[str, int, torch.Tensor] | None = None
+    sam: dict[str, Any] | None = None  # SAM's `scores.json`
+    pictures: dict[str, Picture] = dataclasses.field(default_factory=dict)  # by name
+    missing: list[Missing] = dataclasses.field(default_factory=list)  # what could not be made
+    notes: list[str] = dataclasses.field(default_factory=list)  # what a reader should know
 
-    dataset_name: str
-    class_names: Sequence[str]
-    image_set: str
-    val_image_set: str
-    main_command: str
-    sam_command: str
-    images: int = 0
-    statistics: ClassStatistics | None = None
-    constant: tuple[str, dict[str, Any]] | None = None
-    picks: dict[str, Any] | None = None
-    runs: list[Run] = dataclasses.field(default_factory=list)
-    compared: list[Run] = dataclasses.field(default_factory=list)
-    sam: dict[str, Any] | None = None
-    pictures: dict[str, Picture] = dataclasses.field(default_factory=dict)
-    missing: list[Missing] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    @property
+    def data_title(self) -> str:
+        """The data set's name for people: that of its folder if it is the user's own."""
+        own = Path(self.data_root).resolve().name if self.data_root else "own images"
+        return {"voc": "PASCAL VOC 2012", "custom": own}.get(self.dataset_name, self.dataset_name)
+
+    def key(self, run: Run) -> str:
+        """R1, R2, ...: how tables call a run."""
+        return f"R{self.runs.index(run) + 1}"
 
 
 def code(name: object) -> str:
@@ -65,33 +65,22 @@ def code(name: object) -> str:
     return "`" + str(name).replace("`", "'") + "`"
 
 
-def run_key(found: Findings, run: Run) -> str:
-    """R1, R2, ...: how tables call a run."""
-    return f"R{found.runs.index(run) + 1}"
-
-
-def protocol(run: Run) -> str:
-    """How a run was evaluated."""
-    if run.setting("crop_val"):
-        crop = (run.setting("crop_size") or ["?"])[0]
-        return f"centre crops (short side {crop}, then the centre square), one confusion matrix"
-    return "whole images at native size, void left out, one confusion matrix over the whole set"
-
-
-def hardware(run: Run) -> str:
-    """The GPU of a run, or the kind of its processor."""
-    device = str(run.setting("device"))
-    gpu = run.environment.get("gpu")
-    if device.startswith("cpu") or not gpu:
-        return "CPU" if device in ("auto", "None") else device
-    return str(gpu)
-
-
 def points(share: Any) -> str:
     """A share in percent, without the sign; `-` where there is none."""
     if not isinstance(share, int | float) or not math.isfinite(share):
         return "-"
     return f"{100 * share:.2f}"
+
+
+def spread(shares: Sequence[Any]) -> str:
+    """Mean ± half the range in percent; the mean alone of one share, a dash if none is known."""
+    known = [share for share in shares if points(share) != "-"]
+    if not known:
+        return "-"
+    text = points(fmean(known))
+    if len(known) > 1:
+        text += f" ± {points((max(known) - min(known)) / 2)}"
+    return text if len(known) == len(shares) else f"{text} ({len(known)} of {len(shares)})"
 
 
 def duration(seconds: float) -> str:

@@ -15,23 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import available_cores
 from utils.common.errors import UserError
 from utils.common.files import write_json
+from utils.common.progress import progress
 
+MAX_VOID = 0.25  # of all pixels; above it an image is taken only if there is no other
 NUM_CANDIDATES = 10  # a seed other than 0 draws among so many of the best images of a class
-
-# The groups of classes of the VOC challenge (its development kit, section 1).
-VOC_KINDS = {
-    "animal": ("bird", "cat", "cow", "dog", "horse", "sheep"),
-    "vehicle": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
-    "indoor": ("bottle", "chair", "diningtable", "pottedplant", "sofa", "tvmonitor"),
-}
-_KIND_OF = {name: kind for kind, names in VOC_KINDS.items() for name in names}
 
 
 def has_background(class_names: Sequence[str]) -> bool:
@@ -44,24 +37,14 @@ def object_classes(class_names: Sequence[str]) -> list[int]:
     return list(range(int(has_background(class_names)), len(class_names)))
 
 
-def kinds_of(class_name: str) -> set[str]:
-    """What two classes must not share to be of distinct kinds.
-
-    VOC's classes have their group in the challenge, a name of several words each of its words.
-    """
-    if class_name in _KIND_OF:
-        return {_KIND_OF[class_name]}
-    return set(class_name.lower().replace("-", "_").replace(" ", "_").split("_")) - {""}
-
-
 def pick_images(
     dataset: SegmentationDataset, seed: int = 0, fixed: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Choose one image for each object class, each image at most once, and five of them.
 
-    An image is good for a class that is large in it, not cut by the border, and alone (see
-    `rate_images`). The class with the fewest images chooses first. With `seed` 0 it takes the best
-    image that is left, with another one of the ten best.
+    An image is good for a class that is large in it, whole, and alone (see `rate_images`). The
+    class with the fewest images chooses first. With `seed` 0 it takes the best image that is left,
+    with another one of the ten best.
 
     Args:
         dataset: reads masks alone.
@@ -79,9 +62,8 @@ def pick_images(
     chosen = check_fixed(dataset, ratings, fixed or {})
     generator = torch.Generator().manual_seed(seed)
     names = dataset.class_names
-    for index in sorted(
-        object_classes(names), key=lambda index: int((ratings[:, index] > 0).sum())
-    ):
+    numbers = (ratings > 0).sum(0).tolist()  # of images, by class
+    for index in sorted(object_classes(names), key=numbers.__getitem__):
         if names[index] in chosen:
             continue
         left = ratings[:, index].clone()
@@ -96,26 +78,19 @@ def pick_images(
 
 
 def pick_five(classes: Mapping[str, str]) -> list[str]:
-    """Five of the picks: in the order of the classes, those that share no kind with one before.
-
-    If these are fewer than five, the rest comes from the first of the others (see `kinds_of`).
-    """
-    seen: set[str] = set()
-    distinct = []
-    for name in classes:
-        if not seen & kinds_of(name):
-            seen |= kinds_of(name)
-            distinct.append(name)
-    others = [name for name in classes if name not in distinct]
-    return [classes[name] for name in (distinct + others)[:5]]
+    """Five of the picks, spread evenly over the classes: neighbours are often of one kind."""
+    ids = list(classes.values())
+    number = min(5, len(ids))
+    return [ids[place * len(ids) // number] for place in range(number)]
 
 
 def rate_images(dataset: SegmentationDataset) -> torch.Tensor:
     """Rate every image for every class: float64 (images, C), 0 where the class is not in it.
 
-    The rating is a product of three numbers in [0, 1]: the share of the labelled pixels that the
-    class has; the tenth power of the share of the image's edge that it leaves free; the square of
-    its share of all objects' pixels.
+    The rating is a product: the share of all pixels that the class has; the tenth power of the
+    share of the image's edge that it leaves free; the square of its share of all objects' pixels;
+    a half unless the image is about as wide as cameras make it, 4:3 to 3:2. Images with much void
+    come after all others.
     """
     first = object_classes(dataset.class_names)[0]
 
@@ -126,14 +101,17 @@ def rate_images(dataset: SegmentationDataset) -> torch.Tensor:
             torch.bincount(part.flatten(), minlength=IGNORE_INDEX)[: dataset.num_classes].double()
             for part in (target, edge)
         )
-        share = counts / counts.sum().clamp(min=1)
         free = 1 - cut / (len(edge) + 1)  # never 0, so that the class counts as present
         alone = counts / counts[first:].sum().clamp(min=1)
-        return share * free**10 * alone.clamp(max=1) ** 2
+        rating = counts / target.numel() * free**10 * alone.clamp(max=1) ** 2
+        height, width = target.shape
+        rating *= 1.0 if 1.2 <= width / height <= 1.6 else 0.5
+        void = 1 - float(counts.sum()) / target.numel()
+        return rating * (1.0 if void < MAX_VOID else 1e-9)
 
     with ThreadPoolExecutor(available_cores()) as pool:
         results = pool.map(rate, range(len(dataset)))
-        return torch.stack(list(tqdm(results, "pick images", len(dataset), leave=False)))
+        return torch.stack(list(progress(results, "pick images", len(dataset), leave=False)))
 
 
 def check_fixed(
@@ -166,8 +144,7 @@ def make_picks(
 ) -> dict[str, Any]:
     """Choose images of the data set that the flags name, and keep the choice in a file."""
     dataset = build_dataset(args, image_set, masks_only=True)
-    source = {"dataset": args.dataset, "data_root": str(args.data_root), "image_set": image_set}
-    picks = {**source, **pick_images(dataset, seed, fixed)}
+    picks = {**_source(args, image_set), **pick_images(dataset, seed, fixed)}
     write_json(path, picks)
     return picks
 
@@ -186,10 +163,10 @@ def load_or_make_picks(
         `dataset`, `data_root`, `image_set`, `classes` ({class name: id}) and `five` (ids).
     """
     picks = read_picks(path)
-    if picks is not None and _is_of(picks, args, image_set):
+    source = _resolved(_source(args, image_set))
+    if picks is not None and source.items() <= _resolved(picks).items():
         dataset = build_dataset(args, image_set, masks_only=True)
-        known = set(dataset.ids)
-        fits = known.issuperset([*picks["classes"].values(), *picks["five"]])
+        fits = set(dataset.ids).issuperset([*picks["classes"].values(), *picks["five"]])
         if fits and set(picks["classes"]) <= set(dataset.class_names):
             return picks
     return make_picks(path, args, image_set)
@@ -208,9 +185,9 @@ def read_picks(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _is_of(picks: Mapping[str, Any], args: argparse.Namespace, image_set: str) -> bool:
-    return (
-        picks["dataset"] == args.dataset
-        and picks["image_set"] == image_set
-        and Path(picks["data_root"]).resolve() == Path(args.data_root).resolve()
-    )
+def _source(args: argparse.Namespace, image_set: str) -> dict[str, str]:
+    return {"dataset": args.dataset, "data_root": str(args.data_root), "image_set": image_set}
+
+
+def _resolved(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {**source, "data_root": Path(source["data_root"]).resolve()}

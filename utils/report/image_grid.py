@@ -7,16 +7,16 @@ made for `PAGE_WIDTH`: on a page of 165 mm their letters are about 7 points high
 import dataclasses
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch
-from matplotlib.textpath import text_to_path
 
 from datasets.base import IGNORE_INDEX
 from datasets.voc import PALETTE, decode_target
@@ -24,26 +24,22 @@ from utils.common.files import write_atomically
 
 PAGE_WIDTH, PAGE_HEIGHT = 8.0, 10.5  # inches
 MIN_SCALE = 0.6  # of the images of a grid that is higher than a page
-FONT_SIZE = 9  # points
-LINE_HEIGHT = 1.3 * FONT_SIZE / 72  # inches
-MARGIN, GAP, GROUP_GAP = 0.08, 0.04, 0.14  # inches: page border, between images, between groups
-MAX_RATIO = 1.5  # height / width of a panel; taller images are drawn narrower
-WRONG_COLOR = (220, 30, 30)
+FONT_SIZE, SMALL = 9, 7  # points
+PAD = 0.03  # inches around each panel
+LEGEND_PATCH = 0.6  # inches, with the gaps beside it
+PAIR_GAP = 0.12  # between pairs, of a panel's width
+MIN_RATIO, MAX_RATIO = 0.2, 1.5  # height / width of a panel's box
+Color = Sequence[int]  # RGB in 0 to 255
+WRONG_COLOR, RIGHT_COLOR = (220, 30, 30), (40, 40, 40)
 
 # Names of runs and classes may hold a `$`, which must not start a formula. The salt makes the ids
 # in SVG files the same every time.
 STYLE = {
-    "font.size": FONT_SIZE,
-    "axes.titlesize": FONT_SIZE,
-    "axes.labelsize": FONT_SIZE,
-    "xtick.labelsize": FONT_SIZE - 1,
-    "ytick.labelsize": FONT_SIZE - 1,
-    "legend.fontsize": FONT_SIZE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.parse_math": False,
-    "svg.hashsalt": "deeplab",
-}
+    "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.labelsize": FONT_SIZE,
+    "xtick.labelsize": FONT_SIZE - 1, "ytick.labelsize": FONT_SIZE - 1,
+    "legend.fontsize": FONT_SIZE, "axes.spines.top": False, "axes.spines.right": False,
+    "text.parse_math": False, "svg.hashsalt": "deeplab",
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -93,123 +89,117 @@ def color_map(target: torch.Tensor, caption: str = "") -> Panel:
 def error_map(
     image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor, caption: str = ""
 ) -> Panel:
-    """A panel of where a prediction is wrong.
-
-    Args:
-        image: uint8 (3, H, W).
-        target: integer (H, W), classes and 255.
-        pred: integer (H, W), classes.
-        caption: below it.
-
-    Returns:
-        Wrong pixels red, void ones cream, the right ones a dark grey image.
-    """
+    """Where a prediction (H, W) is wrong; the right pixels are those of a dark grey image."""
     colors = np.repeat(image.float().mean(0)[..., None].numpy() / 3, 3, axis=2).astype(np.uint8)
-    is_void = (target == IGNORE_INDEX).numpy()
     colors[(pred != target).numpy()] = WRONG_COLOR
-    colors[is_void] = PALETTE[IGNORE_INDEX]
+    colors[(target == IGNORE_INDEX).numpy()] = PALETTE[IGNORE_INDEX]
     return Panel(colors, caption)
 
 
-def text_width(text: str, size: float = FONT_SIZE) -> float:
-    """Width of one line of text in inches."""
-    properties = FontProperties(size=size)
-    return text_to_path.get_text_width_height_descent(text, properties, ismath=False)[0] / 72
+def class_legend(
+    class_names: Sequence[str], maps: Iterable[torch.Tensor]
+) -> list[tuple[str, Color]]:
+    """The legend of the classes that some targets and predictions show, void last."""
+    shown = sorted({int(value) for index_map in maps for value in index_map.unique()})
+    names = dict(enumerate(class_names)) | {IGNORE_INDEX: "void (not scored)"}
+    return [(names[value], PALETTE[value].tolist()) for value in shown]
 
 
-def shorten(text: str, width: float, size: float = FONT_SIZE) -> str:
-    """Cut out the middle of a text that is wider than `width` inches."""
-    if text_width(text, size) <= width:
-        return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = text[: (kept + 1) // 2] + "\N{HORIZONTAL ELLIPSIS}" + text[-(kept // 2) :]
-        if text_width(short, size) <= width:
-            return short
-    return text[:1]
+def letters(width: float, size: float = FONT_SIZE) -> int:
+    """How many letters of usual width a line of so many inches holds."""
+    return max(int(width * 72 / (0.62 * size)), 2)
 
 
-def wrap(text: str, width: float, max_lines: int = 4, size: float = FONT_SIZE) -> str:
-    """Break each line of a text into at most `max_lines` of at most `width` inches.
-
-    It is broken at spaces, `_`, `-` and `/`. A piece that is wider than a line, and what would need
-    too many lines, lose their middle.
-    """
-    result = []
+def fit(text: str, width: float, lines: int = 1, size: float = FONT_SIZE) -> str:
+    """Break each paragraph into lines of `width` inches; what is too long loses its middle."""
+    room, result = letters(width, size), []
     for paragraph in text.splitlines():
-        lines, line = [], ""
-        for piece in _pieces(paragraph):
-            if line and text_width((line + piece).rstrip(), size) > width:
-                lines.append(line)
-                line = ""
-            line += piece
-        lines.append(line)
-        lines[max_lines - 1 :] = ["".join(lines[max_lines - 1 :])] if lines[max_lines - 1 :] else []
-        result += [shorten(line.rstrip(), width, size) for line in lines]
+        if len(paragraph) > room * lines:
+            kept = room * lines - 1
+            paragraph = paragraph[: (kept + 1) // 2] + "\u2026" + paragraph[-(kept // 2) :]
+        # Names break behind their underscores.
+        broken = textwrap.wrap(paragraph.replace("_", "_ "), room) or [""]
+        if len(broken) > lines:  # whole words take too many lines
+            broken = [paragraph[start : start + room] for start in range(0, len(paragraph), room)]
+        result += [line.replace("_ ", "_") for line in broken]
     return "\n".join(result)
 
 
-def _pieces(text: str) -> Iterable[str]:
-    piece = ""
-    for character in text:
-        piece += character
-        if character in " _-/":
-            yield piece
-            piece = ""
-    yield piece
+class _Plan:
+    """The sizes of a grid, and its texts in lines that fit. See `image_grid` for the arguments.
+
+    Attributes:
+        places: for each panel of a row its column; between pairs there is a narrow, empty one.
+        columns: relative widths of the columns.
+        ratios: height / width of each row's boxes.
+        width: of a panel, in inches.
+        size: width and height of the figure.
+    """
+
+    def __init__(self, rows, heads, legend, ratio, pairs) -> None:
+        self.span, self.texts = 1 + pairs, (rows, heads, legend)
+        self.places = [n + n // 2 if pairs else n for n in range(max(map(len, rows)))]
+        self.columns = [PAIR_GAP if pairs and n % 3 == 2 else 1 for n in range(self.places[-1] + 1)]
+        self.ratios = [ratio or min(max(MIN_RATIO, *map(_ratio, row)), MAX_RATIO) for row in rows]
+        self.fit_texts(PAGE_WIDTH / sum(self.columns) - 2 * PAD)
+        images = self.width * sum(self.ratios)
+        if self.size[1] > PAGE_HEIGHT:  # what is too high gets narrower
+            scale = (PAGE_HEIGHT - self.size[1]) / images + 1
+            self.fit_texts(self.width * max(scale, MIN_SCALE))
+        self.middle = 1 + PAD / self.width if pairs else 0.5  # of a head, in its first panel
+
+    def fit_texts(self, width: float) -> None:
+        """Break the texts for panels of a width."""
+        rows, heads, legend = self.texts
+        room, total = self.span * width, sum(self.columns) * (width + 2 * PAD)
+        self.heads = [(fit(head, room, 4), fit(small, room, 4, SMALL)) for head, small in heads]
+        self.captions = [[fit(p.caption, room, 3) for p in row[:: self.span]] for row in rows]
+        height = max((_height(a) + _height(b, SMALL) + 0.05 for a, b in self.heads), default=0)
+        height += sum(max(map(_height, row)) + 3 * PAD for row in self.captions)
+        height += math.ceil(len(legend) / _legend_columns(legend, total)) * 1.6 * FONT_SIZE / 72
+        self.width, self.size = width, (total, height + width * sum(self.ratios))
 
 
 @styled
 def image_grid(
     rows: Sequence[Sequence[Panel]],
-    heads: Sequence[str] = (),
-    legend: Sequence[tuple[str, Sequence[int]]] = (),
-    group: int = 1,
-    columns: int | None = None,
+    heads: Sequence[tuple[str, str]] = (),
+    legend: Sequence[tuple[str, Color]] = (),
+    ratio: float | None = None,
+    pairs: bool = False,
 ) -> Figure:
-    """Images in rows, each in its own proportions.
+    """Images in rows, each in its own proportions in the middle of a box.
 
     Args:
         rows: the panels. A row may be shorter than the others.
-        heads: one text above each column.
-        legend: (name, RGB in 0 to 255), below all.
-        group: so many neighbours belong together: they stand closer, and the caption of the first
-            is centred below all of them.
-        columns: images per row that there is room for; by default as many as the longest row has.
+        heads: above each column, or each pair: a text, and one in small letters below it.
+        legend: names and colours, below all.
+        ratio: height / width of all boxes; by default that of the highest image of the row.
+        pairs: two neighbours belong together: they share a head, and the caption of the first.
     """
-    columns = columns or max(map(len, rows))
-    groups = math.ceil(columns / group)
-    free = PAGE_WIDTH - 2 * MARGIN - (columns - groups) * GAP - (groups - 1) * GROUP_GAP
-    width = free / columns
-    group_width = group * width + (group - 1) * GAP
-    lefts = [
-        MARGIN + (number // group) * (group_width + GROUP_GAP) + (number % group) * (width + GAP)
-        for number in range(columns)
-    ]
-    heads = [wrap(head, width) for head in heads]
-    captions = [
-        [wrap(panel.caption, group_width, max_lines=3) for panel in row[::group]] for row in rows
-    ]
-    heights = [min(max(map(_ratio, row)), MAX_RATIO) * width for row in rows]
-    legend_columns, legend_height = _legend_size([name for name, _ in legend])
-
-    height = 2 * MARGIN + _text_height(heads) + legend_height
-    height += sum(_text_height(row) + GROUP_GAP for row in captions)
-    scale = min(max((PAGE_HEIGHT - height) / sum(heights), MIN_SCALE), 1)
-    heights = [scale * row_height for row_height in heights]
-    height += sum(heights)
-    figure = Figure((PAGE_WIDTH, height))
-    top = height - MARGIN - _text_height(heads)
-    for left, head in zip(lefts, heads, strict=False):
-        _text(figure, left + width / 2, top + 0.04, head, "bottom")
-    for row, texts, row_height in zip(rows, captions, heights, strict=True):
-        top -= row_height
-        for left, panel in zip(lefts, row, strict=False):
-            _draw_panel(figure, panel, (left, top, width, row_height))
-        for left, text in zip(lefts[::group], texts, strict=False):
-            _text(figure, left + group_width / 2, top - 0.03, text, "top")
-        top -= _text_height(texts) + GROUP_GAP
+    plan = _Plan(rows, heads, legend, ratio, pairs)
+    figure = Figure(plan.size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
+    grid = figure.add_gridspec(
+        len(rows), len(plan.columns), width_ratios=plan.columns, height_ratios=plan.ratios
+    )
+    for row, panels in enumerate(rows):
+        drawn = [figure.add_subplot(grid[row, place]) for place in plan.places[: len(panels)]]
+        for axes, panel in zip(drawn, panels, strict=True):
+            smoothing = "antialiased" if panel.is_photo else "nearest"
+            axes.imshow(panel.image, interpolation=smoothing, aspect="auto")
+            axes.set(xticks=[], yticks=[], facecolor="0.9" if ratio else "none")
+            axes.spines[:].set_visible(False)
+        for axes, text in zip(drawn[:: plan.span], plan.captions[row], strict=True):
+            axes.set_xlabel(text, x=plan.middle, labelpad=2)
+    for axes, texts in zip(figure.axes[:: plan.span], plan.heads, strict=False):
+        _draw_head(axes, plan.middle, *texts)
     if legend:
-        _draw_legend(figure, legend, legend_columns)
+        _draw_legend(figure, legend)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the cells stay as they are
+    for axes in figure.axes:
+        _center_image(axes)
     return figure
 
 
@@ -217,54 +207,46 @@ def _ratio(panel: Panel) -> float:
     return panel.image.shape[0] / panel.image.shape[1]
 
 
-def _text_height(texts: Sequence[str]) -> float:
-    """Inches for the highest of some texts that stand side by side."""
-    lines = max((len(text.splitlines()) for text in texts), default=0)
-    return lines * LINE_HEIGHT + 0.04 * (lines > 0)
+def _height(text: str, size: float = FONT_SIZE) -> float:
+    return (len(text.splitlines()) * 1.32 * size - 2 * bool(text)) / 72
 
 
-def _text(figure: Figure, x: float, y: float, text: str, vertical: str) -> None:
-    width, height = figure.get_size_inches()
-    figure.text(x / width, y / height, text, ha="center", va=vertical, linespacing=1.15)
+def _center_image(axes: Axes) -> None:
+    """Let axes show all of their image, in its own proportions, and what is beside it."""
+    height, width = axes.images[0].get_array().shape[:2]
+    box = axes.get_window_extent()
+    scale = max(width / box.width, height / box.height)
+    x, y = scale * box.width / 2, scale * box.height / 2
+    axes.set_xlim((width - 1) / 2 - x, (width - 1) / 2 + x)
+    axes.set_ylim((height - 1) / 2 + y, (height - 1) / 2 - y)
 
 
-def _draw_panel(figure: Figure, panel: Panel, box: tuple[float, float, float, float]) -> None:
-    """Draw an image in the middle of a box (left, bottom, width, height) in inches."""
-    page_width, page_height = figure.get_size_inches()
-    left, bottom, width, height = box
-    axes = figure.add_axes(
-        (left / page_width, bottom / page_height, width / page_width, height / page_height)
-    )
-    axes.imshow(panel.image, interpolation="antialiased" if panel.is_photo else "nearest")
-    axes.set_anchor("S")  # on its caption
-    axes.set_axis_off()
+def _draw_head(axes: Axes, middle: float, head: str, small: str) -> None:
+    if not head:
+        axes.set_title(small, x=middle, pad=3, fontsize=SMALL)
+        return
+    # The title makes the room for both: in the layout the small text would widen its column.
+    axes.set_title(head, x=middle, pad=6 + 72 * _height(small, SMALL))
+    place, offset = {"xycoords": "axes fraction"}, {"textcoords": "offset points", "ha": "center"}
+    small_text = axes.annotate(small, (middle, 1), (0, 3), **place, **offset, fontsize=SMALL)
+    small_text.set_in_layout(False)
 
 
-def _legend_size(names: Sequence[str]) -> tuple[int, float]:
-    """Columns and height in inches of the legend below a figure."""
-    if not names:
-        return 0, 0.0
-    widest = max(text_width(_legend_name(name)) for name in names) + 0.55
-    columns = max(min(int((PAGE_WIDTH - 2 * MARGIN) / widest), len(names)), 1)
-    return columns, math.ceil(len(names) / columns) * 1.55 * FONT_SIZE / 72 + 0.15
+def _legend_columns(legend: Sequence[tuple[str, Color]], width: float) -> int:
+    longest = max((len(name) for name, _ in legend), default=0)
+    longest = min(longest, letters(width / 2 - LEGEND_PATCH)) + letters(LEGEND_PATCH)
+    return max(min(letters(width) // longest, len(legend)), 1)
 
 
-def _legend_name(name: str) -> str:
-    return shorten(name, PAGE_WIDTH / 3)
-
-
-def _draw_legend(figure: Figure, legend: Sequence[tuple[str, Sequence[int]]], columns: int) -> None:
-    handles = [
-        Patch(facecolor=np.asarray(color) / 255, edgecolor="0.4", label=_legend_name(name))
+def _draw_legend(figure: Figure, legend: Sequence[tuple[str, Color]]) -> None:
+    width = figure.get_figwidth()
+    patches = [
+        Patch(
+            facecolor=np.divide(color, 255),
+            edgecolor="0.4",
+            label=fit(name, width / 2 - LEGEND_PATCH),
+        )
         for name, color in legend
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
-
-
-def class_legend(
-    class_names: Sequence[str], maps: Iterable[torch.Tensor]
-) -> list[tuple[str, Sequence[int]]]:
-    """The legend of the classes that some targets and predictions show, void last."""
-    shown = sorted({int(value) for index_map in maps for value in index_map.unique()})
-    names = dict(enumerate(class_names)) | {IGNORE_INDEX: "void"}
-    return [(names[value], PALETTE[value].tolist()) for value in shown]
+    columns = _legend_columns(legend, width)
+    figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)

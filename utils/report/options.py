@@ -3,116 +3,96 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import DATASETS, add_data_args
 from utils.common.errors import UserError
-from utils.options import HelpFormatter
+from utils.common.flags import HelpFormatter, check_needs, merge, parse
 from utils.precision import PRECISIONS
 
-
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output_dir", default="report", help="folder of the figures")
-    parser.add_argument("--format", choices=["png", "pdf", "svg"], default="png", help="of figures")
-    parser.add_argument("--dpi", type=int, default=150, help="dots per inch of what is 8 in wide")
-
-
-def _add_image_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image_set", default="train", help="split to show")
-
-
-def _add_val_image_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--val_image_set", default="val", help="split of the scores")
-
-
-def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seed", type=int, help="another choice of images; 0 is the first (default: as stored)"
-    )
-    parser.add_argument(
-        "--pick", nargs="+", action="extend", metavar="CLASS=ID", help="decide images yourself"
-    )
-
-
-def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", nargs="+", help="names below --runs_dir, or paths")
-    parser.add_argument("--runs_dir", default="runs", help="where runs are kept")
-
-
-def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", choices=list(DATASETS), help="only runs on this data set")
-
-
-def _add_x(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--x", choices=["iterations", "epochs"], default="iterations", help="axis of the curves"
-    )
-
-
-def _add_sam(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sam_dir", default="sam_results", help="what sam_infer.py has left")
-
-
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the models")
-
-
-def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--limit", type=int, default=0, help="errors: look at so many images; 0 for all"
-    )
-
+FLAGS: dict[str, dict[str, Any]] = {
+    "output_dir": {"default": "report", "help": "folder of the figures"},
+    "format": {"choices": ["png", "pdf", "svg"], "default": "png", "help": "of figures"},
+    "dpi": {"type": int, "default": 200, "help": "dots per inch of what is 8 in wide"},
+    "dataset": {"choices": list(DATASETS), "help": "only runs on this data set"},
+    "image_set": {"default": "train", "help": "split to show"},
+    "val_image_set": {"default": "val", "help": "split of the scores"},
+    "seed": {
+        "type": int,
+        "help": "another choice of images; 0 is the first (default: as stored)",
+    },
+    "pick": {
+        "nargs": "+", "action": "extend", "metavar": "CLASS=ID", "help": "decide images yourself",
+    },
+    "runs": {"nargs": "+", "help": "names below --runs_dir, or paths"},
+    "runs_dir": {"default": "runs", "help": "where runs are kept"},
+    "x": {
+        "choices": ["iterations", "epochs"], "default": "epochs", "help": "axis of the curves",
+    },
+    "sam_dir": {"default": "sam_results", "help": "what sam_infer.py has left"},
+    "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, mps"},
+    "precision": {"choices": PRECISIONS, "default": "auto", "help": "of the models"},
+    "limit": {"type": int, "default": 0, "help": "errors: look at so many images; 0 for all"},
+    "author": {"help": "who wrote the report (default: left open)"},
+    "date": {"help": "of the report (default: left open)"},
+}  # fmt: skip
+OUTPUT, PICKS = ("output_dir", "format", "dpi"), ("seed", "pick")
+RUNS, MODELS = ("runs", "runs_dir"), ("device", "precision")
 
 # What each figure is, and the flags that it has beside those of data and output.
-FLAGS: dict[str, tuple] = {
+FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
         "all figures, report.md and report.tex (the default)",
-        _add_image_set, _add_val_image_set, _add_pick_flags, _add_run_flags, _add_x, _add_sam,
-        _add_model_flags, _add_limit,
+        ("image_set", "val_image_set", *PICKS, *RUNS, "x", "sam_dir", *MODELS, "limit", "author",
+         "date"),
     ),
-    "classes": ("an image of each class with its target", _add_image_set, _add_pick_flags),
-    "distribution": ("share of the pixels by class", _add_image_set, _add_val_image_set),
-    "curves": ("mIoU, loss and learning rate of runs", _add_run_flags, _add_x),
+    "classes": ("an image of each class with its target", ("image_set", *PICKS)),
+    "distribution": ("share of the pixels by class", ("image_set", "val_image_set")),
+    "curves": ("mIoU, loss and learning rate of runs", ("dataset", *RUNS, "x")),
     "compare": (
         "predictions of one to four runs beside each other",
-        _add_image_set, _add_run_flags, _add_sam, _add_model_flags,
+        ("image_set", *RUNS, "sam_dir", *MODELS),
     ),
     "errors": (
         "worst and best images of a run, and its confusion matrix",
-        _add_val_image_set, _add_run_flags, _add_model_flags, _add_limit,
+        ("val_image_set", *RUNS, *MODELS, "limit"),
     ),
 }  # fmt: skip
+
+
+def build_parsers(
+    description: str,
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser that names the figures, and each figure's own."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    figures = parser.add_subparsers(dest="figure", metavar="FIGURE")
+    for name, (text, flags) in FIGURES.items():
+        figure = figures.add_parser(
+            name, help=text, description=text, formatter_class=HelpFormatter
+        )
+        if name != "curves":  # are in the logs: they need no data set on the disk
+            add_data_args(figure)
+        for flag in (*OUTPUT, *flags):
+            figure.add_argument(f"--{flag}", **FLAGS[flag])
+    return parser, dict(figures.choices)
 
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; without the name of a figure it is the report.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or a flag would do nothing.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    figures = parser.add_subparsers(dest="figure", metavar="FIGURE")
-    for name, (text, *parts) in FLAGS.items():
-        figure = figures.add_parser(
-            name,
-            help=text,
-            description=text,
-            formatter_class=HelpFormatter,
-        )
-        # Curves are in the logs: they need no data set on the disk.
-        add_data_flags = _add_dataset if name == "curves" else add_data_args
-        for add_flags in (add_data_flags, _add_output_flags, *parts):
-            add_flags(figure)
+    parser, figures = build_parsers(description)
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] not in (*FLAGS, "-h", "--help"):
-        words = ["report", *words]
-    args = parser.parse_args(words)
-    if args.dpi < 1:
-        raise UserError(f"--dpi {args.dpi}: at least 1")
-    if getattr(args, "limit", 0) < 0:
-        raise UserError(f"--limit {args.limit}: at least 1, or 0 for all images")
+    if words and words[0] in ("-h", "--help"):
+        parser.parse_args(words)
+    name, words = (words[0], words[1:]) if words and words[0] in FIGURES else ("report", words)
+    defaults, given = parse(figures[name], words)
+    args = merge({"figure": name}, defaults, given)
+    check_needs(args, given)
     return args
 
 

@@ -1,38 +1,139 @@
-"""Runs as the report groups them, and what SAM left beside them."""
+"""Runs as the report groups, compares and describes them, and what SAM left beside them."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from utils.common.files import read_json
 from utils.options import IRRELEVANT_SETTINGS, build_parser
+from utils.run_folder import ARGS_FILE
 from utils.run_records import Run
 
 SAM_SCORES_FILE = "scores.json"
 
-# What may differ between runs of one variant; a checkpoint to start from changes what is learnt.
-UNCOMPARED = (IRRELEVANT_SETTINGS - {"ckpt"}) | {"seed"}
+# What may differ between runs of one variant.
+UNCOMPARED = IRRELEVANT_SETTINGS | {"seed"}
+
+
+def all_settings(run: Run) -> dict[str, Any]:
+    """The settings of a run; what an older run does not know is as `main.py` has it by default."""
+    return {**vars(build_parser("").parse_args([])), **run.args}
+
+
+def differences(one: Run, other: Run) -> list[str]:
+    """The settings that two runs do not share, beside those that do not matter."""
+    first, second = all_settings(one), all_settings(other)
+    keys = (first.keys() | second.keys()) - UNCOMPARED
+    return sorted(key for key in keys if first.get(key) != second.get(key))
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs together that differ in the seed alone, also by their names; order is kept.
-
-    Settings that an older run does not know count as the defaults of `main.py`.
-    """
-    defaults = vars(build_parser("").parse_args([]))
+    """Put runs together that differ in the seed alone, also by their names; order is kept."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {k: v for k, v in {**defaults, **run.args}.items() if k not in UNCOMPARED}
+        settings = {k: v for k, v in all_settings(run).items() if k not in UNCOMPARED}
         key = json.dumps([run.variant, data_name(run), run.class_names, settings], sort_keys=True)
         groups.setdefault(key, []).append(run)
     return list(groups.values())
+
+
+def evaluation_key(run: Run) -> tuple:
+    """What two runs must share for their scores to be compared: the data and the protocol."""
+    settings = all_settings(run)
+    crop = tuple(settings["crop_size"]) if settings["crop_val"] else None
+    split = tuple(settings[name] for name in ("val_image_set", "val_fraction", "split_seed"))
+    return (data_name(run), tuple(run.class_names), *split, crop, settings["resize"])
+
+
+def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
+    """The best run of each loss, of the two best losses at most, by the loss's name.
+
+    Text, figure and errors all compare these. They were evaluated on the same data by the same
+    protocol: of several the one under which two losses were trained, then the one of the best run.
+
+    Returns:
+        One or two runs; none if there is none.
+    """
+    by_key: dict[tuple, dict[str, Run]] = {}
+    lists = {run.name: stored_list(run, "val").get("ids") for run in runs}
+    for run in sorted(runs, key=lambda run: -run.best["miou"]):  # stable: the first of equals
+        key = (*evaluation_key(run), all(lists.values()) and lists[run.name])
+        by_key.setdefault(key, {}).setdefault(str(run.setting("loss")), run)
+    pairs = [list(by_loss.values())[:2] for by_loss in by_key.values()]
+    best = max(pairs, key=lambda pair: len(pair), default=[])
+    return sorted(best, key=lambda run: str(run.setting("loss")))
+
+
+def class_mean(group: Sequence[Run], name: str) -> float:
+    """The mean over runs of a class's IoU, or of `mIoU`, at the best; NaN if unknown."""
+    shares = [{"mIoU": run.best["miou"], **run.best["class_iou"]}.get(name) for run in group]
+    known = [float(x) for x in shares if isinstance(x, int | float) and math.isfinite(x)]
+    return fmean(known) if known else math.nan
 
 
 def data_name(run: Run) -> str:
     """The data set: its folder's name if it is one of the user's own."""
     folder = Path(str(run.setting("data_root"))).name
     return folder if run.setting("dataset") == "custom" else str(run.setting("dataset"))
+
+
+def stored_list(run: Run, part: str) -> dict[str, Any]:
+    """`images` and `ids` of the list that a run was trained or evaluated on; empty if unknown."""
+    return (read_json(run.folder / ARGS_FILE).get("data") or {}).get(part) or {}
+
+
+def images_of(run: Run, part: str) -> str:
+    """The split and the number of its images, for `part` "train" or "val"."""
+    split = all_settings(run)[{"train": "image_set", "val": "val_image_set"}[part]]
+    images = stored_list(run, part).get("images")
+    return f"`{split}` ({images:,} images)" if isinstance(images, int) else f"`{split}`"
+
+
+def list_notes(runs: Sequence[Run]) -> list[str]:
+    """A sentence where runs were trained or evaluated on other lists, as far as it is known."""
+    notes = []
+    for part, verb, so in (
+        ("train", "trained", "part of their difference may come from it"),
+        ("val", "evaluated", "their scores do not compare"),
+    ):
+        by_list: dict[str, list[Run]] = {}
+        for run in runs:
+            by_list.setdefault(stored_list(run, part).get("ids", ""), []).append(run)
+        by_list.pop("", None)
+        if len(by_list) > 1:
+            those = "; ".join(
+                f"{', '.join(f'`{run.name}`' for run in group)} on {images_of(group[0], part)}"
+                for group in by_list.values()
+            )
+            notes.append(f"The runs were {verb} on different lists of images, so {so}: {those}.")
+    return notes
+
+
+def protocol(run: Run) -> str:
+    """How a run was evaluated."""
+    if run.setting("crop_val"):
+        crop = (run.setting("crop_size") or ["?"])[0]
+        return f"centre crops (short side {crop}, then the centre square)"
+    return "whole images at native size"
+
+
+def measured_on(run: Run) -> str:
+    """What the scores of a run are of: split, number of images, protocol."""
+    return f"{images_of(run, 'val')}, {protocol(run)}"
+
+
+def hardware(run: Run) -> str:
+    """The GPU of a run, or the kind of its processor."""
+    device = str(run.environment.get("device") or run.setting("device"))
+    if device.startswith("mps"):
+        return "Apple GPU"
+    gpu = run.environment.get("gpu")
+    if device.startswith("cpu") or not gpu:
+        return "CPU" if device in ("auto", "cpu", "None") else device
+    return str(gpu)
 
 
 def read_sam_scores(

@@ -1,8 +1,8 @@
-"""What the reported runs scored, as Markdown: one row per variant, its classes, its command.
+"""What the reported runs scored, as Markdown: one row per variant, its classes, its commands.
 
-    python -m utils.report.score_tables                               # the runs in results/
-    python -m utils.report.score_tables results --baseline camvid_ce  # with differences to one
-    python -m utils.report.score_tables results --write README.md     # into its block of results
+    python -m utils.report.score_tables                            # results/, into its README.md
+    python -m utils.report.score_tables FOLDER --baseline NAME     # printed, with differences
+    python -m utils.report.score_tables FOLDER --write FILE        # into its block of results
 
 A run is reported by its `args.json`, its `log.jsonl` and, where its best weights were scored once
 more, by `scores*.json`, in a folder of its own. Runs that differ in the seed alone are one variant:
@@ -21,29 +21,18 @@ from typing import Any
 from utils.common.errors import UserError, run_script
 from utils.common.files import read_json, write_text
 from utils.options import HelpFormatter
-from utils.options import parse_args as parse_main_args
-from utils.report.contents import code, hardware, points
+from utils.report.contents import code, points, spread
 from utils.report.markup import Block, Table, Text, to_markdown
-from utils.report.runs import UNCOMPARED, data_name, group_runs
+from utils.report.runs import class_mean, data_name, group_runs, hardware, images_of, list_notes
 from utils.run_folder import ARGS_FILE
 from utils.run_records import Run, load_run
 
 START, END = "<!-- results -->", "<!-- /results -->"
 PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the seeds"
+DEFAULTS = ["results", "--write", "results/README.md"]
 
 
-def spread(shares: Sequence[Any]) -> str:
-    """Mean ± half the range in percent; the mean alone of one share, a dash if none is known."""
-    known = [share for share in shares if points(share) != "-"]
-    if not known:
-        return "-"
-    text = points(fmean(known))
-    if len(known) > 1:
-        text += f" ± {points((max(known) - min(known)) / 2)}"
-    return text if len(known) == len(shares) else f"{text} ({len(known)} of {len(shares)})"
-
-
-def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[Block], str]:
+def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[Block], list[str]]:
     """The tables of runs, and their commands.
 
     Args:
@@ -63,8 +52,20 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[Bloc
     if baseline is not None and baseline not in names:
         raise UserError(f"--baseline {baseline}: no such variant; there are: {', '.join(names)}")
     groups.sort(key=lambda group: (data_name(group[0]), group[0].variant != baseline))
-    blocks = [summary(groups), *class_tables(groups, baseline)]
-    return blocks, "\n".join(line for group in groups for line in command_lines(group))
+    by_data: dict[tuple, list[list[Run]]] = {}
+    for group in groups:
+        by_data.setdefault((data_name(group[0]), *group[0].class_names), []).append(group)
+    blocks: list[Block] = [summary(groups)]
+    for of_data in by_data.values():
+        blocks.append(class_table(of_data, baseline))
+        blocks += map(Text, list_notes([run for group in of_data for run in group]))
+    return blocks, [command_of(run) for group in groups for run in group]
+
+
+def command_of(run: Run) -> str:
+    """The command line of a run as it was typed, or one that takes its stored settings."""
+    stored = read_json(run.folder / ARGS_FILE).get("command")
+    return stored or shlex.join(["python", "main.py", "--args", str(run.folder / ARGS_FILE)])
 
 
 def summary(groups: Sequence[Sequence[Run]]) -> Table:
@@ -75,16 +76,17 @@ def summary(groups: Sequence[Sequence[Run]]) -> Table:
     for group, scored in zip(groups, scores, strict=True):
         first = group[0]
         seeds = ", ".join(str(run.setting("seed")) for run in group if "seed" in run.args)
-        memory = max((m for run in group for m in known(run.column("max_memory_mb"))), default=None)
-        seconds = [run.log[-1]["seconds"] for run in group]
+        memory = [m for run in group for m in run.column("max_memory_mb") if math.isfinite(m)]
+        seconds = fmean(run.log[-1]["seconds"] for run in group)
         machines = {f"{hardware(run)}, {run.environment.get('precision', '-')}" for run in group}
         rows.append([
             data_name(first), code(first.setting("model")), code(first.variant), seeds or "-",
+            " / ".join(sorted({images_of(run, "val") for run in group})),
             spread([run.best["miou"] for run in group]),
             spread([run.best["pixel_acc"] for run in group]),
             *(spread([by_name.get(name) for by_name in scored]) for name in evaluations),
-            f"{fmean(seconds):,.0f} s" if known(seconds) == seconds else "-",
-            "-" if memory is None else f"{memory:,.0f} MB",
+            f"{seconds:,.0f} s" if math.isfinite(seconds) else "-",
+            f"{max(memory):,.0f} MB" if memory else "-",
             " / ".join(sorted(machines)),
         ])  # fmt: skip
     caption = (
@@ -92,14 +94,9 @@ def summary(groups: Sequence[Sequence[Run]]) -> Table:
         "the seeds. Time is that of a whole run with its evaluations, the mean over the seeds; "
         "memory is the peak of the GPU's memory that PyTorch had allocated."
     )
-    header = ["data", "model", "run", "seeds", "mIoU", "pixel acc."]
+    header = ["data", "model", "run", "seeds", "evaluated on", "mIoU", "pixel acc."]
     header += [*(f"mIoU on {name}" for name in evaluations), "time", "memory", "trained on"]
-    return Table(caption, header, rows, "llll" + "r" * (len(header) - 5) + "l")
-
-
-def known(values: Sequence[float]) -> list[float]:
-    """Those that are not NaN."""
-    return [value for value in values if math.isfinite(value)]
+    return Table(caption, header, rows, "lllll" + "r" * (len(header) - 6) + "l")
 
 
 def read_scores(run: Run) -> dict[str, float]:
@@ -117,8 +114,10 @@ def read_scores(run: Run) -> dict[str, float]:
 
 
 def evaluation_name(scores: dict[str, Any], run: Run) -> str:
-    """The split, and what was not as it is while training."""
+    """The split, the number of its images, and what was not as it is while training."""
     words = [code(scores.get("image_set"))]
+    if isinstance(scores.get("images"), int):
+        words[0] += f" ({scores['images']:,} images)"
     if "whole" not in str(scores.get("protocol", "whole")):
         words.append(str(scores["protocol"]))
     stride = scores.get("output_stride")
@@ -132,108 +131,23 @@ def evaluation_name(scores: dict[str, Any], run: Run) -> str:
     return ", ".join(words)
 
 
-def class_tables(groups: Sequence[Sequence[Run]], baseline: str | None) -> list[Table]:
-    """A table per data set: rows are classes, columns variants."""
-    by_data: dict[tuple, list[Sequence[Run]]] = {}
-    for group in groups:
-        by_data.setdefault((data_name(group[0]), *group[0].class_names), []).append(group)
-    return [
-        class_table(data, class_names, those, baseline)
-        for (data, *class_names), those in by_data.items()
-    ]
-
-
-def class_table(
-    data: str, class_names: Sequence[str], groups: Sequence[Sequence[Run]], baseline: str | None
-) -> Table:
+def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> Table:
     """The IoU of each class and variant; behind it the difference to the first, the baseline."""
-    has_baseline = groups[0][0].variant == baseline
+    first = groups[0][0]
+    has_baseline = first.variant == baseline
     rows = []
-    for name in [*class_names, "mIoU"]:
+    for name in [*first.class_names, "mIoU"]:
         means = [class_mean(group, name) for group in groups]
         cells = [points(mean) for mean in means]
-        if has_baseline and math.isfinite(means[0]):
-            cells[1:] = [
-                f"{cell} ({100 * (mean - means[0]):+.2f})" if cell != "-" else cell
-                for cell, mean in zip(cells[1:], means[1:], strict=True)
-            ]
-        rows.append([code(name) if name in class_names else name, *cells])
-    caption = f"{data}: {PER_CLASS}"
+        for place, mean in enumerate(means):
+            if has_baseline and place and math.isfinite(mean - means[0]):
+                cells[place] += f" ({100 * (mean - means[0]):+.2f})"
+        rows.append([code(name) if name in first.class_names else name, *cells])
+    caption = f"{data_name(first)}: {PER_CLASS}"
     if has_baseline and len(groups) > 1:
         caption += f"; in brackets the difference to {code(baseline)}"
     header = ["class", *(code(group[0].variant) for group in groups)]
     return Table(caption + ".", header, rows, "l" + "r" * len(groups))
-
-
-def class_mean(group: Sequence[Run], name: str) -> float:
-    """The mean over the seeds of a class's IoU, or of `mIoU`, at the best; NaN if unknown."""
-    shares = [{"mIoU": run.best["miou"], **run.best["class_iou"]}.get(name) for run in group]
-    shares = [share for share in shares if points(share) != "-"]
-    return fmean(shares) if shares else math.nan
-
-
-def command_lines(group: Sequence[Run]) -> list[str]:
-    """What trains the runs of a variant: a loop over the seeds where the names allow it."""
-    variant, seeds = group[0].variant, [str(run.setting("seed")) for run in group]
-    command = shlex.join(["python", "main.py", *to_words(find_flags(group[0]))])
-    names = [run.name for run in group]
-    if len(group) > 1 and names == [f"{variant}_s{seed}" for seed in seeds]:
-        train = f"{command} --seed $s --run_name {shlex.quote(variant)}_s$s"
-        return [f"for s in {' '.join(seeds)}; do {train}; done"]
-    return [
-        f"{command}{f' --seed {seed}' if seed not in ('0', 'None') else ''} --run_name "
-        f"{shlex.quote(name)}"
-        for seed, name in zip(seeds, names, strict=True)
-    ]
-
-
-def find_flags(run: Run) -> dict[str, Any]:
-    """The fewest flags of `main.py` that lead to the settings of a run, by name.
-
-    What a flag implies for others needs no flag of its own. The folder of a data set of one's own
-    is taken to lie in `data/`.
-    """
-    is_custom = run.setting("dataset") == "custom"
-    free = UNCOMPARED - {"data_root"} if is_custom else UNCOMPARED
-    wanted = {name: value for name, value in run.args.items() if name not in free}
-    if is_custom:
-        wanted["data_root"] = f"data/{data_name(run)}"
-    flags: dict[str, Any] = {}
-    while missing := differing(flags, wanted):
-        flags |= missing
-    for name in list(flags):
-        fewer = {other: value for other, value in flags.items() if other != name}
-        try:
-            if not differing(fewer, wanted):
-                flags = fewer
-        except UserError:  # what is left does not go together
-            continue
-    return flags
-
-
-def differing(flags: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The wanted settings that these flags do not lead to.
-
-    Settings that `main.py` has no more, and None, which no flag gives, do not count.
-    """
-    settings = vars(parse_main_args("", to_words(flags)))
-    return {
-        name: value
-        for name, value in wanted.items()
-        if name in settings and value is not None and settings[name] != value
-    }
-
-
-def to_words(flags: dict[str, Any]) -> list[str]:
-    """Flags as a command line has them."""
-    words = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *map(str, values)]
-    return words
 
 
 def write_block(path: Path, text: str) -> None:
@@ -260,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", default="results", help="where the runs are")
     parser.add_argument("--baseline", metavar="NAME", help="variant to compare the others with")
     parser.add_argument("--write", metavar="FILE", help="replace the block of results in this file")
-    args = parser.parse_args(argv)
+    args = parser.parse_args((sys.argv[1:] if argv is None else argv) or DEFAULTS)
     runs = [load_run(path.parent) for path in sorted(Path(args.folder).glob(f"*/{ARGS_FILE}"))]
     if not runs:
         raise UserError(f"{args.folder}: holds no run: copy args.json and log.jsonl of one there")
@@ -269,11 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     blocks, commands = compare(runs, args.baseline)
     words = ["python", "-m", "utils.report.score_tables", args.folder]
     words += ["--baseline", args.baseline] if args.baseline else []
-    command = code(shlex.join(words))
-    blocks.append(
-        Text(f"{command} prints these tables. The runs, with data of one's own in `data/`:")
-    )
-    text = f"{to_markdown(blocks)}\n```bash\n{commands}\n```\n"
+    blocks.append(Text(f"{code(shlex.join(words))} prints these tables. The runs:"))
+    text = to_markdown(blocks) + "\n```bash\n" + "\n".join(commands) + "\n```\n"
     if args.write:
         write_block(Path(args.write), text)
         print(args.write)

@@ -38,19 +38,10 @@ _ARRAYS = ("boxes", "predicted_iou", "stability", "points", "prompt_boxes", "cla
 
 
 @dataclasses.dataclass
-class Masks(Sequence):
+class Masks(Sequence[torch.Tensor]):
     """The masks of an image, largest first; `masks[i]` is a bool tensor (H, W).
 
-    Attributes:
-        size: (H, W).
-        counts: run lengths of each mask, int32; see above, also for the arrays.
-        boxes: int32 (N, 4).
-        predicted_iou: float32 (N,).
-        stability: float32 (N,).
-        points: float32 (N, 2).
-        prompt_boxes: float32 (N, 4).
-        classes: int64 (N,).
-        settings: plain values.
+    The attributes are the file's arrays; `counts` holds the run lengths of each mask by itself.
     """
 
     size: tuple[int, int]
@@ -66,7 +57,7 @@ class Masks(Sequence):
     def __len__(self) -> int:
         return len(self.counts)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]  # no slices
         height, width = self.size
         counts = self.counts[index]
         values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
@@ -75,7 +66,7 @@ class Masks(Sequence):
 
 def image_checksum(image: torch.Tensor) -> int:
     """CRC-32 of the bytes of an image: tells whether masks are of this image."""
-    return zlib.crc32(image.contiguous().numpy())
+    return zlib.crc32(image.contiguous().numpy().data)
 
 
 def save_masks(path: Path, masks: Masks) -> None:
@@ -100,14 +91,18 @@ def load_masks(path: Path) -> Masks:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            height, width = (int(side) for side in file["size"])
-            counts = np.split(file["counts"], file["offsets"][1:-1])
+            height, width = file["size"].tolist()
+            starts, lengths = file["offsets"].tolist(), file["counts"]
             masks = Masks(
                 size=(height, width),
-                counts=counts if len(file["offsets"]) > 1 else [],
+                counts=[lengths[a:b] for a, b in zip(starts, starts[1:], strict=False)],
                 settings=json.loads(str(file["settings"])),
                 **{name: file[name] for name in _ARRAYS},
             )
+        if any(int(counts.sum()) != height * width for counts in masks.counts) or any(
+            len(getattr(masks, name)) != len(masks) for name in _ARRAYS
+        ):
+            raise ValueError("its arrays do not fit together")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: sam_infer.py makes it") from None
     except Exception as error:  # NumPy documents no list of what a broken file raises
@@ -115,12 +110,6 @@ def load_masks(path: Path) -> Masks:
         raise UserError(
             f"{path}: not readable as masks ({reason}): make it again with sam_infer.py --overwrite"
         ) from None
-    sums = {int(run_lengths.sum()) for run_lengths in masks.counts}
-    lengths = {len(getattr(masks, name)) for name in _ARRAYS}
-    if sums - {height * width} or lengths != {len(masks)}:
-        raise UserError(
-            f"{path}: its arrays do not fit together: make it again with sam_infer.py --overwrite"
-        )
     return masks
 
 
@@ -151,8 +140,5 @@ def distinct_colours(count: int) -> torch.Tensor:
     lightnesses take turns.
     """
     golden = (5**0.5 - 1) / 2
-    colours = [
-        colorsys.hsv_to_rgb(index * golden % 1, 0.75, (0.95, 0.65)[index % 2])
-        for index in range(count)
-    ]
+    colours = [colorsys.hsv_to_rgb(i * golden % 1, 0.75, (0.95, 0.65)[i % 2]) for i in range(count)]
     return 255 * torch.tensor(colours).reshape(count, 3)

@@ -1,27 +1,24 @@
-"""Segment Anything: its weights, and its masks of an image.
-
-Nothing but this file and `sam_infer.py` needs the package `segment_anything`.
-"""
+"""Segment Anything: its weights, and its masks of an image."""
 
 import dataclasses
+import hashlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from tqdm import tqdm
 
 from utils.checkpoint import load_weights, read_file
 from utils.common.download import DownloadError, download_file
 from utils.common.errors import UserError
-from utils.precision import autocast, choose_precision
+from utils.precision import choose_precision, is_out_of_memory
 from utils.sam.mask_files import Masks
 from utils.sam.regions import Prompts
+
+if TYPE_CHECKING:  # the package is needed for making masks alone, not for --help
+    from segment_anything.modeling import Sam
 
 URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 WIDTH_KEY = "image_encoder.pos_embed"  # (1, h, w, width): the width tells the sizes apart
@@ -30,65 +27,58 @@ MASK_BYTES = 2**31  # what the logits of one batch of points may take at the ima
 
 @dataclasses.dataclass(frozen=True)
 class SamModel:
-    """One of the published sizes.
+    """A published size: channels of its image encoder, name and bytes of its official weights."""
 
-    Attributes:
-        build: makes it with random weights.
-        width: channels of its image encoder.
-        file: the name of its official weights.
-        size: their bytes.
-    """
-
-    build: Callable[[], Sam]
     width: int
     file: str
     size: int
 
 
 SAM_MODELS = {
-    name: SamModel(sam_model_registry[name], width, file, size)
-    for name, width, file, size in (
-        ("vit_b", 768, "sam_vit_b_01ec64.pth", 375_042_383),
-        ("vit_l", 1024, "sam_vit_l_0b3195.pth", 1_249_524_607),
-        ("vit_h", 1280, "sam_vit_h_4b8939.pth", 2_564_550_879),
-    )
+    "vit_b": SamModel(768, "sam_vit_b_01ec64.pth", 375_042_383),
+    "vit_l": SamModel(1024, "sam_vit_l_0b3195.pth", 1_249_524_607),
+    "vit_h": SamModel(1280, "sam_vit_h_4b8939.pth", 2_564_550_879),
 }
 
 
-def load_sam(name: str, checkpoint: str | Path | None = None) -> Sam:
-    """Build a SAM and load its weights, on the CPU, in evaluation mode.
-
-    Args:
-        name: a key of `SAM_MODELS`.
-        checkpoint: its weights; None for the official ones, downloaded to torch's hub folder.
+def load_sam(name: str, path: Path) -> "Sam":
+    """Build a SAM (a key of `SAM_MODELS`) and load its weights, on the CPU, to evaluate.
 
     Raises:
-        UserError: the file is missing, broken, of another size or no SAM, or cannot be downloaded.
+        UserError: the file is missing, broken, of another size or no SAM.
     """
-    path = Path(checkpoint) if checkpoint else download_sam(name)
+    from segment_anything import sam_model_registry
+
     state_dict = read_file(path, flag="--sam_checkpoint")
     if not isinstance(state_dict.get(WIDTH_KEY), torch.Tensor):
         raise UserError(f"{path}: holds no weights of a SAM: give another --sam_checkpoint")
     width = state_dict[WIDTH_KEY].shape[-1]
     found = next((key for key, model in SAM_MODELS.items() if model.width == width), None)
-    if found is None:
-        raise UserError(
-            f"{path}: a SAM of {width} channels, none of {', '.join(SAM_MODELS)}: give another "
-            "--sam_checkpoint"
-        )
     if found != name:
-        raise UserError(f"{path}: is a SAM {found}, not {name}: give --sam_model {found}")
-    sam = SAM_MODELS[name].build()
+        raise UserError(
+            f"{path}: is a SAM {found or f'of {width} channels'}, not {name}: give "
+            + (f"--sam_model {found}" if found else "another --sam_checkpoint")
+        )
+    sam = sam_model_registry[name]()
     load_weights(sam, state_dict, path)
     return sam.eval()
 
 
-def download_sam(name: str) -> Path:
-    """The official weights in torch's hub folder; downloaded if they are not there.
+def find_weights(name: str, checkpoint: str | None = None) -> Path:
+    """`checkpoint`, or else the official weights in torch's hub folder, downloaded if need be.
 
     Raises:
-        UserError: they cannot be downloaded, or the file there is cut off.
+        UserError: they cannot be downloaded, the file there is cut off, or the package that they
+            are for is missing.
     """
+    try:
+        import segment_anything  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the package segment_anything is missing ({error}): pip install segment-anything"
+        ) from None
+    if checkpoint:
+        return Path(checkpoint)
     model = SAM_MODELS[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / model.file
     try:
@@ -99,6 +89,22 @@ def download_sam(name: str) -> Path:
             f"give --sam_checkpoint FILE, or put {model.file} into {path.parent} ({error})"
         ) from None
     return path
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file: tells weights apart, whatever the file's name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give another file") from None
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,66 +126,6 @@ class MaskSettings:
     min_mask_region_area: int = 0
 
 
-class _Resize(ResizeLongestSide):
-    """The package's own, for images of every shape and for devices without float64."""
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(height, 1), max(width, 1)
-
-    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
-        return super().apply_coords(coords, original_size).astype(np.float32)
-
-
-class _Predictor(SamPredictor):
-    """The package's own, with the image encoder, and only that, in `precision`.
-
-    The encoder ends in a normalisation with fp32 weights: what it gives is fp32.
-    """
-
-    def __init__(self, sam: Sam, precision: str) -> None:
-        super().__init__(sam)
-        self.transform = _Resize(sam.image_encoder.img_size)
-        self.precision = precision
-
-    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: Any) -> None:
-        with autocast(self.precision, self.device):
-            super().set_torch_image(transformed_image, original_image_size)
-
-
-class _BoxPredictor(_Predictor):
-    """Adds a box to each point; the points must come once, in the order of the boxes.
-
-    Args:
-        sam: the model.
-        precision: of its image encoder.
-        boxes: integer (N, 4), left, top, right and bottom pixel.
-    """
-
-    def __init__(self, sam: Sam, precision: str, boxes: np.ndarray) -> None:
-        super().__init__(sam, precision)
-        self.boxes = boxes
-
-    def predict_torch(
-        self,
-        point_coords: torch.Tensor,
-        point_labels: torch.Tensor,
-        multimask_output: bool,
-        return_logits: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        count = len(point_coords)
-        boxes, self.boxes = self.boxes[:count], self.boxes[count:]
-        boxes = self.transform.apply_boxes(boxes, self.original_size)
-        return super().predict_torch(
-            point_coords,
-            point_labels,
-            torch.from_numpy(boxes).to(self.device),
-            multimask_output=False,  # a box leaves no doubt whether a part or the whole is meant
-            return_logits=return_logits,
-        )
-
-
 class MaskMaker:
     """Makes masks of images, with less memory where memory runs out.
 
@@ -194,7 +140,7 @@ class MaskMaker:
     """
 
     def __init__(
-        self, sam: Sam, settings: MaskSettings, device: torch.device, precision: str = "auto"
+        self, sam: "Sam", settings: MaskSettings, device: torch.device, precision: str = "auto"
     ) -> None:
         self.sam = sam
         self.settings = settings
@@ -213,15 +159,16 @@ class MaskMaker:
             UserError: memory runs out on the CPU too.
         """
         height, width = image.shape[1:]
-        fitting = MASK_BYTES // (3 * 4 * height * width)  # three float masks for each point
-        device, batch = self.device, max(min(self.batch, fitting), 1)
+        fitting = max(MASK_BYTES // (3 * 4 * height * width), 1)  # three float masks a point
+        device, batch = self.device, min(self.batch, fitting)
         array = image.permute(1, 2, 0).numpy()
         while True:
             try:
                 records = self._make_records(array, prompts, device, batch)
                 return masks_from_records(records, (height, width), prompts)
-            except torch.OutOfMemoryError:
-                pass  # the exception holds tensors: go on without it
+            except Exception as error:  # it holds tensors: go on without it
+                if not is_out_of_memory(error):
+                    raise
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             if batch > 1:
@@ -229,7 +176,7 @@ class MaskMaker:
                 say(f"out of memory: trying again with --points_per_batch {batch}")
             elif device.type != "cpu":
                 device = torch.device("cpu")
-                batch = max(min(self.settings.points_per_batch, fitting), 1)
+                batch = min(self.settings.points_per_batch, fitting)
                 say("out of memory with one point at a time: doing this image on the CPU")
             else:
                 raise UserError(
@@ -240,36 +187,15 @@ class MaskMaker:
     def _make_records(
         self, image: np.ndarray, prompts: Prompts | None, device: torch.device, batch: int
     ) -> list[dict[str, Any]]:
-        """One record for each mask, as `SamAutomaticMaskGenerator.generate` gives them."""
+        from utils.sam.generator import generate
+
         if prompts is not None and not len(prompts.points):
             return []
-        settings = self.settings
-        sam, precision = self.sam.to(device), encoder_precision(self.precision, device)
-        options: dict[str, Any] = {"points_per_side": settings.points_per_side}
-        predictor = _Predictor(sam, precision)
-        if prompts is not None:
-            height, width = image.shape[:2]
-            # The generator does the rest; what is asked for twice must not be dropped as double.
-            grid = prompts.points.double().numpy() / (width, height)
-            options = {"points_per_side": None, "point_grids": [grid], "box_nms_thresh": 1.0}
-            predictor = _BoxPredictor(sam, precision, prompts.boxes.numpy())
-        generator = SamAutomaticMaskGenerator(
-            sam,
-            points_per_batch=batch,
-            pred_iou_thresh=settings.pred_iou_thresh,
-            stability_score_thresh=settings.stability_score_thresh,
-            min_mask_region_area=settings.min_mask_region_area,
-            output_mode="uncompressed_rle",
-            **options,
-        )
-        generator.predictor = predictor
-        return generator.generate(image)
-
-
-def encoder_precision(name: str, device: torch.device) -> str:
-    """Resolve `auto` for the image encoder: bf16 where the hardware has it, else fp32."""
-    precision = choose_precision(name, device)
-    return "fp32" if name == "auto" and precision == "fp16" else precision
+        precision = choose_precision(self.precision, device)
+        if self.precision == "auto" and precision == "fp16":
+            precision = "fp32"  # SAM's attention overflows in fp16
+        settings = {**dataclasses.asdict(self.settings), "points_per_batch": batch}
+        return generate(self.sam.to(device), image, prompts, precision, **settings)
 
 
 def masks_from_records(

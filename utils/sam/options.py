@@ -2,11 +2,12 @@
 
 import argparse
 import importlib.util
+from collections.abc import Mapping
 
 from datasets import add_data_args
 from utils.common.errors import UserError
-from utils.options import HelpFormatter
-from utils.precision import PRECISIONS
+from utils.common.flags import DATA_FLAGS, HelpFormatter, check_needs, merge, parse, refuse
+from utils.options import add_device_flags
 from utils.sam.mask_maker import SAM_MODELS, MaskSettings
 
 PROMPTS = ("grid", "deeplab")
@@ -15,85 +16,61 @@ PROMPTS = ("grid", "deeplab")
 def build_parser(description: str) -> argparse.ArgumentParser:
     """All flags, in groups."""
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
-    parser.add_argument("images", nargs="*", help="images and folders, if not the report's five")
+    text = "images and folders, if not the report's five"
+    parser.add_argument("images", nargs="*", default=[], help=text)
     data = add_data_args(parser)
     data.add_argument("--split", help="take the images of this split, such as val")
     data.add_argument("--limit", type=int, help="take the first so many images alone")
 
-    sam = parser.add_argument_group("SAM")
-    defaults = MaskSettings()
-    sam.add_argument("--sam_model", choices=list(SAM_MODELS), default="vit_b", help="its size")
-    sam.add_argument("--sam_checkpoint", help="its weights, if not the official ones")
-    sam.add_argument(
-        "--prompts",
-        choices=PROMPTS,
-        default="grid",
-        help="what SAM is asked about: a grid of points, or a box and a point for each connected "
-        "region of an object class in DeepLab's prediction",
+    add = parser.add_argument_group("SAM").add_argument
+    mask = MaskSettings()
+    add("--sam_model", choices=list(SAM_MODELS), default="vit_b", help="its size")
+    add("--sam_checkpoint", help="its weights, if not the official ones")
+    text = (
+        "what SAM is asked about: a grid of points, or a box and a point for each connected "
+        "region of an object class in DeepLab's prediction"
     )
-    sam.add_argument(
-        "--points_per_side", type=int, help=f"of the grid, if not {defaults.points_per_side}"
-    )
-    sam.add_argument(
-        "--points_per_batch",
-        type=int,
-        default=defaults.points_per_batch,
-        help="prompts at a time, fewer for large images",
-    )
-    sam.add_argument(
-        "--pred_iou_thresh",
-        type=float,
-        default=defaults.pred_iou_thresh,
-        help="lowest predicted IoU of a mask, 0 for all",
-    )
-    sam.add_argument(
-        "--stability_score_thresh",
-        type=float,
-        default=defaults.stability_score_thresh,
-        help="lowest stability of a mask, 0 for all",
-    )
-    sam.add_argument(
-        "--min_mask_region_area",
-        type=int,
-        default=defaults.min_mask_region_area,
-        help="remove smaller holes and islands, in pixels; needs OpenCV",
-    )
+    add("--prompts", choices=PROMPTS, default="grid", help=text)
+    add("--points_per_side", type=int, default=mask.points_per_side, help="of the grid")
+    text = "prompts at a time, fewer for large images"
+    add("--points_per_batch", type=int, default=mask.points_per_batch, help=text)
+    text = "lowest predicted IoU of a mask, 0 for all"
+    add("--pred_iou_thresh", type=float, default=mask.pred_iou_thresh, help=text)
+    text, default = "lowest stability of a mask, 0 for all", mask.stability_score_thresh
+    add("--stability_score_thresh", type=float, default=default, help=text)
+    text = "remove smaller holes and islands, in pixels; needs OpenCV"
+    add("--min_mask_region_area", type=int, default=mask.min_mask_region_area, help=text)
 
-    deeplab = parser.add_argument_group("DeepLab")
-    deeplab.add_argument("--ckpt", help="checkpoint, if not that of the data set's best run")
-    deeplab.add_argument(
-        "--output_stride", type=int, choices=[8, 16], help="for a checkpoint that does not say"
-    )
-    deeplab.add_argument("--runs_dir", default="runs", help="where runs are kept")
+    add = parser.add_argument_group("DeepLab").add_argument
+    add("--ckpt", help="checkpoint, if not that of the data set's best run")
+    text = "for a checkpoint that does not say"
+    add("--output_stride", type=int, choices=[8, 16], help=text)
+    add("--runs_dir", default="runs", help="where runs are kept")
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="sam_results", help="for the results")
     run.add_argument("--report_dir", default="report", help="holds picks.json")
     run.add_argument("--overwrite", action="store_true", help="do again what is already done")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    run.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of DeepLab's convolutions and SAM's image encoder; the rest of SAM is fp32",
-    )
+    add_device_flags(run, "of DeepLab's convolutions and SAM's image encoder; the rest is fp32")
     return parser
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is read."""
+def check_args(args: argparse.Namespace, given: Mapping[str, object]) -> None:
+    """Refuse what cannot work, or would do nothing, before anything is read."""
+    check_needs(args, given)
+    if args.limit == 0:
+        raise UserError("--limit 0: at least 1")
     if args.images and args.split:
         raise UserError(f"--split {args.split}: give images or a split, not both")
-    if args.prompts == "deeplab" and args.points_per_side is not None:
-        raise UserError("--points_per_side: is for --prompts grid: leave it out")
-    for flag in ("limit", "points_per_side", "points_per_batch"):
-        if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
-    for flag in ("pred_iou_thresh", "stability_score_thresh"):
-        if not 0 <= getattr(args, flag) <= 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be between 0 and 1")
-    if args.min_mask_region_area < 0:
-        raise UserError(f"--min_mask_region_area {args.min_mask_region_area}: at least 0")
+    if args.images:
+        refuse(DATA_FLAGS | {"report_dir"}, given, "has no use with images: leave it out")
+        if args.prompts == "grid":
+            useless = {"ckpt", "output_stride", "runs_dir"}
+            refuse(useless, given, "images have no scores: give --prompts deeplab with it")
+    if args.split:
+        refuse({"report_dir"}, given, "has no use with --split: give one of them")
+    if args.ckpt:
+        refuse({"runs_dir"}, given, "has no use with --ckpt: give one of them")
     if args.min_mask_region_area and importlib.util.find_spec("cv2") is None:
         raise UserError(
             f"--min_mask_region_area {args.min_mask_region_area}: needs OpenCV, which is not "
@@ -107,7 +84,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     Raises:
         UserError: flags that cannot work, or not together.
     """
-    args = build_parser(description).parse_args(argv)
-    check_args(args)
-    args.points_per_side = args.points_per_side or MaskSettings.points_per_side
+    defaults, given = parse(build_parser(description), argv)
+    args = merge(defaults, given)
+    check_args(args, given)
     return args

@@ -2,14 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch.nn import functional as F
-
-from utils.metrics import confusion_matrix, scores_from_confusion
-
-BAND_WIDTHS = (3, 5, 10)  # pixels
 
 
 def connected_components(classes: torch.Tensor) -> torch.Tensor:
@@ -97,12 +92,7 @@ def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
 
 
 def _to_end(components: torch.Tensor, turns: int) -> torch.Tensor:
-    """Pixels from each one to the end of its component, itself included; upwards if `turns` is 0.
-
-    Args:
-        components: int64 (H, W).
-        turns: quarter turns of the map before looking upwards.
-    """
+    """Pixels from each one up to the end of its component, after so many quarter turns."""
     turned = components.rot90(turns)
     rows = torch.arange(len(turned))[:, None]
     starts = torch.zeros_like(turned)
@@ -128,22 +118,12 @@ def border_band(values: torch.Tensor, width: int, ignore_index: int = 255) -> to
         bool (H, W).
     """
     planes = torch.stack([values, -values.long()]).float()  # maximum, and minimum with other sign
-    side = 2 * width + 1
-    for kernel, padding in (((1, side), (0, width)), ((side, 1), (width, 0))):
-        planes = F.max_pool2d(planes[:, None], kernel, stride=1, padding=padding)[:, 0]
-    return (planes[0] != -planes[1]) & (values != ignore_index)
+    highest, lowest = F.max_pool2d(planes, 2 * width + 1, stride=1, padding=width)
+    return (highest != -lowest) & (values != ignore_index)
 
 
-def index_map(masks: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """The number of the last mask that covers each pixel.
-
-    Args:
-        masks: bool (H, W) each.
-        size: (H, W).
-
-    Returns:
-        int64 (H, W), -1 where there is none.
-    """
+def index_map(masks: Iterable[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+    """The number of the last mask, bool (H, W), over each pixel: int64 (H, W), -1 for none."""
     indices = torch.full(size, -1)
     for index, mask in enumerate(masks):
         indices[mask] = index
@@ -151,10 +131,7 @@ def index_map(masks: Iterable[torch.Tensor], size: tuple[int, int]) -> torch.Ten
 
 
 def paint_classes(
-    masks: Iterable[torch.Tensor],
-    source: torch.Tensor,
-    base: torch.Tensor,
-    num_classes: int,
+    masks: Iterable[torch.Tensor], source: torch.Tensor, base: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
     """Give each mask the class of most of its pixels in `source`, and lay it over `base`.
 
@@ -177,92 +154,3 @@ def paint_classes(
         if counts.any():
             painted[mask] = int(counts.argmax())
     return painted
-
-
-class RegionScores:
-    """How masks without classes compare with a prediction, over a set of images.
-
-    Three class maps are scored against the target: `deeplab`, the prediction; `sam_deeplab`, where
-    each mask takes the class that most of the prediction's pixels in it have; `oracle`, where it
-    takes the class of most of its ground truth. Pixels outside all masks keep the prediction.
-
-    The oracle counts what later masks leave to be seen of a mask, not what they cover: so no other
-    choice of classes gets more pixels right, and it is the ceiling of these masks.
-
-    Args:
-        num_classes: C.
-        ignore_index: pixels with this target do not count.
-        band_widths: of the bands around the borders, in pixels; see `border_band`.
-    """
-
-    def __init__(
-        self, num_classes: int, ignore_index: int = 255, band_widths: Sequence[int] = BAND_WIDTHS
-    ) -> None:
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.confusions = {name: zeros.clone() for name in ("deeplab", "sam_deeplab", "oracle")}
-        self.borders = {
-            width: {name: zeros.clone() for name in ("deeplab", "sam_deeplab")}
-            for width in band_widths
-        }
-        self.num_images = self.num_masks = self.num_regions = 0
-
-    def update(
-        self, target: torch.Tensor, masks: Sequence[torch.Tensor], pred: torch.Tensor | None
-    ) -> None:
-        """Add an image.
-
-        Args:
-            target: integer (H, W), classes and `ignore_index`.
-            masks: bool (H, W) each; later ones lie over earlier ones.
-            pred: integer (H, W), classes; None to count masks and regions alone.
-        """
-        self.num_images += 1
-        self.num_masks += len(masks)
-        regions = connected_components(target)[target != self.ignore_index]
-        self.num_regions += len(regions.unique())
-        if pred is None:
-            return
-        indices = index_map(masks, target.shape)
-        seen = (indices == index for index in range(len(masks)))
-        preds = {
-            "deeplab": pred,
-            "sam_deeplab": paint_classes(masks, pred, pred, self.num_classes),
-            "oracle": paint_classes(seen, target, pred, self.num_classes),
-        }
-        for name, confusion in self.confusions.items():
-            confusion += self._confusion(target, preds[name])
-        for width, confusions in self.borders.items():
-            band = border_band(target, width, self.ignore_index)
-            for name, confusion in confusions.items():
-                confusion += self._confusion(target[band], preds[name][band])
-
-    def _confusion(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
-        return confusion_matrix(target, pred, self.num_classes, self.ignore_index)
-
-    def compute(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """All scores so far, in [0, 1]; without a prediction the counts alone.
-
-        Returns:
-            `deeplab`, `sam_deeplab` and `oracle`: {`miou`, `class_iou`: {name: number or None}};
-            `borders`: {width: {`deeplab`: mIoU, `sam_deeplab`: mIoU}}; `masks_per_image`;
-            `masks_per_region`: masks per connected region of one class in the target, background
-            included; None if there is no region.
-        """
-        scores: dict[str, Any] = {}
-        if self.confusions["deeplab"].any():
-            for name, confusion in self.confusions.items():
-                found = scores_from_confusion(confusion)
-                class_iou = dict(zip(class_names, found["class_iou"], strict=True))
-                scores[name] = {"miou": found["miou"], "class_iou": class_iou}
-            scores["borders"] = {
-                str(width): {
-                    name: scores_from_confusion(confusion)["miou"]
-                    for name, confusion in confusions.items()
-                }
-                for width, confusions in self.borders.items()
-            }
-        scores["masks_per_image"] = self.num_masks / max(self.num_images, 1)
-        scores["masks_per_region"] = self.num_masks / self.num_regions if self.num_regions else None
-        return scores

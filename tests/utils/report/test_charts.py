@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from datasets.class_counts import ClassStatistics
 from datasets.voc import CLASS_NAMES, PALETTE
 from tests.utils.report.test_image_grid import LONG, check_layout
 from tests.utils.report.test_runs import write_run
+from utils.common.errors import UserError
 from utils.report.charts import epochs_of, percent, plot_confusion, plot_curves, plot_distribution
 from utils.run_records import load_run
 
@@ -26,28 +29,40 @@ def test_percent(share, text):
     assert percent(share) == text
 
 
-def test_distribution_shows_shares_on_a_log_scale():
-    figure = plot_distribution(["background", "cat", "dog", "cow"], [700, 50, 250, 0], "title")
+def statistics(pixel_counts, void=0):
+    counts = torch.tensor(pixel_counts)
+    return ClassStatistics(counts, void, counts > 0, counts)
+
+
+def test_distribution_shows_shares_as_bars_on_a_linear_axis():
+    names = ["background", "cat", "dog", "cow"]
+    figure = plot_distribution("data", names, statistics([700, 50, 250, 0], 250))
     axes = figure.axes[0]
-    assert axes.get_xscale() == "log"
+    assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0
     widths = {
         tick.get_text(): bar.get_width()
         for tick, bar in zip(axes.get_yticklabels(), axes.patches, strict=True)
     }
-    assert widths == pytest.approx({"cow": 0, "cat": 0.05, "dog": 0.25, "background": 0.7})
+    assert widths == pytest.approx({"cow": 0, "cat": 5, "dog": 25, "background": 70})
     assert list(widths) == ["cow", "cat", "dog", "background"]  # upwards
-    assert [text.get_text().strip() for text in axes.texts] == [
+    assert [text.get_text() for text in axes.texts] == [
         "no pixels", "5.00 %", "25.00 %", "70.00 %",
     ]  # fmt: skip
     colors = [bar.get_facecolor()[:3] for bar in axes.patches]
     np.testing.assert_allclose(np.array(colors) * 255, PALETTE[[3, 1, 2, 0]])
+    assert figure.get_suptitle() == "data; void (not counted) has 20.00 % of all pixels"
+
+
+def test_masks_of_void_alone_have_no_distribution():
+    with pytest.raises(UserError, match="data: no labelled pixel in its masks: see --image_set"):
+        plot_distribution("data", ["a", "b"], statistics([0, 0], 9))
 
 
 @pytest.mark.parametrize(("number", "smallest"), [(2, 1), (21, 10**4), (60, 1), (60, 10**8)])
 def test_distribution_does_not_overlap(number, smallest):
     names = [f"{LONG}_{index}" if index % 3 else f"c{index}" for index in range(number)]
     counts = [10**8] + [smallest * (1 + index) for index in range(number - 2)] + [0]
-    check_layout(plot_distribution(names, counts, LONG * 3))
+    check_layout(plot_distribution(LONG * 2, names, statistics(counts)))
 
 
 @pytest.fixture
@@ -90,10 +105,48 @@ def test_seeds_of_a_variant_share_colour_and_legend(tmp_path):
         "ce: best mIoU 40.00, 50.00 (seeds 0, 1)",
         "focal_s0: best mIoU 60.00 (epoch 4, iteration 20)",
     ]
-    for axes, parts in zip(figure.axes, (2, 1, 2), strict=True):  # with its star; head and backbone
+    miou, ce, focal, lr = figure.axes
+    for axes in (miou, lr):  # with its star; head and backbone
         colors = [line.get_color() for line in axes.lines]
         one, other = colors[0], colors[-1]
-        assert colors == [one] * 2 * parts + [other] * parts and one != other
+        assert colors == [one] * 4 + [other] * 2 and one != other
+    assert [line.get_color() for line in ce.lines] == [one] * 2
+    assert [line.get_color() for line in focal.lines] == [other]
+
+
+def test_losses_of_different_kinds_have_their_own_panels(tmp_path):
+    settings = ({}, {"loss": "focal", "focal_gamma": 0.5}, {"loss": "focal", "focal_gamma": 2})
+    runs = [load_run(write_run(tmp_path / str(n), **args)) for n, args in enumerate(settings)]
+    titles = [axes.get_title(loc="right") for axes in plot_curves(runs).axes]
+    assert titles[1:-1] == ["cross entropy", "focal loss, gamma 0.5", "focal loss, gamma 2"]
+    twice = [load_run(write_run(tmp_path / name, lr=lr)) for name, lr in (("a", 0.1), ("b", 0.2))]
+    assert len(plot_curves(twice).axes[1].lines) == 2 and len(plot_curves(twice).axes) == 3
+
+
+@pytest.mark.parametrize(("policy", "style"), [("step", "steps-post"), ("poly", "default")])
+def test_the_learning_rate_is_drawn_in_steps_where_it_steps(tmp_path, policy, style):
+    run = load_run(write_run(tmp_path / "a", lr_policy=policy))
+    miou, _, lr = plot_curves([run]).axes
+    assert [line.get_drawstyle() for line in lr.lines] == [style] * 2
+    assert miou.lines[0].get_drawstyle() == "default"
+
+
+def test_of_equal_lines_both_are_seen(tmp_path):
+    runs = [load_run(write_run(tmp_path / name, lr_policy=name)) for name in ("poly", "step")]
+    for axes in plot_curves(runs).axes:
+        lines = [line for line in axes.lines if line.get_marker() != "*"]
+        first, last = lines[0], lines[-1]
+        assert last.get_zorder() > first.get_zorder()  # is above it,
+        assert last.get_linestyle() == "--" and first.get_linestyle() == "-"  # has gaps,
+        assert last.get_linewidth() < first.get_linewidth()  # and is thinner
+
+
+def test_epochs_are_the_default_but_for_runs_shorter_than_one(runs):
+    assert plot_curves(runs).axes[-1].get_xlabel() == "epoch"
+    for run in runs:
+        for record in run.log:
+            record["epoch"] = 0.0
+    assert plot_curves(runs).axes[-1].get_xlabel() == "iteration"
 
 
 def test_learning_rate_that_ends_at_0_is_drawn_on_a_linear_scale(runs):
@@ -141,6 +194,8 @@ def test_confusion_is_normalised_by_row():
     np.testing.assert_allclose(np.ma.filled(axes.images[0].get_array(), math.nan), expected)
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "target")
+    assert figure.get_suptitle() == "title; grey rows: in no target"
+    assert plot_confusion("ab", np.eye(2), "title").get_suptitle() == "title"
     assert {(*text.get_position(), text.get_text()) for text in axes.texts} == {
         (0, 0, "75"), (1, 0, "25"), (1, 2, "20"), (2, 2, "80"),
     }  # fmt: skip

@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets import add_data_args
 from datasets.base import SegmentationDataset
-from datasets.voc import CLASS_NAMES
+from datasets.voc import CLASS_NAMES, VOCSegmentation
 from tests.conftest import save_mask, write_list
 from utils.common.errors import UserError
 from utils.report.image_choice import load_or_make_picks, make_picks, pick_five, pick_images
@@ -93,15 +95,53 @@ def test_impossible_picks_are_named(tmp_path, fixed, words):
         pick_images(make_set(tmp_path, masks), fixed=fixed)
 
 
-def test_five_are_of_distinct_kinds_first():
+def test_five_are_spread_over_the_classes():
     ids = {name: f"id_{name}" for name in CLASS_NAMES[1:]}
-    # vehicle, animal, indoor, person; then the first of the others
     assert pick_five(ids) == [
-        f"id_{name}" for name in ("aeroplane", "bird", "bottle", "person", "bicycle")
+        f"id_{name}" for name in ("aeroplane", "bottle", "chair", "horse", "sheep")
     ]
-    shapes = ("red_disc", "red_star", "blue_disc", "blue_star", "green_heart")
-    assert pick_five(dict(zip(shapes, "abcde", strict=True))) == ["a", "d", "e", "b", "c"]
-    assert pick_five({"cat": "a", "dog": "b"}) == ["a", "b"]
+    assert pick_five({"cat": "a", "dog": "b"}) == ["a", "b"] and pick_five({}) == []
+
+
+def test_an_image_that_is_mostly_void_is_the_last_choice(tmp_path):
+    void = box(1, 5, 5, 12, 12, np.full((40, 40), 255, np.uint8))  # all that is labelled is cat
+    masks = {"void": void, "small": box(1, 15, 15, 3, 3), "dog": box(2, 0, 0, 9, 9)}
+    picks = pick_images(make_set(tmp_path, masks))
+    assert picks["classes"] == {"cat": "small", "dog": "dog"}
+    del masks["small"]
+    picks = pick_images(make_set(tmp_path, masks))
+    assert picks["classes"] == {"cat": "void", "dog": "dog"}  # there is no other
+
+
+def test_share_is_of_all_pixels(tmp_path):
+    half = np.full((40, 40), 255, np.uint8)
+    half[:, :31] = 0  # 22 % void
+    masks = {"half": box(1, 5, 5, 20, 20, half), "whole": box(1, 5, 5, 20, 21)}
+    assert pick_images(make_set(tmp_path, masks))["classes"] == {"cat": "whole"}
+
+
+def test_landscape_images_of_a_cameras_proportions_are_preferred(tmp_path):
+    masks = {
+        name: box(1, 5, 5, 20, 20, np.zeros(size, np.uint8))
+        for name, size in (("tall", (60, 40)), ("wide", (30, 80)), ("usual", (45, 60)))
+    }
+    assert pick_images(make_set(tmp_path, masks))["classes"] == {"cat": "usual"}
+
+
+@pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
+@pytest.mark.parametrize("image_set", ["train", "val"])
+def test_picks_of_voc_have_little_void_where_a_class_has_such_an_image(image_set):
+    root = Path(os.environ["DEEPLAB_TEST_DATA"]) / "voc2012_masks"
+    dataset = VOCSegmentation(root, image_set, masks_only=True)
+    classes = pick_images(dataset)["classes"]
+    assert len(classes) == 20
+    void, present = {}, {}
+    for index, sample in enumerate(dataset.ids):
+        counts = np.bincount(dataset.read_target(index).numpy().ravel(), minlength=256)
+        void[sample], present[sample] = counts[255] / counts.sum(), counts[:21] > 0
+    for name, sample in classes.items():
+        least = min(void[i] for i in void if present[i][CLASS_NAMES.index(name)])
+        assert void[sample] < 0.25 or least >= 0.25, (name, sample)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from utils.report.markup import Bullets, Heading, Picture, Table, Text, to_latex
 
 NASTY = '50 % of $x_1^2$ {a} & b #1 ~c \\d <e> |f| "g" [h] *i* -- r\u00f6ntgen \u4e2d'
 BLOCKS = [
-    Heading(1, "Title"),
+    Heading(1, "Title", "Jane Doe, May 2026"),
     Heading(2, "Part"),
     Text("run `main.py --loss ce` in R1_x"),
     Bullets(["one", "[two]"]),
@@ -19,7 +19,8 @@ BLOCKS = [
 
 def test_markdown_is_escaped_outside_code():
     assert to_markdown(BLOCKS) == (
-        "# Title\n\n## Part\n\nrun `main.py --loss ce` in R1\\_x\n\n- one\n- \\[two\\]\n\n"
+        "# Title\n\nJane Doe, May 2026\n\n## Part\n\n"
+        "run `main.py --loss ce` in R1\\_x\n\n- one\n- \\[two\\]\n\n"
         "*A table.*\n\n|  | mIoU |\n| --- | ---: |\n| `a\\|b` | 66.1 |\n| c\\_d | 7 |\n"
     )
     picture = to_markdown([Picture("curves", ".png", "Curves of `a`.")])
@@ -28,9 +29,24 @@ def test_markdown_is_escaped_outside_code():
 
 def test_latex_is_escaped():
     text = to_latex([Text("50 % of a_b & `c_d --e`")], ".png")
-    assert "50 \\% of a\\_b \\& \\texttt{c\\_\\allowbreak{}d -{}-{}e}" in text
+    assert "50 \\% of a\\_\\allowbreak{}b \\& \\texttt{c\\_\\allowbreak{}d -{}-{}e}" in text
+    assert "d \\$5" in to_latex([Text("d $5")], ".png")
     assert "?" in to_latex([Text("\u4e2d")], ".png")  # pdflatex has no letter for it
-    assert "\u00f6" in to_latex([Text("r\u00f6ntgen")], ".png")
+    assert "\u00f6 \u0141" in to_latex([Text("\u00f6 \u0141")], ".png")
+
+
+def test_mathematics_is_left_to_latex_and_to_github():
+    text = Text("`a_b` (1 - p)_x, \u27e6(1 - p)^\\gamma\u27e7")
+    assert to_markdown([text]) == "`a_b` (1 - p)\\_x, $`(1 - p)^\\gamma`$\n"
+    assert "{}x, $(1 - p)^\\gamma$" in to_latex([text], ".png")
+
+
+def test_long_tables_are_split_into_pages_for_latex():
+    table = Table("C", ["a"], [[str(number)] for number in range(81)], "l")
+    text = to_latex([table], ".png")
+    assert text.count("\\begin{tabular}") == 3 and text.count("(Continued.)") == 2
+    assert [text.count(f"\n{number} \\\\") for number in range(81)] == [1] * 81
+    assert "longtable" not in text and "[H]" in text
 
 
 def test_latex_takes_pictures_in_the_format_it_reads():
@@ -42,7 +58,7 @@ def test_latex_takes_pictures_in_the_format_it_reads():
 def test_latex_compiles_whatever_names_hold(tmp_path):
     blocks = [
         *BLOCKS, Heading(2, NASTY), Text(NASTY), Bullets([NASTY, f"`{NASTY}`"]),
-        Table(NASTY, ["a", NASTY], [[NASTY, f"`{NASTY}`"]] * 80, "lp"),
+        Table(NASTY, ["a", NASTY], [[NASTY, f"`{NASTY}`"]] * 80, "ll"),
     ]  # fmt: skip
     (tmp_path / "report.tex").write_text(to_latex(blocks, ".png"), encoding="utf-8")
     ended = subprocess.run(

@@ -8,16 +8,27 @@ import pytest
 from datasets.base import SegmentationDataset
 from datasets.voc import CLASS_NAMES
 from utils.common.errors import UserError
-from utils.report.runs import read_sam_scores
+from utils.report.runs import (
+    differences,
+    hardware,
+    images_of,
+    list_notes,
+    measured_on,
+    read_sam_scores,
+    runs_to_compare,
+)
 from utils.run_records import best_run, find_runs, load_named_runs, load_run
 
 
-def write_run(folder, mious=(0.2, 0.4, 0.3), class_names=CLASS_NAMES, **args):
-    """The text files of a run: evaluations every 10 iterations, which are 2 epochs."""
+def write_run(folder, mious=(0.2, 0.4, 0.3), class_names=CLASS_NAMES, stored=None, **args):
+    """The text files of a run: evaluations every 10 iterations, which are 2 epochs.
+
+    `stored` is what `args.json` holds beside the settings.
+    """
     folder.mkdir(parents=True)
     args = {"dataset": "voc", "data_root": "data", "loss": "ce", "image_set": "train", **args}
-    stored = {"args": args, "class_names": list(class_names), "environment": {"gpu": None}}
-    (folder / "args.json").write_text(json.dumps(stored))
+    beside = {"class_names": list(class_names), "environment": {"gpu": None}, **(stored or {})}
+    (folder / "args.json").write_text(json.dumps({"args": args, **beside}))
     records = [
         {
             "iteration": 10 * number, "epoch": 2 * number, "train_loss": 1 / number,
@@ -153,3 +164,105 @@ def test_scores_of_sam_are_of_this_data_set(tmp_path, content, reason):
         {"dataset": "voc", "oracle": None},
         None,
     )
+
+
+def compared(folder, **runs):
+    """The names of the runs that are compared, of runs given as (mIoU, settings)."""
+    folder.mkdir()
+    made = [load_run(write_run(folder / n, (miou,), **args)) for n, (miou, args) in runs.items()]
+    return [run.name for run in runs_to_compare(made)]
+
+
+def test_the_best_run_of_the_two_best_losses_is_compared(tmp_path):
+    names = compared(
+        tmp_path / "runs",
+        a=(0.50, {"loss": "focal"}), b=(0.60, {"loss": "ce"}), c=(0.61, {"loss": "ce", "seed": 1}),
+        d=(0.70, {"loss": "ohem"}), e=(0.70, {"loss": "ohem", "seed": 1}),
+    )  # fmt: skip
+    assert names == ["c", "d"]
+    assert compared(tmp_path / "one", a=(0.5, {"loss": "lovasz"})) == ["a"]
+    assert runs_to_compare([]) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"crop_val": True}, {"resize": 0.5}, {"val_image_set": "test"}, {"dataset": "shapes"},
+        {"class_names": ("sky", "road")},
+    ],
+)  # fmt: skip
+def test_runs_of_two_protocols_are_not_compared(tmp_path, other):
+    better = {"c": (0.9, {"loss": "focal", **other})}
+    plain = {"a": (0.6, {"loss": "ce"}), "b": (0.5, {"loss": "focal"})}
+    assert compared(tmp_path / "three", **plain, **better) == ["a", "b"]
+    del plain["b"]
+    assert compared(tmp_path / "two", **plain, **better) == ["c"]  # one of each: the best alone
+
+
+def lists(images, ids="x", part="train"):
+    return {"data": {part: {"images": images, "ids": ids}}}
+
+
+def test_scores_tell_split_number_of_images_and_protocol(tmp_path):
+    old = load_run(write_run(tmp_path / "old", val_image_set="val"))
+    assert measured_on(old) == "`val`, whole images at native size"
+    new = write_run(
+        tmp_path / "new", stored=lists(1449, part="val"), crop_val=True, crop_size=[513]
+    )
+    assert measured_on(load_run(new)) == (
+        "`val` (1,449 images), centre crops (short side 513, then the centre square)"
+    )
+
+
+def test_runs_on_other_lists_are_said_and_those_of_one_list_are_not(tmp_path):
+    few, many, same, old = (
+        load_run(write_run(tmp_path / name, stored=stored))
+        for name, stored in (
+            ("few", lists(300, "f")), ("many", lists(1464, "m")), ("same", lists(1464, "m")),
+            ("old", {}),
+        )
+    )  # fmt: skip
+    assert images_of(few, "train") == "`train` (300 images)"
+    (note,) = list_notes([few, many, same, old])
+    assert note.startswith("The runs were trained on different lists of images")
+    assert note.endswith("`few` on `train` (300 images); `many`, `same` on `train` (1,464 images).")
+    assert list_notes([many, same, old]) == [] and list_notes([few, old]) == []
+    # As many images, but others.
+    other = load_run(write_run(tmp_path / "other", stored=lists(1464, "o", "val")))
+    alike = load_run(write_run(tmp_path / "alike", stored=lists(1464, "p", "val")))
+    (note,) = list_notes([other, alike])
+    assert "evaluated on different lists of images, so their scores do not compare" in note
+
+
+def test_runs_evaluated_on_other_lists_are_not_compared(tmp_path):
+    a, b, old = (
+        load_run(write_run(tmp_path / name, (miou,), loss=loss, stored=stored))
+        for name, miou, loss, stored in (
+            ("a", 0.5, "ce", lists(100, "a", "val")), ("b", 0.6, "focal", lists(100, "b", "val")),
+            ("old", 0.4, "focal", {}),
+        )
+    )  # fmt: skip
+    assert runs_to_compare([a, b]) == [b]
+    assert runs_to_compare([a, old]) == [a, old]  # it is not known that they differ
+
+
+def test_what_does_not_matter_is_no_difference(tmp_path):
+    one = load_run(write_run(tmp_path / "a", cache="ram", compile=True, seed=1, device="cpu"))
+    two = load_run(write_run(tmp_path / "b", cache="none", seed=0, lr=0.02, lr_policy="step"))
+    assert differences(one, two) == ["lr"]  # a step policy is what an older run had by default
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "name"),
+    [
+        ("auto", {"gpu": None}, "CPU"),
+        ("cpu", {"gpu": "Tesla T4", "device": "cpu"}, "CPU"),
+        ("auto", {"gpu": "Tesla T4", "device": "cuda:0"}, "Tesla T4"),
+        ("auto", {"gpu": None, "device": "mps"}, "Apple GPU"),
+        ("mps", {"gpu": None}, "Apple GPU"),
+        ("cuda", {}, "cuda"),
+    ],
+)
+def test_hardware_is_named(tmp_path, device, environment, name):
+    run = write_run(tmp_path / "a", device=device, stored={"environment": environment})
+    assert hardware(load_run(run)) == name

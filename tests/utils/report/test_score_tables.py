@@ -3,14 +3,16 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.utils.report.test_runs import write_run
 from utils.options import parse_args, settings_to_store
-from utils.report.runs import UNCOMPARED, group_runs
-from utils.report.score_tables import END, START, command_lines, find_flags, main, spread, to_words
+from utils.report.contents import spread
+from utils.report.runs import group_runs
+from utils.report.score_tables import END, START, main
 from utils.run_records import load_run
 
 CLASSES = ("sky", "road")
@@ -61,14 +63,16 @@ def test_spread_is_the_mean_and_half_the_range(shares, text):
 def test_a_row_is_the_mean_over_the_seeds(run, results):
     header, _, ce, focal = rows_of(run(main, results).stdout, "data")
     assert header == [
-        "model", "run", "seeds", "mIoU", "pixel acc.", "time", "memory", "trained on",
+        "model", "run", "seeds", "evaluated on", "mIoU", "pixel acc.", "time", "memory",
+        "trained on",
     ]  # fmt: skip
     model = "`deeplabv3plus_resnet50`"
     # The best of town_ce_s0 is 40, of town_ce_s1 41; they took 300 s and 100 s.
     assert ce == [
-        "town", model, "`town_ce`", "0, 1", "40.50 ± 0.50", "90.00 ± 0.00", "200 s", "-", "CPU, -",
+        "town", model, "`town_ce`", "0, 1", "`val`", "40.50 ± 0.50", "90.00 ± 0.00", "200 s", "-",
+        "CPU, -",
     ]  # fmt: skip
-    assert focal[2:] == ["`town_focal`", "0", "50.00", "90.00", "100 s", "-", "CPU, -"]
+    assert focal[2:] == ["`town_focal`", "0", "`val`", "50.00", "90.00", "100 s", "-", "CPU, -"]
 
 
 def test_memory_is_the_peak_of_all_seeds(run, results):
@@ -82,12 +86,15 @@ def test_memory_is_the_peak_of_all_seeds(run, results):
 
 
 def test_scores_of_the_best_weights_have_columns_of_their_own(run, results):
-    add_scores(results / "town_ce_s0", miou=0.3)
-    add_scores(results / "town_ce_s1", miou=0.5)
+    add_scores(results / "town_ce_s0", miou=0.3, images=233)
+    add_scores(results / "town_ce_s1", miou=0.5, images=233)
     add_scores(results / "town_ce_s1", "scores_views.json", miou=0.6, scales=[0.5, 1.0], flip=True)
     header, _, ce, focal = rows_of(run(main, results).stdout, "data")
-    assert header[5:7] == ["mIoU on `test`", "mIoU on `test`, scales 0.5 1, flipped too"]
-    assert ce[6:8] == ["40.00 ± 10.00", "60.00 (1 of 2)"] and focal[6:8] == ["-", "-"]
+    assert header[6:8] == [
+        "mIoU on `test` (233 images)",
+        "mIoU on `test`, scales 0.5 1, flipped too",
+    ]
+    assert ce[7:9] == ["40.00 ± 10.00", "60.00 (1 of 2)"] and focal[7:9] == ["-", "-"]
 
 
 def test_classes_are_compared_with_the_baseline(run, results):
@@ -132,43 +139,29 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(results):
     ]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "",
-        "--dataset shapes",
-        "--dataset shapes --lr 0.01 --backbone_weights imagenet1k_v1",
-        "--backbone_weights none --bn_momentum 0.01",
-        "--loss focal --focal_gamma 1.0 --class_weights median_frequency --crop_size 240 320",
-        "--recipe strong --lr 0.123",
-        "--ckpt weights.pth --crop_val --deterministic",
-    ],
-)
-def test_flags_are_the_fewest_that_lead_to_the_settings(tmp_path, flags):
-    argv = ["--dataset", "voc", *flags.split()]
-    settings = settings_to_store(parse_args("", argv))
-    found = find_flags(load_run(write_run(tmp_path / "a", **settings)))
-    assert sorted(to_words(found)) == sorted(flags.split())
-
-
-def test_data_of_ones_own_is_named_without_its_place(tmp_path):
-    settings = settings_to_store(
-        parse_args("", ["--dataset", "custom", "--data_root", "/home/somebody/town"])
-    )
-    flags = find_flags(load_run(write_run(tmp_path / "a", **settings)))
-    assert flags == {"dataset": "custom", "data_root": "data/town"}
-
-
-def test_commands_train_the_seeds_under_their_names(results):
-    groups = group_runs([load_run(path) for path in sorted(results.iterdir())])
-    command = "python main.py --dataset custom --data_root data/town"
-    assert [command_lines(group) for group in groups] == [
-        [f"for s in 0 1; do {command} --seed $s --run_name town_ce_s$s; done"],
-        [f"{command} --loss focal --run_name town_focal_s0"],
+def test_commands_are_those_that_were_typed(run, results):
+    path = results / "town_focal_s0" / "args.json"
+    typed = "python main.py --loss focal --run_name 'town focal'"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "command": typed}))
+    commands = run(main, results).stdout.partition("```bash\n")[2].splitlines()
+    assert commands == [
+        f"python main.py --args {results}/town_ce_s0/args.json",
+        f"python main.py --args {results}/town_ce_s1/args.json",
+        typed,
+        "```",
     ]
-    (words,) = (shlex.split(command_lines(groups[1])[0])[2:],)
-    again, stored = vars(parse_args("", words)), groups[1][0].args
-    assert {k: v for k, v in stored.items() if k not in UNCOMPARED and again.get(k, v) != v} == {}
+
+
+def test_runs_on_other_lists_are_said(run, results):
+    for name, images in (("town_ce_s0", 300), ("town_focal_s0", 1464)):
+        path = results / name / "args.json"
+        data = {part: {"images": images, "ids": str(images)} for part in ("train", "val")}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
+    text = run(main, results).stdout
+    assert "trained on different lists of images" in text
+    assert "evaluated on different lists of images, so their scores do not compare" in text
+    _, _, ce, focal = rows_of(text, "data")
+    assert ce[4] == "`val` / `val` (300 images)" and focal[4] == "`val` (1,464 images)"
 
 
 def test_block_of_a_file_is_replaced_and_the_rest_left(run, results, tmp_path):
@@ -205,11 +198,20 @@ def test_bad_scores_are_named(run, results):
     assert "scores_2.json: a second score on `test`" in run(main, results).error
 
 
-def test_readme_shows_what_the_command_prints(run, monkeypatch):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.partition(START)[2].partition(END)[0].strip("\n") + "\n"
-    command = re.search(r"`python -m utils\.comparison (.*?)`", block)
-    if command is None:
-        pytest.skip("no block of results in README.md")
+def test_without_arguments_results_are_written(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    add_run(Path("results"), "a", (0.2,))
+    readme = Path("results/README.md")
+    readme.write_text(f"{START}\n{END}\n")
+    monkeypatch.setattr("sys.argv", ["score_tables"])
+    main()
+    assert "`python -m utils.report.score_tables results` prints" in readme.read_text()
+
+
+@pytest.mark.parametrize("folder", ["results", "results/screening"])
+def test_results_show_what_the_command_prints(run, monkeypatch, folder):
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    block = text.partition(START)[2].partition(END)[0].strip("\n") + "\n"
+    command = re.search(r"`python -m utils\.report\.score_tables (.*?)`", block)
     monkeypatch.chdir(ROOT)
     assert run(main, *shlex.split(command[1])).stdout == block

@@ -1,0 +1,598 @@
+"""The flags of every script: one parse, one merge, one table of ranges."""
+
+import argparse
+import json
+import math
+import shutil
+
+import pytest
+
+import main
+import predict
+import sam_infer
+import utils.benchmark.__main__ as benchmark
+import visualize
+from tests.conftest import make_voc
+from utils.common.errors import UserError
+from utils.common.flags import NEEDS, RANGES, Range
+from utils.options import (
+    IRRELEVANT_SETTINGS,
+    ONE_TIME,
+    RECIPES,
+    build_parser,
+    parse_args,
+    run_dir_of,
+    settings_to_store,
+)
+from utils.predict import options as predict_options
+from utils.report import options as report_options
+from utils.report.runs import UNCOMPARED
+from utils.sam import options as sam_options
+
+FIGURES = report_options.build_parsers("")[1]
+# Name: parser, what parses and checks a command line, and the real script.
+SCRIPTS = {
+    "main.py": (build_parser(""), lambda argv: parse_args("", argv), main.main),
+    "predict.py": (
+        predict_options.build_parser(""),
+        lambda argv: predict_options.parse_args("", argv, {}),
+        predict.main,
+    ),
+    "sam_infer.py": (
+        sam_options.build_parser(""),
+        lambda argv: sam_options.parse_args("", argv),
+        sam_infer.main,
+    ),
+    "utils.benchmark": (benchmark.build_parser(), benchmark.parse_args, benchmark.main),
+    **{
+        f"visualize.py {name}": (
+            parser,
+            lambda argv: report_options.parse_args("", argv),
+            visualize.main,
+        )
+        for name, parser in FIGURES.items()
+    },
+}
+
+
+def words_for(script, flag):
+    """What must stand beside a flag for it to have a use."""
+    words = script.split()[1:]
+    if script == "predict.py":
+        is_score = flag in predict_options.SCORE_FLAGS
+        words += ["--split", "val", "--crop_val"] if is_score else ["photo.jpg"]
+    return words + ([f"--{NEEDS[flag][0]}", NEEDS[flag][1]] if flag in NEEDS else [])
+
+
+def numbers_of(parser):
+    return [action for action in parser._actions if action.type in (int, float)]
+
+
+def refused(ended, flag):
+    """Whether a script ended with the one line that names the flag; False if it went on."""
+    if ended.status == 0:
+        return False
+    assert ended.status == 2 and "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "error: " in line]
+    assert flag in line, line
+    return True
+
+
+# Ranges
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_has_its_range_in_the_table(script):
+    for action in numbers_of(SCRIPTS[script][0]):
+        assert action.choices or action.dest in RANGES, action.dest
+
+
+def test_table_of_ranges_has_no_flag_that_is_no_more():
+    numbers = {action.dest for parser, *_ in SCRIPTS.values() for action in numbers_of(parser)}
+    assert set(RANGES) <= numbers
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_is_taken_or_refused_in_one_line(run, script):
+    parser, parse, main = SCRIPTS[script]
+    for action in numbers_of(parser):
+        flag = action.option_strings[-1]
+        for word in ("-1", "0", "nan", "inf", "1e30", str(10**30)):
+            argv = [*words_for(script, action.dest), flag, word]
+            try:
+                value = action.type(word)
+                is_fit = value in (action.choices or ()) or (
+                    not action.choices and RANGES[action.dest].fault(value) is None
+                )
+            except ValueError:
+                is_fit = False
+            if (script, flag, word) == ("sam_infer.py", "--limit", "0"):
+                is_fit = False
+            ended = run(lambda argv: parse(argv) and 0, *argv)
+            assert refused(ended, flag) != is_fit, (argv, ended)
+            if not is_fit:
+                assert refused(run(main, *argv), flag)
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "taken", "not_taken"),
+    [
+        ("main.py", "--lr", ["1e-9", "1e30"], ["-1", "0", "nan", "inf"]),
+        ("main.py", "--seed", ["0", str(2**63 - 1)], ["-1", str(2**63), str(10**30)]),
+        ("main.py", "--num_workers", ["0", "64"], ["-1", "65", "1000000"]),
+        ("main.py", "--batch_size", ["2", "64"], ["-8", "0", "1", str(10**9)]),
+        ("main.py", "--crop_size", ["96", "2048"], ["-1", "0", str(10**9)]),
+        ("main.py", "--momentum", ["0", "0.99"], ["-0.1", "1", "nan"]),
+        ("main.py", "--backbone_lr_factor", ["0", "1"], ["-1", "inf"]),
+        ("main.py", "--focal_gamma", ["0", "5"], ["-1", "nan", "1e30"]),
+        ("main.py", "--ema_decay", ["0", "0.999"], ["1", "-1"]),
+        ("main.py", "--resize", ["0.5", "2"], ["0", "1e30"]),
+        ("main.py", "--val_fraction", ["0.1"], ["0", "1"]),
+        ("main.py", "--save_interval", ["0", "100"], ["-1"]),
+        ("predict.py", "--scales", ["0.5"], ["0", "nan", "1e30"]),
+        ("predict.py", "--window", ["513"], ["0", "31", str(10**9)]),
+        ("predict.py", "--max_pixels", ["1"], ["0"]),
+        ("visualize.py classes", "--dpi", ["75", "600"], ["0", str(10**6)]),
+        ("visualize.py errors", "--limit", ["0"], ["-1"]),
+        ("sam_infer.py", "--limit", ["1"], ["0", "-1"]),
+        ("sam_infer.py", "--pred_iou_thresh", ["0", "1"], ["1.5", "nan"]),
+        ("sam_infer.py", "--points_per_batch", ["1"], ["0", str(10**9)]),
+        ("utils.benchmark", "--repeats", ["1"], ["0"]),
+    ],
+)
+def test_bounds_are_these(run, script, flag, taken, not_taken):
+    _, parse, _ = SCRIPTS[script]
+    words = words_for(script, flag.removeprefix("--"))
+    for word in (*taken, *not_taken):
+        ended = run(lambda argv: parse(argv) and 0, *words, flag, word)
+        assert refused(ended, f"{flag} ") == (word in not_taken), word
+
+
+def test_a_range_says_which_bound_was_passed():
+    assert Range(0, 1).fault(0) is None and Range(0, 1).fault(1) is None
+    assert Range(0, 1).fault(-1) == "at least 0" and Range(0, 1).fault(2) == "at most 1"
+    assert Range(0, 1, "()").fault(0) == "above 0" and Range(0, 1, "()").fault(1) == "below 1"
+    assert Range(0, math.inf, "()").fault(math.inf) == "below inf"
+    assert Range(0, 1).fault(math.nan) == "not a number"
+
+
+def test_what_the_table_lets_through_trains(run, tmp_path):
+    make_voc(tmp_path, num_train=2, num_val=2)
+    most = [
+        word
+        for flag in ("step_size", "warmup_itrs", "val_interval", "save_interval", "seed",
+                     "val_batch_size")
+        for word in (f"--{flag}", RANGES[flag].most)
+    ]  # fmt: skip
+    ended = run(
+        main.main, "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", *most,
+        "--crop_size", 1, "--batch_size", 2, "--num_workers", 0, "--device", "cpu", "--precision",
+        "fp32", "--total_itrs", 1, "--data_root", tmp_path, "--runs_dir", tmp_path / "runs",
+        "--bn_momentum", 1, "--color_jitter", 1, "--backbone_lr_factor", 0, "--weight_decay", 0,
+    )  # fmt: skip
+    assert ended.status == 0, ended.stderr
+
+
+# One parse, and its help
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_line_is_parsed_once(script, monkeypatch):
+    parses = []
+    parse = argparse.ArgumentParser.parse_intermixed_args
+    monkeypatch.setattr(
+        argparse.ArgumentParser,
+        "parse_intermixed_args",
+        lambda *args: parses.append(args) or parse(*args),
+    )
+    SCRIPTS[script][1](words_for(script, "flip"))
+    assert len(parses) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_has_a_help_text_with_its_default(script):
+    parser = SCRIPTS[script][0]
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default not in (None, [], argparse.SUPPRESS):
+            assert f"(default: {action.default})" in text, action.dest
+
+
+def test_save_interval_says_when_last_pth_is_saved():
+    text = " ".join(build_parser("").format_help().split())
+    assert (
+        "iterations between saves of last.pth; 0: after evaluations, at most every few minutes"
+        in text
+    )
+
+
+@pytest.mark.parametrize("argv", [["--model", "resnet"], ["--loss", "mse"], ["--dataset", "coco"]])
+def test_unknown_names_get_argparses_own_error(capsys, argv):
+    with pytest.raises(SystemExit) as stopped:
+        main.main(argv)
+    assert stopped.value.code == 2
+    assert f"argument {argv[0]}: invalid choice: '{argv[1]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--ckpt", "--run_name", "--data_root", "--args"])
+def test_an_empty_value_is_refused(flag):
+    with pytest.raises(UserError, match=f"{flag} '': is empty"):
+        parse_args("", [flag, ""])
+
+
+# One merge: defaults, data set, stored, recipe, explicit
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Write the args.json of a run with these flags; its path."""
+
+    def write(*flags, folder="other", **changes):
+        settings = {**settings_to_store(parse_args("", list(flags))), **changes}
+        path = tmp_path / folder / "args.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"args": settings}))
+        return path
+
+    return write
+
+
+def given(path, *flags):
+    """The settings of `--args FILE` and more flags."""
+    return parse_args("", ["--args", str(path), *flags])
+
+
+def test_explicit_flags_win_over_what_other_flags_imply():
+    args = parse_args("", ["--dataset", "shapes"])
+    assert (args.backbone_weights, args.bn_momentum, args.backbone_lr_factor) == ("none", 0.1, 1)
+    args = parse_args("", ["--dataset", "shapes", "--lr", "0.5", "--bn_momentum", "0.01"])
+    assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.5, 0.01, 1)
+    args = parse_args("", ["--backbone_weights", "none"])
+    assert (args.bn_momentum, args.backbone_lr_factor) == (0.1, 1)
+
+
+def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
+    monkeypatch.setitem(RECIPES, "strong", {"val_interval": 7, "momentum": 0.8})
+    args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
+    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 500)
+
+
+def test_strong_recipe_has_a_higher_rate_from_scratch_alone():
+    args = parse_args("", ["--recipe", "strong"])
+    assert (args.loss, args.lr_policy, args.lr) == ("ce_lovasz", "poly", 0.01)
+    args = parse_args("", ["--recipe", "strong", "--backbone_weights", "none", "--loss", "focal"])
+    assert (args.loss, args.lr_policy, args.lr) == ("focal", "poly", 0.05)
+
+
+def test_recipe_is_the_courses():
+    args = vars(parse_args("", []))
+    expected = {
+        "model": "deeplabv3plus_resnet50", "dataset": "voc", "image_set": "train",
+        "backbone_weights": "imagenet1k_v1", "output_stride": 16, "crop_size": [513],
+        "loss": "ce", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
+        "backbone_lr_factor": 0.1, "lr_policy": "step", "step_size": 1000, "total_itrs": 5000,
+        "batch_size": 8, "bn_momentum": 0.01, "val_interval": 1, "crop_val": False,
+        "precision": "auto",
+    }  # fmt: skip
+    assert {key: args[key] for key in expected} == expected
+
+
+def test_stored_settings_win_over_defaults_and_the_data_sets(store):
+    path = store("--dataset", "shapes", "--lr", "0.02", "--total_itrs", "77")
+    args = given(path)
+    assert (args.dataset, args.lr, args.total_itrs, args.crop_size) == ("shapes", 0.02, 77, [96])
+    assert given(path, "--lr", "0.3").lr == 0.3
+
+
+def test_an_explicit_recipe_wins_over_stored_settings(store):
+    path = store("--total_itrs", "77", "--loss", "dice", "--lr", "0.02")
+    args = given(path, "--recipe", "strong")
+    assert (args.recipe, args.loss, args.lr_policy) == ("strong", "ce_lovasz", "poly")
+    assert (args.total_itrs, args.lr) == (77, 0.02)  # the recipe says nothing about them
+    args = given(path, "--recipe", "strong", "--loss", "focal")
+    assert (args.loss, args.lr_policy) == ("focal", "poly")
+
+
+def test_the_courses_recipe_also_wins_over_a_stored_one(store):
+    path = store("--recipe", "strong", "--backbone_weights", "none")
+    args = given(path)
+    assert (args.recipe, args.loss, args.lr_policy, args.lr) == (
+        "strong", "ce_lovasz", "poly", 0.05,
+    )  # fmt: skip
+    args = given(path, "--recipe", "course")
+    assert (args.recipe, args.loss, args.lr_policy, args.lr) == ("course", "ce", "step", 0.01)
+    path = store("--recipe", "strong", "--dataset", "shapes", folder="shapes")
+    args = given(path, "--recipe", "course")
+    assert (args.loss, args.lr_policy, args.lr) == ("ce", "poly", 0.03)  # those of the data set
+
+
+def test_an_explicit_recipe_knows_that_a_stored_run_began_from_scratch(store):
+    path = store("--backbone_weights", "none", "--bn_momentum", "0.05")
+    args = given(path, "--recipe", "strong")
+    assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.05, 0.05, 1)
+
+
+def test_ckpt_beside_stored_settings_brings_its_own_backbone(store):
+    path = store("--total_itrs", "77")
+    args = given(path, "--ckpt", "weights.pth")
+    assert (args.ckpt, args.backbone_weights, args.total_itrs) == ("weights.pth", "none", 77)
+    assert (args.bn_momentum, args.backbone_lr_factor) == (0.01, 0.1)
+    with pytest.raises(UserError, match=r"--backbone_weights: --ckpt weights\.pth brings its own"):
+        given(path, "--ckpt", "weights.pth", "--backbone_weights", "imagenet1k_v2")
+
+
+def test_a_run_that_is_run_again_is_named_after_what_it_does(store):
+    path = store()
+    assert given(path).run_name == "voc_deeplabv3plus_resnet50_ce"
+    assert given(path, "--recipe", "strong").run_name == "voc_deeplabv3plus_resnet50_ce_lovasz"
+    assert given(store("--run_name", "mine", folder="b"), "--loss", "dice").run_name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": "fast"}, "--lr fast: must be a number"),
+        ({"lr": math.nan}, "--lr nan: not a number"),
+        ({"lr": True}, "--lr True: must be a number"),
+        ({"total_itrs": 5.5}, "--total_itrs 5.5: must be a whole number"),
+        ({"batch_size": -1}, "--batch_size -1: at least 2"),
+        ({"crop_size": 96}, "--crop_size 96: must be a list"),
+        ({"crop_size": []}, "--crop_size .*: must be a list"),
+        ({"crop_size": ["96"]}, "--crop_size 96: must be a whole number"),
+        ({"recipe": "weak"}, "--recipe weak: choose from course, strong"),
+        ({"model": ["a"]}, "--model a: must be text"),
+        ({"crop_val": "no"}, "--crop_val no: must be true or false"),
+        ({"data_root": {}}, "--data_root {}: must be text"),
+    ],
+)
+def test_stored_settings_that_no_flag_can_have_are_refused_with_their_file(store, changes, words):
+    with pytest.raises(UserError, match=rf"^.*args\.json: {words}"):
+        given(store(**changes))
+
+
+def test_stored_settings_that_are_unknown_or_empty_are_those_of_the_defaults(store):
+    args = given(store(lr=None, colour="red"))
+    assert args.lr == 0.01 and not hasattr(args, "colour")
+
+
+# The loss
+
+
+def test_gamma_of_the_focal_loss_is_recorded():
+    assert parse_args("", ["--loss", "focal"]).focal_gamma == 2.0
+    assert parse_args("", ["--loss", "focal", "--focal_gamma", "0"]).focal_gamma == 0.0
+    assert parse_args("", []).focal_gamma is None
+
+
+def test_gamma_that_is_stored_does_not_stand_in_the_way_of_another_loss(store):
+    path = store("--loss", "focal", "--focal_gamma", "3")
+    assert given(path).focal_gamma == 3.0
+    assert given(path, "--loss", "ce").focal_gamma is None
+
+
+# Nothing is silently ignored
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--loss", "ce", "--focal_gamma", "3"], "--focal_gamma: .* --loss focal"),
+        (["--loss", "dice", "--class_weights", "median_frequency"], "dice .*--class_weights"),
+        (["--lr_policy", "poly", "--step_size", "9"], "--step_size: .* --lr_policy step"),
+        (["--recipe", "strong", "--step_size", "9"], "--step_size: .* --lr_policy step"),
+        (["--dataset", "shapes", "--voc_archive", "a.tar"], "--voc_archive: .* --dataset voc"),
+        (["--dataset", "custom", "--no_download"], "--no_download: .* --dataset voc"),
+        (["--val_fraction", "0.3"], "--val_fraction: .* --dataset custom"),
+        (["--split_seed", "0"], "--split_seed: .* --dataset custom"),
+        (["--crop_size", "40", "48", "--crop_val"], "--crop_val"),
+        (["--crop_size", "40", "48", "9"], "--crop_size 40 48 9"),
+        (["--crop_size", "0"], "--crop_size 0: at least 1"),
+        (["--ckpt", "a.pth", "--backbone_weights", "imagenet1k_v1"], "--backbone_weights: --ckpt"),
+        (["--resume", "--overwrite"], "--overwrite: .* --resume"),
+        (["--resume", "--args", "a.json"], "--args: .* --resume"),
+        (["--test_only", "--resume"], "--resume: .* --test_only"),
+        (["--test_only", "--overwrite"], "--overwrite: .* --test_only"),
+        (["--args", "nowhere.json"], r"nowhere\.json: cannot be read"),
+    ],
+)
+def test_flags_of_main_that_do_not_go_together_are_named(argv, words):
+    with pytest.raises(UserError, match=words):
+        parse_args("", argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "--split"),
+        (["a.jpg", "--split", "val"], "--split"),
+        (["a.jpg", "--crop_val"], "--crop_val"),
+        (["a.jpg", "--dataset", "shapes"], "--dataset"),
+        (["a.jpg", "--split_seed", "0"], "--split_seed"),
+        (["--split", "val", "--max_pixels", "9"], "--max_pixels"),
+        (["--split", "val", "--crop_size", "9"], "--crop_size"),
+        (["--split", "val", "--crop_val", "--crop_size", "9", "8"], "--crop_val"),
+        (["--split", "val", "--val_fraction", "0.5"], "--val_fraction: .* --dataset custom"),
+        (["a.jpg", "--runs_dir", "x", "--ckpt", "y"], "--runs_dir"),
+    ],
+)
+def test_flags_of_predict_that_do_nothing_are_named(argv, words):
+    with pytest.raises(UserError, match=words):
+        predict_options.parse_args("", argv, {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--prompts", "deeplab", "--points_per_side", "9"], "--points_per_side: .*--prompts grid"),
+        (["a.jpg", "--split", "val"], "--split"),
+        (["a.jpg", "--dataset", "voc"], "--dataset"),
+        (["a.jpg", "--ckpt", "best.pth"], "--ckpt: .*--prompts deeplab"),
+        (["--split", "val", "--report_dir", "x"], "--report_dir"),
+        (["--ckpt", "x", "--runs_dir", "y"], "--runs_dir"),
+    ],
+)
+def test_flags_of_sam_that_do_nothing_are_named(argv, words):
+    with pytest.raises(UserError, match=words):
+        sam_options.parse_args("", argv)
+
+
+def test_flags_that_a_figure_does_not_heed_are_refused(capsys):
+    for argv in (["classes", "--x", "epochs"], ["curves", "--author", "A"], ["nothing"]):
+        with pytest.raises(SystemExit) as stopped:
+            visualize.main(argv)
+        assert stopped.value.code == 2 and argv[-1] in capsys.readouterr().err
+
+
+def test_report_takes_an_author_and_a_date():
+    args = report_options.parse_args("", [])
+    assert (args.figure, args.author, args.date) == ("report", None, None)
+    args = report_options.parse_args("", ["--author", "A. Turing", "--date", "May 2026"])
+    assert (args.author, args.date) == ("A. Turing", "May 2026")
+
+
+# Runs to go on with
+
+
+@pytest.fixture
+def resume(tmp_path, store):
+    """Parse `--resume` with more flags, for a run that was started with some."""
+
+    def parse(started, *flags):
+        shutil.rmtree(tmp_path / "runs" / "mine", ignore_errors=True)
+        store(*started, folder="runs/mine")
+        where = ["--runs_dir", str(tmp_path / "runs"), "--run_name", "mine"]
+        return parse_args("", ["--resume", *where, *flags])
+
+    return parse
+
+
+def test_a_resume_goes_on_with_the_stored_settings(resume, tmp_path):
+    args = resume(["--lr", "0.02", "--recipe", "strong", "--loss", "dice"])
+    assert (args.lr, args.loss, args.lr_policy) == (0.02, "dice", "poly")
+    assert run_dir_of(args) == tmp_path / "runs" / "mine"  # though it was started elsewhere
+
+
+def test_a_resume_may_name_the_runs_own_recipe_and_settings(resume):
+    args = resume(["--recipe", "strong", "--loss", "dice"], "--recipe", "strong", "--lr", "0.01")
+    assert (args.loss, args.lr) == ("dice", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr", "0.5"], r"--lr 0\.5: the run was started with 0\.02"),
+        (["--recipe", "strong"], "--recipe strong: the run was started with course"),
+        (["--ckpt", "x.pth"], r"--ckpt x\.pth: the run was started with None"),
+        (["--crop_size", "96", "48"], "--crop_size 96 48: the run was started with 513"),
+        (["--seed", "1"], "--seed 1: the run was started with 0"),
+    ],
+)
+def test_a_resume_refuses_to_compute_something_else(resume, flags, words):
+    with pytest.raises(UserError, match=words):
+        resume(["--lr", "0.02"], *flags)
+
+
+def test_a_resume_may_be_longer_where_the_schedule_does_not_feel_it(resume):
+    assert resume([], "--total_itrs", "9000").total_itrs == 9000
+    with pytest.raises(UserError, match="--total_itrs 9000"):
+        resume(["--lr_policy", "poly"], "--total_itrs", "9000")
+
+
+def test_a_resume_may_change_what_does_not_matter(resume):
+    flags = [
+        "--data_root", "x", "--num_workers", "3", "--device", "cpu", "--val_batch_size", "1",
+        "--save_interval", "5", "--cache", "ram", "--compile", "--no_download", "--voc_archive",
+        "a.tar",
+    ]  # fmt: skip
+    args = resume([], *flags)
+    assert (args.data_root, args.num_workers, args.cache, args.compile) == ("x", 3, "ram", True)
+    changed = {flag.removeprefix("--") for flag in flags if flag.startswith("--")}
+    assert changed | {"runs_dir", "run_name"} == IRRELEVANT_SETTINGS
+
+
+def test_one_list_of_settings_that_do_not_matter():
+    assert UNCOMPARED == IRRELEVANT_SETTINGS | {"seed"}
+    assert IRRELEVANT_SETTINGS <= set(settings_to_store(parse_args("", [])))
+    assert not IRRELEVANT_SETTINGS & ONE_TIME
+
+
+def test_a_run_to_resume_is_found_under_the_name_that_its_flags_gave(store, tmp_path):
+    words = ["--recipe", "strong", "--dataset", "shapes"]
+    store(*words, folder="runs/shapes_deeplabv3plus_resnet50_ce_lovasz")
+    args = parse_args("", ["--resume", "--runs_dir", str(tmp_path / "runs"), *words])
+    assert (args.loss, args.run_name) == ("ce_lovasz", "shapes_deeplabv3plus_resnet50_ce_lovasz")
+    with pytest.raises(UserError, match="--resume: .*_ce holds no run"):
+        parse_args("", ["--resume", "--runs_dir", str(tmp_path / "runs")])
+
+
+# Runs to evaluate
+
+
+@pytest.fixture
+def evaluate(tmp_path, store):
+    """Parse `--test_only` with more flags, for a run that was started with some."""
+
+    def parse(started, *flags):
+        path = store(*started, folder="runs/mine")
+        (path.parent / "best.pth").touch()
+        return parse_args("", ["--test_only", "--ckpt", str(path.parent / "best.pth"), *flags])
+
+    return parse
+
+
+def test_an_evaluation_takes_the_settings_of_the_run(evaluate):
+    args = evaluate(["--dataset", "shapes", "--output_stride", "8"], "--crop_val")
+    assert (args.dataset, args.output_stride, args.crop_size) == ("shapes", 8, [96])
+
+
+@pytest.mark.parametrize("flags", [["--lr", "0.5"], ["--model", "deeplabv3_resnet50"],
+                                   ["--crop_size", "96"], ["--seed", "3"]])  # fmt: skip
+def test_an_evaluation_refuses_flags_of_the_training(evaluate, flags):
+    with pytest.raises(UserError, match=f"{flags[0]} {flags[1]}: does nothing with --test_only"):
+        evaluate([], *flags)
+
+
+def test_an_evaluation_takes_the_command_line_of_the_training(evaluate):
+    words = ["--lr", "0.5", "--seed", "3", "--crop_size", "96", "--model", "deeplabv3_resnet50"]
+    assert evaluate(words, *words).lr == 0.5
+
+
+def test_a_run_that_began_from_a_checkpoint_is_evaluated_at_its_end(store, tmp_path):
+    store("--ckpt", "start.pth", folder="runs/mine")
+    args = parse_args(
+        "", ["--test_only", "--runs_dir", str(tmp_path / "runs"), "--run_name", "mine"]
+    )
+    assert args.ckpt is None and run_dir_of(args) == tmp_path / "runs" / "mine"
+
+
+def test_a_checkpoint_from_elsewhere_says_its_output_stride_itself(tmp_path):
+    path = tmp_path / "foreign.pth"
+    path.touch()
+    assert parse_args("", ["--test_only", "--ckpt", str(path)]).output_stride is None
+    with pytest.raises(UserError, match=r"nowhere\.pth: no such file"):
+        parse_args("", ["--test_only", "--ckpt", "nowhere.pth"])
+    with pytest.raises(UserError, match="--test_only: .* holds no run"):
+        parse_args("", ["--test_only", "--runs_dir", str(tmp_path)])
+
+
+# predict.py
+
+
+def test_the_checkpoints_run_says_how_it_is_scored():
+    stored = {"dataset": "custom", "data_root": "town", "crop_size": [96], "lr": 3, "seed": None}
+    args = predict_options.parse_args("", ["--split", "val"], stored)
+    assert (args.dataset, args.data_root, args.crop_size) == ("custom", "town", [96])
+    words = ["--split", "val", "--crop_val", "--data_root", "x", "--val_fraction", "0.5"]
+    args = predict_options.parse_args("", words, stored)
+    assert (args.data_root, args.val_fraction, args.crop_size) == ("x", 0.5, [96])
+    args = predict_options.parse_args("", ["--split", "val", "--dataset", "voc"], stored)
+    assert (args.data_root, args.crop_size) == ("data", [96])
+
+
+def test_before_the_checkpoint_is_known_its_data_set_is_not_guessed():
+    words = ["--split", "val", "--val_fraction", "0.5"]
+    assert predict_options.parse_args("", words).val_fraction == 0.5
+    stored = {"crop_size": "large"}
+    with pytest.raises(UserError, match="the checkpoint's settings: --crop_size large: must be a"):
+        predict_options.parse_args("", words, stored)

@@ -1,0 +1,121 @@
+"""How masks without classes compare with a prediction."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from utils.metrics import StreamSegMetrics
+from utils.sam.regions import border_band, connected_components, index_map, paint_classes
+
+BAND_WIDTHS = (3, 5, 10)  # pixels
+COLUMNS = {"deeplab": "DeepLab", "sam_deeplab": "SAM + DeepLab", "oracle": "oracle"}
+
+
+class RegionScores:
+    """How masks without classes compare with a prediction, over a set of images.
+
+    Three class maps are scored against the target: `deeplab`, the prediction; `sam_deeplab`, where
+    each mask takes the class that most of the prediction's pixels in it have; `oracle`, where it
+    takes the class of most of its ground truth. Pixels outside all masks keep the prediction.
+
+    The oracle counts what later masks leave to be seen of a mask, not what they cover: so no other
+    choice of classes gets more pixels right, and it is the ceiling of these masks.
+
+    Args:
+        num_classes: C.
+        ignore_index: pixels with this target do not count.
+        band_widths: of the bands around the borders, in pixels; see `border_band`.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, band_widths: Sequence[int] = BAND_WIDTHS
+    ) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        new = partial(StreamSegMetrics, num_classes, ignore_index)
+        self.whole = {name: new() for name in COLUMNS}
+        self.borders = {
+            width: {name: new() for name in ("deeplab", "sam_deeplab")} for width in band_widths
+        }
+        self.num_images = self.num_masks = self.num_regions = 0
+
+    def update(
+        self, target: torch.Tensor, masks: Sequence[torch.Tensor], pred: torch.Tensor | None
+    ) -> None:
+        """Add an image.
+
+        Args:
+            target: integer (H, W), classes and `ignore_index`.
+            masks: bool (H, W) each; later ones lie over earlier ones.
+            pred: integer (H, W), classes; None to count masks and regions alone.
+        """
+        self.num_images += 1
+        self.num_masks += len(masks)
+        regions = connected_components(target)[target != self.ignore_index]
+        self.num_regions += len(regions.unique())
+        if pred is None:
+            return
+        indices = index_map(masks, target.shape)
+        seen = (indices == index for index in range(len(masks)))
+        preds = {
+            "deeplab": pred,
+            "sam_deeplab": paint_classes(masks, pred, pred, self.num_classes),
+            "oracle": paint_classes(seen, target, pred, self.num_classes),
+        }
+        for name, metrics in self.whole.items():
+            metrics.update(target, preds[name])
+        for width, by_name in self.borders.items():
+            band = border_band(target, width, self.ignore_index)
+            for name, metrics in by_name.items():
+                metrics.update(target[band], preds[name][band])
+
+    def compute(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """All scores so far, in [0, 1]; without a prediction the counts alone.
+
+        Returns:
+            `deeplab`, `sam_deeplab` and `oracle`: {`miou`, `class_iou`: {name: number or None}};
+            `borders`: {width: {`deeplab`: mIoU, `sam_deeplab`: mIoU}}; `masks_per_image`;
+            `masks_per_region`: masks per connected region of one class in the target, background
+            included; None if there is no region.
+        """
+        scores: dict[str, Any] = {}
+        if self.whole["deeplab"].confusion.any():
+            for name, metrics in self.whole.items():
+                found = metrics.compute()
+                class_iou = dict(zip(class_names, found["class_iou"], strict=True))
+                scores[name] = {"miou": found["miou"], "class_iou": class_iou}
+            scores["borders"] = {
+                str(width): {name: metrics.compute()["miou"] for name, metrics in by_name.items()}
+                for width, by_name in self.borders.items()
+            }
+        scores["masks_per_image"] = self.num_masks / max(self.num_images, 1)
+        scores["masks_per_region"] = self.num_masks / self.num_regions if self.num_regions else None
+        return scores
+
+
+def format_comparison(scores: dict[str, Any]) -> str:
+    """The scores of `compute()`, with `seconds_per_image`, as a table in percent, for people."""
+    rows = []
+    if "deeplab" in scores:
+        for name in scores["deeplab"]["class_iou"]:
+            rows.append((name, [scores[key]["class_iou"][name] for key in COLUMNS]))
+        rows.append(("mIoU", [scores[key]["miou"] for key in COLUMNS]))
+        for width, mious in scores["borders"].items():
+            rows.append((f"mIoU, {width} px at borders", [mious.get(key) for key in COLUMNS]))
+    lines = []
+    if rows:
+        width = max(len(name) for name, _ in rows)
+        lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
+    for name, values in rows:
+        cells = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        padded = [f"{c:>{len(head)}}" for c, head in zip(cells, COLUMNS.values(), strict=True)]
+        lines.append(f"  {name:<{width}}  " + "  ".join(padded))
+    per_region = scores["masks_per_region"]
+    lines.append(
+        f"{scores['masks_per_image']:.1f} masks per image"
+        + (f", {per_region:.2f} per ground-truth region" if per_region is not None else "")
+        + f"; {scores['seconds_per_image']:.1f} s per image"
+    )
+    return "\n".join(lines)
