@@ -13,12 +13,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datasets.base import IGNORE_INDEX, Transform
+from datasets.base import IGNORE_INDEX
 from utils.common.imagenet import MEAN
 
-MEAN_COLOR = tuple(
-    round(255 * value) for value in MEAN
-)  # what padding looks like: 0 when normalised
+MEAN_COLOR = tuple(round(255 * value) for value in MEAN)  # of padding: 0 when normalised
 
 
 def resize(
@@ -39,21 +37,6 @@ def resize(
 def nearest_indices(old: int, new: int) -> np.ndarray:
     """For each of `new` pixels that of `old` which holds its centre (torch's "nearest-exact")."""
     return ((torch.arange(new) + 0.5) * (old / new)).long().numpy()
-
-
-class Compose:
-    """One transform after the other."""
-
-    def __init__(self, *transforms: Transform) -> None:
-        self.transforms = transforms
-
-    def __call__(
-        self, image: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply all in order."""
-        for transform in self.transforms:
-            image, target = transform(image, target)
-        return image, target
 
 
 class RandomScaleCrop:
@@ -113,37 +96,21 @@ class RandomHorizontalFlip:
         return image, target
 
 
-class ColorJitter:
-    """Change brightness, contrast and saturation of the image by random factors.
-
-    Args:
-        strength: each factor is drawn from 1 - strength to 1 + strength, in [0, 1].
-    """
-
-    def __init__(self, strength: float) -> None:
-        self.jitter = v2.ColorJitter(strength, strength, strength)
-
-    def __call__(
-        self, image: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target stays as it is."""
-        return self.jitter(image), target
-
-
 def train_transform(
     crop_size: tuple[int, int], resize: float = 1.0, color_jitter: float = 0.0
-) -> Compose:
+) -> v2.Compose:
     """The augmentation of training: random scale 0.5 to 2.0, random crop, horizontal flip.
 
     Args:
         crop_size: (height, width).
         resize: another factor of all scales.
-        color_jitter: strength of `ColorJitter`; 0 for none.
+        color_jitter: brightness, contrast and saturation change by factors of 1 - color_jitter to
+            1 + color_jitter.
     """
     transforms = [RandomScaleCrop(crop_size, (0.5 * resize, 2 * resize)), RandomHorizontalFlip()]
-    if color_jitter:
-        transforms.append(ColorJitter(color_jitter))
-    return Compose(*transforms)
+    if color_jitter:  # of several tensors torchvision changes the first
+        transforms.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+    return v2.Compose(transforms)
 
 
 class ShortSideCenterCrop:

@@ -1,5 +1,7 @@
 """PASCAL VOC 2012 semantic segmentation."""
 
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +9,32 @@ import torch
 
 from datasets.base import SegmentationDataset, Transform
 from datasets.lists import list_files, read_ids
-from datasets.voc_download import VOC2012_SIZE, install_voc2012
+from utils.common.download import (
+    DownloadError,
+    check_file,
+    check_space,
+    disk_errors,
+    download_file,
+    locked,
+)
 from utils.common.errors import UserError
+from utils.common.progress import progress
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 )  # fmt: skip
+
+VOC2012_NAME = "VOCtrainval_11-May-2012.tar"
+VOC2012_SIZE = 1_999_639_040  # bytes
+VOC2012_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+VOC2012_URLS = (  # the official host is often down
+    f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC2012_NAME}",
+    f"http://thor.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC2012_NAME}",
+    f"http://d2l-data.s3-accelerate.amazonaws.com/{VOC2012_NAME}",
+    f"https://data.pjreddie.com/files/{VOC2012_NAME}",
+)
 
 
 def voc_palette() -> np.ndarray:
@@ -92,7 +112,7 @@ class VOCSegmentation(SegmentationDataset):
             return root / "VOCdevkit" / "VOC2012"
         raise UserError(
             f"{root}: no VOCdevkit/VOC{year} there: give --data_root where it is, or "
-            "--voc_archive FILE with VOCtrainval_11-May-2012.tar, or leave out --no_download "
+            f"--voc_archive FILE with {VOC2012_NAME}, or leave out --no_download "
             f"({VOC2012_SIZE / 1e9:.1f} GB), or try --dataset shapes"
         )
 
@@ -115,3 +135,65 @@ def list_trainaug(folder: Path) -> list[str]:
         )
     val = set(read_ids(folder / "ImageSets" / "Segmentation" / "val.txt"))
     return sorted(list_files(masks, "mask").keys() - val)
+
+
+def install_voc2012(root: Path, archive: str | Path | None = None) -> None:
+    """Make `root/VOCdevkit/VOC2012`, whole or not at all; nothing to do if it is there.
+
+    A downloaded archive is removed afterwards; one that was there before is kept.
+
+    Args:
+        root: the folder to install into; made if missing. Other years in it are kept.
+        archive: `VOCtrainval_11-May-2012.tar` on disk, to extract in place of a download.
+
+    Raises:
+        UserError: no mirror answers, the archive is another file, the disk is too full, or `root`
+            cannot be written.
+    """
+    with disk_errors(root):
+        if archive is not None:
+            check_file(Path(archive), VOC2012_SIZE, VOC2012_MD5)  # before anything is written
+        with locked(root / ".voc2012.lock"):
+            folder = root / "VOCdevkit" / "VOC2012"
+            if (folder / "SegmentationClass").is_dir():  # from the process that held the lock
+                return
+            if folder.exists():
+                raise UserError(
+                    f"{folder}: is there without SegmentationClass: complete it, or move it away "
+                    "to have it installed anew"
+                )
+            path = Path(archive or root / VOC2012_NAME)
+            is_download = not path.exists()
+            # 5 % more: small files fill whole blocks
+            check_space(root, VOC2012_SIZE * (205 if is_download else 105) // 100)
+            if archive is None:
+                _download_voc2012(path)
+            _extract_voc2012(path, folder)
+            if is_download:
+                path.unlink()
+
+
+def _download_voc2012(path: Path) -> None:
+    """Download the archive; without one, say how else to get going."""
+    try:
+        download_file(VOC2012_URLS, path, VOC2012_SIZE, VOC2012_MD5)
+    except DownloadError as error:
+        raise UserError(
+            f"{path.parent}: PASCAL VOC 2012 is missing there and could not be downloaded: give "
+            f"--voc_archive FILE ({VOC2012_NAME}), or --data_root DIR where VOC is, or try "
+            f"--dataset shapes ({error})"
+        ) from None
+
+
+def _extract_voc2012(archive: Path, folder: Path) -> None:
+    """Extract beside the final place, and move into place in one step."""
+    print(f"extracting {archive} to {folder}", flush=True)
+    partial = folder.parents[1] / ".voc2012-partial"
+    shutil.rmtree(partial, ignore_errors=True)  # a killed run's
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(partial, progress(tar, "extract", leave=False), filter="data")
+        folder.parent.mkdir(exist_ok=True)
+        (partial / "VOCdevkit" / "VOC2012").rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -17,7 +17,7 @@ from datasets.loader import (
     derive_seed,
     size_batches,
 )
-from datasets.transforms import Compose, RandomHorizontalFlip, RandomScaleCrop
+from datasets.transforms import train_transform
 from datasets.voc import VOCSegmentation
 from tests.conftest import ROOT, make_voc
 from utils.common.errors import UserError
@@ -27,8 +27,7 @@ from utils.common.errors import UserError
 def train_set(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     make_voc(root, num_train=11)
-    transform = Compose(RandomScaleCrop((40, 40)), RandomHorizontalFlip())
-    return VOCSegmentation(root, "train", transform=transform)
+    return VOCSegmentation(root, "train", transform=train_transform((40, 40)))
 
 
 def read(dataset, first, last, num_workers=0, seed=0):

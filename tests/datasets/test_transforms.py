@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from datasets.base import IGNORE_INDEX
 from datasets.transforms import (
     MEAN_COLOR,
-    Compose,
     RandomHorizontalFlip,
     RandomScaleCrop,
     ShortSideCenterCrop,
     resize,
+    train_transform,
 )
 
 
@@ -43,7 +44,7 @@ def test_random_crop_pads_image_with_mean_color_and_target_with_ignore_index():
 def test_image_and_target_stay_aligned():
     # Away from the blocks' edges, where bilinear mixes, red must still be 10 times the target.
     torch.manual_seed(1)
-    transform = Compose(RandomScaleCrop((64, 64)), RandomHorizontalFlip())
+    transform = v2.Compose([RandomScaleCrop((64, 64)), RandomHorizontalFlip()])
     agree = []
     for _ in range(40):
         image, target = transform(*paired_image(100, 90))
@@ -133,3 +134,14 @@ def test_crop_val_takes_the_centre_square_of_the_scaled_image(size):
     assert rows.float().mean() == pytest.approx(31.5, abs=1.1)
     assert columns.float().mean() == pytest.approx(31.5, abs=1.1)
     assert len(rows) == pytest.approx(side**2, rel=0.15)
+
+
+def test_color_jitter_changes_the_image_alone_after_the_crop():
+    image, target = paired_image(70, 60)
+    torch.manual_seed(4)
+    plain, plain_target = train_transform((48, 48))(image, target)
+    expected = v2.ColorJitter(0.4, 0.4, 0.4)(plain)  # goes on with the same random numbers
+    torch.manual_seed(4)
+    jittered, jittered_target = train_transform((48, 48), color_jitter=0.4)(image, target)
+    assert torch.equal(jittered, expected) and not torch.equal(jittered, plain)
+    assert torch.equal(jittered_target, plain_target)
