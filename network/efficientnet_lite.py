@@ -35,7 +35,9 @@ def pad_same(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
         return x
     pads = []
     for length, size, stride in zip(x.shape[:1:-1], conv.kernel_size, conv.stride, strict=True):
-        total = max((-(-length // stride) - 1) * stride + size - length, 0)
+        total = (
+            size - stride + -length % stride
+        )  # not below 0: no kernel is smaller than its stride
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads)
 

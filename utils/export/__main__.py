@@ -1,0 +1,157 @@
+"""Write a model to a file that other programs can run without this project.
+
+    python -m utils.export --ckpt runs/NAME/best.pth --output model.onnx   # ONNX
+    python -m utils.export --ckpt runs/NAME/best.pth --output model.pt2    # torch.export
+    python -m utils.export --ckpt runs/NAME/best.pth --output model.onnx --logits --fp16_weights
+
+Input "image": uint8 (N, 3, H, W), RGB. Output "classes": uint8 (N, H, W), or "logits": float32
+(N, C, H, W). N, H and W are free. What else a program must know stands in the file's metadata.
+"""
+
+import argparse
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.common.errors import UserError, run_script
+from utils.common.files import write_atomically
+from utils.export.formats import FORMATS
+from utils.export.program import HalfWeightConv2d, Program
+from utils.options import HelpFormatter
+from utils.predictor import Predictor
+
+# (N, H, W) that a written file is tried with.
+SIZES = ((1, 1, 1), (2, 97, 65), (1, 131, 203))
+# The least share of equal classes, by whether weights are rounded to fp16.
+EQUAL = {False: 0.999, True: 0.98}
+
+
+def describe(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
+    """The metadata: what a program needs to use the file, and where it comes from."""
+    settings = predictor.checkpoint.content.get("args")
+    settings = settings if isinstance(settings, dict) else {}
+    data = settings.get("dataset")
+    if data == "custom":
+        data = Path(str(settings.get("data_root"))).name
+    rgb = "RGB, float32 (N, 3, H, W), (x / 255 - mean) / std" if args.float_input else None
+    return {
+        "project": "DeepLab in PyTorch",
+        "model": predictor.checkpoint.model,
+        "dataset": data,
+        "date": datetime.date.today().isoformat(),
+        "input": rgb or "RGB, uint8 (N, 3, H, W)",
+        "output": "logits float32 (N, C, H, W)" if args.logits else "classes uint8 (N, H, W)",
+        "class_names": list(predictor.class_names),
+        "palette": predictor.palette.tolist(),
+        "mean": list(predictor.checkpoint.mean),
+        "std": list(predictor.checkpoint.std),
+        "resize": predictor.resize,  # factor by which images are to be resized before
+        "output_stride": args.output_stride or predictor.checkpoint.output_stride,
+    }
+
+
+def draw_image(size: tuple[int, int, int]) -> torch.Tensor:
+    """Smooth colours: uint8 (N, 3, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    number, height, width = size
+    coarse = torch.rand(number, 3, height // 16 + 1, width // 16 + 1, generator=generator)
+    image = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return (255 * image).round().byte()
+
+
+@torch.inference_mode()
+def compare(run: Any, program: Program, predictor: Predictor) -> tuple[float, float]:
+    """How far a file's results are from the project's own.
+
+    Args:
+        run: the file: image to result.
+        program: what was written.
+        predictor: fp32, without `--resize`.
+
+    Returns:
+        The share of equal classes; and the largest difference: of the logits, or of the
+        predictor's logits of the two classes where the file's is another.
+    """
+    equal, pixels, largest = 0, 0, 0.0
+    for size in SIZES:
+        image = draw_image(size)
+        given = predictor.model.normalize(image) if program.float_input else image
+        result, logits, classes = run(given), predictor.model(image), predictor(image)
+        if program.logits:
+            difference = (result - logits).abs()
+            result = result.argmax(1)
+        else:
+            difference = logits.amax(1) - logits.gather(1, result.long()[:, None])[:, 0]
+        equal += int((result == classes).sum())
+        pixels += classes.numel()
+        largest = max(largest, float(difference.max()))
+    return equal / pixels, largest
+
+
+def export(args: argparse.Namespace) -> str:
+    """Write the file, try it, and keep it if it is right.
+
+    Returns:
+        One line on how it compares.
+
+    Raises:
+        UserError: the checkpoint or the name cannot be used, a package is missing, or the file's
+            results differ.
+    """
+    path = Path(args.output)
+    if path.suffix not in FORMATS:
+        raise UserError(f"--output {path}: must end in {' or '.join(FORMATS)}")
+    file_format = FORMATS[path.suffix]()  # before any work: says what to install
+    cpu = torch.device("cpu")
+    predictor = Predictor.from_checkpoint(args.ckpt, cpu, "fp32", args.output_stride)
+    metadata = describe(predictor, args)
+    predictor.resize = 1.0  # left to the program that uses the file
+    program = Program(predictor.model, args.logits, args.float_input).eval()
+    if args.fp16_weights:
+        program = HalfWeightConv2d.convert(program)
+    image = draw_image((2, 97, 65))  # a batch of 1 would be taken for a constant
+    if args.float_input:
+        image = predictor.model.normalize(image)
+    with write_atomically(path) as partial:
+        file_format.write(program, image, metadata, partial)
+        equal, largest = compare(file_format.load(partial), program, predictor)
+        line = (
+            f"{100 * equal:.3f} % of the classes equal the project's own, largest difference in "
+            f"logits {largest:.2g}"
+        )
+        if equal < EQUAL[args.fp16_weights]:
+            raise UserError(f"{path}: not kept: only {line}")
+    return line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--ckpt", required=True, help='a checkpoint, or "torchvision"')
+    parser.add_argument("--output", required=True, help="the file: .onnx or .pt2")
+    parser.add_argument(
+        "--output_stride", type=int, choices=[8, 16], help="if not what the checkpoint says"
+    )
+    parser.add_argument("--logits", action="store_true", help="give logits in place of classes")
+    parser.add_argument(
+        "--float_input", action="store_true", help="take normalised floats in place of bytes"
+    )
+    parser.add_argument(
+        "--fp16_weights", action="store_true", help="half the size; computes in fp32"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export as the flags say."""
+    args = build_parser().parse_args(argv)
+    line = export(args)
+    size = Path(args.output).stat().st_size / 1e6
+    print(f"{args.output} ({size:.1f} MB): {line}")
+
+
+if __name__ == "__main__":
+    run_script(main)

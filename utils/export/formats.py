@@ -1,0 +1,87 @@
+"""The formats that a model can be exported to: how each is written, and how it is run."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from utils.common.errors import UserError
+from utils.export.program import Program
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+FREE = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+
+
+class Pt2:
+    """`torch.export`: for programs that have torch, and nothing else of this project."""
+
+    def write(
+        self, program: Program, image: torch.Tensor, metadata: dict[str, Any], path: Path
+    ) -> None:
+        """Write the file; its metadata is the JSON text `metadata.json`."""
+        exported = torch.export.export(program, (image,), dynamic_shapes=FREE)
+        for module in exported.graph_module.modules():
+            for node in getattr(getattr(module, "graph", None), "nodes", ()):
+                for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):  # paths, names
+                    node.meta.pop(key, None)
+        with open(path, "wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the writer about itself
+            extra = {"metadata.json": json.dumps(metadata)}
+            torch.export.save(exported, file, extra_files=extra)
+
+    def load(self, path: Path) -> Run:
+        """The file as a function."""
+        with open(path, "rb") as file:
+            # The guards are about sides below 17 pixels, where the program is right all the same.
+            return torch.export.load(file).module(check_guards=False)
+
+
+class Onnx:
+    """ONNX, for ONNX Runtime, browsers, phones.
+
+    Raises:
+        UserError: a package is missing.
+    """
+
+    def __init__(self) -> None:
+        names = ("onnx", "onnxscript", "onnxruntime")
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"--output: ONNX needs packages: pip install {' '.join(missing)}")
+
+    def write(
+        self, program: Program, image: torch.Tensor, metadata: dict[str, Any], path: Path
+    ) -> None:
+        """Write the file; its metadata are ONNX's, values that are no text as JSON."""
+        output = "logits" if program.logits else "classes"
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            written = torch.onnx.export(
+                program, (image,), input_names=["image"], output_names=[output],
+                dynamic_shapes=FREE, dynamo=True, verbose=False,
+            )  # fmt: skip
+        model = written.model
+        for graph in model.graphs():
+            for node in graph:
+                node.metadata_props.clear()  # stack traces: paths of this machine
+        for key, value in metadata.items():
+            model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+        written.save(path, external_data=False)
+
+    def load(self, path: Path) -> Run:
+        """The file as a function."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+FORMATS = {".onnx": Onnx, ".pt2": Pt2}
