@@ -234,12 +234,12 @@ def draw_object(
     light = 1 - 0.12 * (np.mgrid[:side, :side].sum(0) - side) / radius  # from the top left
     lit = np.clip(np.asarray(tile)[..., :3] * light[..., None], 0, 255)
 
-    corner = [round(place - side / 2) for place in centre[::-1]]
+    left, top = round(centre[1] - side / 2), round(centre[0] - side / 2)
     shadow, covered = Image.new("L", image.size), Image.new("L", image.size)
-    shadow.paste(alpha.point(lambda value: 0.4 * value), [place + 2 for place in corner])
+    shadow.paste(alpha.point(lambda value: 0.4 * value), (left + 2, top + 2))
     image.paste("black", mask=shadow.filter(ImageFilter.GaussianBlur(2.5)))
-    image.paste(Image.fromarray(np.uint8(lit)), corner, alpha)
-    covered.paste(alpha, corner)
+    image.paste(Image.fromarray(np.uint8(lit)), (left, top), alpha)
+    covered.paste(alpha, (left, top))
     return np.asarray(covered) >= 128
 
 
