@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from multiprocessing import Lock, RawArray
+from typing import Any
 
 import numpy as np
 import torch
@@ -217,7 +218,9 @@ def build_val_loader(
 class Loader(DataLoader):
     """A DataLoader that says in one line why its workers failed."""
 
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+    dataset: Samples
+
+    def __iter__(self) -> Any:
         try:
             yield from super().__iter__()
         except (RuntimeError, OSError) as error:

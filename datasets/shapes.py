@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
 from datasets.lists import read_ids
@@ -39,21 +39,21 @@ SCALE = 3  # an object is drawn so many times as large: soft borders
 # which go from 4.6 % (person) down to 0.4 %.
 OBJECTS = {
     "checkered_disc": ("crimson", "white", 1.3),
-    "checkered_heart": ("hotpink", "black", 0.6),
+    "checkered_heart": ("hotpink", "#1b1c24", 0.6),
     "checkered_square": ("royalblue", "gold", 2.6),
     "checkered_star": ("darkorange", "white", 0.8),
     "checkered_triangle": ("forestgreen", "white", 1.1),
     "dotted_disc": ("white", "crimson", 1.0),
     "dotted_heart": ("hotpink", "white", 1.4),
-    "dotted_square": ("black", "gold", 0.6),
-    "dotted_star": ("gold", "black", 1.5),
+    "dotted_square": ("#1b1c24", "gold", 0.6),
+    "dotted_star": ("gold", "#1b1c24", 1.5),
     "dotted_triangle": ("royalblue", "hotpink", 0.5),
     "plain_disc": ("darkorange", "darkorange", 1.5),
     "plain_heart": ("crimson", "crimson", 0.8),
     "plain_square": ("lightseagreen", "lightseagreen", 1.1),
     "plain_star": ("gold", "gold", 1.2),
     "plain_triangle": ("rebeccapurple", "rebeccapurple", 0.8),
-    "striped_disc": ("black", "white", 4.6),
+    "striped_disc": ("#1b1c24", "white", 4.6),
     "striped_heart": ("forestgreen", "gold", 0.45),
     "striped_square": ("lightseagreen", "darkorange", 1.8),
     "striped_star": ("royalblue", "white", 1.2),
@@ -176,14 +176,14 @@ def draw_sample(
     """
     image = draw_background(size, rng)
     target, instances = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
-    centres: list[np.ndarray] = []
+    placed: list[tuple[np.ndarray, float]] = []
     # Large ones first: a small object is never hidden behind a large one.
     for number, (index, radius) in enumerate(sorted(objects, key=lambda item: -item[1]), 1):
-        # The farthest of four places from the others: objects overlap, but seldom cover each other.
+        # The roomiest of four places: objects overlap, but seldom cover each other.
         places = rng.uniform(0.6 * radius, np.array(size) - 0.6 * radius, (4, 2))
-        room = [min((np.hypot(*(p - c)) for c in centres), default=0.0) for p in places]
-        centres.append(places[np.argmax(room)])
-        inside = draw_object(image, CLASS_NAMES[index], centres[-1], radius, rng)
+        room = [min((np.hypot(*(p - c)) - far for c, far in placed), default=0.0) for p in places]
+        placed.append((places[np.argmax(room)], radius))
+        inside = draw_object(image, CLASS_NAMES[index], *placed[-1], rng)
         target[inside], instances[inside] = index, number
     padded = np.pad(instances, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
@@ -232,14 +232,15 @@ def draw_object(
     tile = tile.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR).reduce(SCALE)
     alpha = tile.getchannel("A")
     light = 1 - 0.12 * (np.mgrid[:side, :side].sum(0) - side) / radius  # from the top left
-    lit = np.clip(np.asarray(tile)[..., :3] * light[..., None], 0, 255)
+    rim = np.asarray(ImageChops.subtract(alpha, alpha.filter(ImageFilter.MinFilter(3)))) / 255
+    lit = np.clip(np.asarray(tile)[..., :3] * (light * (1 - 0.35 * rim))[..., None], 0, 255)
 
-    corner = [round(place - side / 2) for place in centre[::-1]]
+    left, top = round(centre[1] - side / 2), round(centre[0] - side / 2)
     shadow, covered = Image.new("L", image.size), Image.new("L", image.size)
-    shadow.paste(alpha.point(lambda value: 0.4 * value), [place + 2 for place in corner])
+    shadow.paste(alpha.point(lambda value: 0.4 * value), (left + 2, top + 2))
     image.paste("black", mask=shadow.filter(ImageFilter.GaussianBlur(2.5)))
-    image.paste(Image.fromarray(np.uint8(lit)), corner, alpha)
-    covered.paste(alpha, corner)
+    image.paste(Image.fromarray(np.uint8(lit)), (left, top), alpha)
+    covered.paste(alpha, (left, top))
     return np.asarray(covered) >= 128
 
 
