@@ -121,11 +121,11 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     if args.ckpt and not args.resume:
         checkpoint = load_checkpoint(args.ckpt)
         print_main(start_from(model, args.model, checkpoint, data.train_set.class_names))
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     criterion = build_loss(args, data.train_set).to(device)
     optimizer = build_optimizer(
-        model, args.lr, args.backbone_lr_factor, args.momentum, args.weight_decay,
-        fused=args.precision != "fp16",
+        model, args.lr, args.backbone_lr_factor, args.precision,
+        momentum=args.momentum, weight_decay=args.weight_decay,
     )  # fmt: skip
     scheduler = build_scheduler(
         optimizer, args.lr_policy, args.step_size, args.total_itrs, args.warmup_itrs

@@ -463,7 +463,7 @@ def spoil_jpeg(folder):
 
 def spoil_rgb_mask(folder):
     Image.new("RGB", (64, 48)).save(folder / "SegmentationClass" / "2007_000002.png")
-    return "mode RGB"
+    return "stored as RGB"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

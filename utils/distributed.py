@@ -139,8 +139,8 @@ def loss_of_all(
     """
     if not dist.is_initialized():
         return criterion(logits, target)
-    if hasattr(criterion, "divisor"):
-        own = criterion.divisor(target)
+    if divisor := getattr(criterion, "divisor", None):
+        own = divisor(target)
         mean = all_reduce_sum(own.clone()) / get_world_size()
         return criterion(logits, target) * own / mean.where(mean > 0, 1)
     parts = tuple(map(_gather, logits)) if isinstance(logits, tuple) else _gather(logits)

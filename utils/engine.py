@@ -66,8 +66,8 @@ class LossMeter:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        values = torch.stack([loss for loss, *_ in pending])
-        values = (all_reduce_sum(values) / get_world_size()).tolist()
+        summed = all_reduce_sum(torch.stack([loss for loss, *_ in pending]))
+        values: list[float] = (summed / get_world_size()).tolist()
         for value, (_, iteration, lrs, indices) in zip(values, pending, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLossError(value, iteration, lrs, indices.tolist())

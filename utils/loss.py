@@ -61,6 +61,8 @@ class CrossEntropyLoss(SegmentationLoss):
         class_weights: floating point (C,), or None for equal weights.
     """
 
+    class_weights: Tensor | None
+
     def __init__(self, ignore_index: int = 255, class_weights: Tensor | None = None) -> None:
         super().__init__(ignore_index)
         self.register_buffer("class_weights", class_weights, persistent=False)

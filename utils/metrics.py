@@ -21,17 +21,11 @@ class StreamSegMetrics:
     def __init__(
         self, num_classes: int, ignore_index: int = 255, device: torch.device | str = "cpu"
     ) -> None:
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes, self.ignore_index = num_classes, ignore_index
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, target: torch.Tensor, pred: torch.Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            target: integer (N, H, W), classes and `ignore_index`.
-            pred: integer (N, H, W), classes.
-        """
+        """Add a batch: target (classes and `ignore_index`) and pred, integers (N, H, W)."""
         self.confusion += confusion_matrix(target, pred, self.num_classes, self.ignore_index)
 
     def compute(self) -> dict[str, Any]:

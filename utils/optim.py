@@ -1,5 +1,7 @@
 """SGD with a slower backbone, the learning-rate schedules, and an average of the weights."""
 
+from typing import Any
+
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import (
@@ -11,22 +13,18 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from network._deeplab import DeepLab
+
 LR_POLICIES = ("step", "poly")
 
 
 def build_optimizer(
-    model: nn.Module,
-    lr: float,
-    backbone_lr_factor: float,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    fused: bool = True,
+    model: DeepLab, lr: float, backbone_lr_factor: float, precision: str = "fp32", **options: Any
 ) -> SGD:
     """SGD whose first group is `model.backbone` at `backbone_lr_factor * lr`, the second the rest.
 
     A pretrained backbone needs small steps, the head starts from nothing and needs large ones.
-    `fused` (one pass over each parameter in place of three) must be False with a `GradScaler`: if
-    that skips the first step, torch's fused SGD goes on from a momentum that was never written.
+    Momentum is 0.9 and weight decay 1e-4 unless `options` of SGD say otherwise.
     """
     backbone = list(model.backbone.parameters())
     ids = {id(parameter) for parameter in backbone}
@@ -35,7 +33,10 @@ def build_optimizer(
         {"params": backbone, "lr": backbone_lr_factor * lr},
         {"params": head, "lr": lr},
     ]
-    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+    # Fused: one pass over each parameter in place of three. Not where fp16 has a GradScaler: if it
+    # skips the first step, torch's fused SGD goes on from a momentum that was never written.
+    options = {"momentum": 0.9, "weight_decay": 1e-4} | options
+    return SGD(groups, lr=lr, fused=precision != "fp16", **options)
 
 
 def build_scheduler(
@@ -48,7 +49,7 @@ def build_scheduler(
     multiplied by a factor that rises linearly to 1 (arXiv:1706.02677, section 2.2).
     """
     if policy == "step":
-        schedule = StepLR(optimizer, step_size, gamma=0.1)
+        schedule: LRScheduler = StepLR(optimizer, step_size, gamma=0.1)
     elif policy == "poly":
         schedule = PolynomialLR(optimizer, total_itrs, power=0.9)
     else:

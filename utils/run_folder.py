@@ -1,6 +1,7 @@
 """The folder of a run: settings, log and checkpoints, each written whole or not at all."""
 
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -13,14 +14,11 @@ import numpy
 import torch
 import torchvision
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from utils.common.errors import UserError
 from utils.common.files import read_json, write_json, write_text
 from utils.distributed import is_main
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 BEST_FILE, LAST_FILE = "best.pth", "last.pth"

@@ -15,8 +15,10 @@ from utils.metrics import format_scores
 from utils.run_folder import ARGS_FILE, BEST_FILE, LOG_FILE, read_log_and_note
 
 # What curves and tables read of a log line beside the iteration; the last three may be missing.
-_NUMBERS = ("miou", "pixel_acc", "mean_acc", "fw_iou", "epoch", "train_loss", "lr", "backbone_lr")
-_NUMBERS += ("seconds", "val_seconds", "max_memory_mb")
+_NUMBERS = (
+    "miou", "pixel_acc", "mean_acc", "fw_iou", "epoch", "train_loss", "lr", "backbone_lr",
+    "seconds", "val_seconds", "max_memory_mb",
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -109,10 +111,11 @@ def _clean_numbers(record: dict[str, Any]) -> list[str]:
     wrong = []
     for name in _NUMBERS:
         value = record.get(name)
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        if value is not None and not is_number:
+        record[name] = math.nan
+        if isinstance(value, int | float) and math.isfinite(value):
+            record[name] = float(value)
+        elif value is not None:
             wrong.append(name)
-        record[name] = float(value) if is_number else math.nan
     class_iou = record.get("class_iou")
     record["class_iou"] = class_iou if isinstance(class_iou, dict) else {}
     return wrong
@@ -155,7 +158,7 @@ def load_named_runs(
     Raises:
         UserError: one is unknown, given twice, of another data set, or cannot be read.
     """
-    runs = []
+    runs: list[Run] = []
     for name in names:
         folder = runs_dir / name
         if not (folder / ARGS_FILE).exists():
@@ -242,7 +245,7 @@ def default_checkpoint(runs_dir: Path) -> tuple[Path | None, str]:
         return None, f"no finished run in {runs_dir}"
     newest = max(runs, key=lambda run: run.best_checkpoint.stat().st_mtime)
     rivals = [run for run in runs if _what_is_scored(run) == _what_is_scored(newest)]
-    best = best_run(rivals)
+    best = best_run(rivals) or newest
     reason = f"mIoU {100 * best.best['miou']:.2f}, "
     if len(runs) == 1:
         reason += f"the only run in {runs_dir}"

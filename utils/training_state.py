@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +58,13 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.losses = LossMeter()
         self.started, self.saved = time.perf_counter(), -math.inf
-        self.network = wrap_model(self.model, self.device).train()
-        if self.args.compile:
-            self.network = torch.compile(self.network)
+        network = wrap_model(self.model, self.device).train()
+        self.network = torch.compile(network) if self.args.compile else network
 
     @property
     def evaluated_model(self) -> DeepLab:
         """The average, or else the model that is trained: what is scored and handed on."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(DeepLab, self.average.module)
 
     @property
     def lrs(self) -> list[float]:

@@ -31,7 +31,7 @@ class Affine(nn.Module):
 def build(precision="fp32", names=("a", "b"), decay=0.0, model=None, lr=0.1):
     torch.manual_seed(0)
     model = model or Affine()
-    optimizer = build_optimizer(model, lr, 1.0, 0.0, 0.0, fused=precision != "fp16")
+    optimizer = build_optimizer(model, lr, 1.0, precision, momentum=0.0, weight_decay=0.0)
     return TrainingState(
         argparse.Namespace(precision=precision, compile=False, seed=0),
         names,

@@ -144,7 +144,7 @@ def draw_batch(setup: Setup) -> list[torch.Tensor]:
 
 def train_project(setup: Setup, model: DeepLab, batch: list[torch.Tensor], precision: str) -> Run:
     """The steps of `main.py`."""
-    optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR)
+    optimizer = build_optimizer(model, LR, BACKBONE_LR_FACTOR, precision)
     state = TrainingState(
         args=argparse.Namespace(precision=precision, compile=setup.args.compile),
         class_names=(),
