@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -143,9 +144,8 @@ def _legend_entry(group: Sequence[Run]) -> str:
 
 def _draw_run(by_name: dict[str, Axes], run: Run, x: str, number: int) -> Line2D:
     """Draw a run into all panels; returns its mIoU line, for the legend."""
-    colors = matplotlib.colormaps["tab10"].colors
-    style = {
-        "color": colors[number % len(colors)],
+    style: dict[str, Any] = {
+        "color": matplotlib.colormaps["tab10"](number % 10),
         "linestyle": ("-", "--", ":", "-.")[number % 4],
         "linewidth": max(2.4 - 0.5 * number, 1.2),
         "marker": "." if len(run.log) <= MAX_MARKED else "",
@@ -224,7 +224,7 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
         return figure
     for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
         value = shares[row, column]
-        style = {"ha": "center", "va": "center", "fontsize": FONT_SIZE - 2}
         color = "white" if value > 60 else "black"
-        axes.text(column, row, f"{value:.0f}", color=color, **style)
+        text = axes.text(column, row, f"{value:.0f}", color=color, ha="center", va="center")
+        text.set_fontsize(FONT_SIZE - 2)
     return figure

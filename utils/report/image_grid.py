@@ -9,13 +9,16 @@ import functools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from datasets.base import IGNORE_INDEX
@@ -29,12 +32,11 @@ PAD = 0.03  # inches around each panel
 LEGEND_PATCH = 0.6  # inches, with the gaps beside it
 PAIR_GAP = 0.12  # between pairs, of a panel's width
 MIN_RATIO, MAX_RATIO = 0.2, 1.5  # height / width of a panel's box
-Color = Sequence[int]  # RGB in 0 to 255
 WRONG_COLOR, RIGHT_COLOR = (220, 30, 30), (40, 40, 40)
 
 # Names of runs and classes may hold a `$`, which must not start a formula. The salt makes the ids
 # in SVG files the same every time.
-STYLE = {
+STYLE: Any = {
     "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.labelsize": FONT_SIZE,
     "xtick.labelsize": FONT_SIZE - 1, "ytick.labelsize": FONT_SIZE - 1,
     "legend.fontsize": FONT_SIZE, "axes.spines.top": False, "axes.spines.right": False,
@@ -55,6 +57,12 @@ class Panel:
     image: np.ndarray
     caption: str = ""
     is_photo: bool = False
+
+
+Rows = Sequence[Sequence[Panel]]
+Heads = Sequence[tuple[str, str]]  # a text, and one in small letters below it
+Legend = Sequence[tuple[str, Sequence[int]]]  # names, and colours: RGB in 0 to 255
+Texts = tuple[Heads, Legend]
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -98,7 +106,7 @@ def error_map(
 
 def class_legend(
     class_names: Sequence[str], maps: Iterable[torch.Tensor]
-) -> list[tuple[str, Color]]:
+) -> list[tuple[str, Sequence[int]]]:
     """The legend of the classes that some targets and predictions show, void last."""
     shown = sorted({int(value) for index_map in maps for value in index_map.unique()})
     names = dict(enumerate(class_names)) | {IGNORE_INDEX: "void (not scored)"}
@@ -126,45 +134,46 @@ def fit(text: str, width: float, lines: int = 1, size: float = FONT_SIZE) -> str
 
 
 class _Plan:
-    """The sizes of a grid, and its texts in lines that fit. See `image_grid` for the arguments.
+    """The sizes of a grid in inches, and its texts in lines that fit; arguments as `image_grid`'s.
 
     Attributes:
         places: for each panel of a row its column; between pairs there is a narrow, empty one.
         columns: relative widths of the columns.
         ratios: height / width of each row's boxes.
-        width: of a panel, in inches.
+        middle: of a head or a caption, in widths of its (first) panel.
         size: width and height of the figure.
     """
 
-    def __init__(self, rows, heads, legend, ratio, pairs) -> None:
-        self.span, self.texts = 1 + pairs, (rows, heads, legend)
+    def __init__(self, rows: Rows, texts: Texts, ratio: float | None, pairs: bool) -> None:
+        self.span = 1 + pairs
         self.places = [n + n // 2 if pairs else n for n in range(max(map(len, rows)))]
         self.columns = [PAIR_GAP if pairs and n % 3 == 2 else 1 for n in range(self.places[-1] + 1)]
-        self.ratios = [ratio or min(max(MIN_RATIO, *map(_ratio, row)), MAX_RATIO) for row in rows]
-        self.fit_texts(PAGE_WIDTH / sum(self.columns) - 2 * PAD)
-        images = self.width * sum(self.ratios)
+        highest = [max(p.image.shape[0] / p.image.shape[1] for p in row) for row in rows]
+        self.ratios = [ratio or min(max(MIN_RATIO, own), MAX_RATIO) for own in highest]
+        width = PAGE_WIDTH / sum(self.columns) - 2 * PAD  # of a panel
+        self.fit_texts(rows, texts, width)
         if self.size[1] > PAGE_HEIGHT:  # what is too high gets narrower
-            scale = (PAGE_HEIGHT - self.size[1]) / images + 1
-            self.fit_texts(self.width * max(scale, MIN_SCALE))
-        self.middle = 1 + PAD / self.width if pairs else 0.5  # of a head, in its first panel
+            scale = 1 - (self.size[1] - PAGE_HEIGHT) / (width * sum(self.ratios))
+            width *= max(scale, MIN_SCALE)
+            self.fit_texts(rows, texts, width)
+        self.middle = 1 + PAD / width if pairs else 0.5
 
-    def fit_texts(self, width: float) -> None:
+    def fit_texts(self, rows: Rows, texts: Texts, width: float) -> None:
         """Break the texts for panels of a width."""
-        rows, heads, legend = self.texts
         room, total = self.span * width, sum(self.columns) * (width + 2 * PAD)
-        self.heads = [(fit(head, room, 4), fit(small, room, 4, SMALL)) for head, small in heads]
+        self.heads = [(fit(head, room, 4), fit(small, room, 4, SMALL)) for head, small in texts[0]]
         self.captions = [[fit(p.caption, room, 3) for p in row[:: self.span]] for row in rows]
         height = max((_height(a) + _height(b, SMALL) + 0.05 for a, b in self.heads), default=0)
         height += sum(max(map(_height, row)) + 3 * PAD for row in self.captions)
-        height += math.ceil(len(legend) / _legend_columns(legend, total)) * 1.6 * FONT_SIZE / 72
-        self.width, self.size = width, (total, height + width * sum(self.ratios))
+        height += math.ceil(len(texts[1]) / _legend_columns(texts[1], total)) * 1.6 * FONT_SIZE / 72
+        self.size = total, height + width * sum(self.ratios)
 
 
 @styled
 def image_grid(
-    rows: Sequence[Sequence[Panel]],
-    heads: Sequence[tuple[str, str]] = (),
-    legend: Sequence[tuple[str, Color]] = (),
+    rows: Rows,
+    heads: Heads = (),
+    legend: Legend = (),
     ratio: float | None = None,
     pairs: bool = False,
 ) -> Figure:
@@ -177,9 +186,9 @@ def image_grid(
         ratio: height / width of all boxes; by default that of the highest image of the row.
         pairs: two neighbours belong together: they share a head, and the caption of the first.
     """
-    plan = _Plan(rows, heads, legend, ratio, pairs)
-    figure = Figure(plan.size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
+    plan = _Plan(rows, (heads, legend), ratio, pairs)
+    layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
+    figure = Figure(plan.size, layout=layout)
     grid = figure.add_gridspec(
         len(rows), len(plan.columns), width_ratios=plan.columns, height_ratios=plan.ratios
     )
@@ -198,27 +207,23 @@ def image_grid(
         _draw_legend(figure, legend)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the cells stay as they are
-    for axes in figure.axes:
-        _center_image(axes)
+    for axes, panel in zip(figure.axes, chain(*rows), strict=True):
+        _center_image(axes, panel)
     return figure
-
-
-def _ratio(panel: Panel) -> float:
-    return panel.image.shape[0] / panel.image.shape[1]
 
 
 def _height(text: str, size: float = FONT_SIZE) -> float:
     return (len(text.splitlines()) * 1.32 * size - 2 * bool(text)) / 72
 
 
-def _center_image(axes: Axes) -> None:
+def _center_image(axes: Axes, panel: Panel) -> None:
     """Let axes show all of their image, in its own proportions, and what is beside it."""
-    height, width = axes.images[0].get_array().shape[:2]
+    height, width, _ = panel.image.shape
     box = axes.get_window_extent()
-    scale = max(width / box.width, height / box.height)
-    x, y = scale * box.width / 2, scale * box.height / 2
-    axes.set_xlim((width - 1) / 2 - x, (width - 1) / 2 + x)
-    axes.set_ylim((height - 1) / 2 + y, (height - 1) / 2 - y)
+    scale = max(width / box.width, height / box.height) / 2
+    x, y = (width - 1) / 2, (height - 1) / 2
+    axes.set_xlim(x - scale * box.width, x + scale * box.width)
+    axes.set_ylim(y + scale * box.height, y - scale * box.height)
 
 
 def _draw_head(axes: Axes, middle: float, head: str, small: str) -> None:
@@ -227,26 +232,22 @@ def _draw_head(axes: Axes, middle: float, head: str, small: str) -> None:
         return
     # The title makes the room for both: in the layout the small text would widen its column.
     axes.set_title(head, x=middle, pad=6 + 72 * _height(small, SMALL))
-    place, offset = {"xycoords": "axes fraction"}, {"textcoords": "offset points", "ha": "center"}
-    small_text = axes.annotate(small, (middle, 1), (0, 3), **place, **offset, fontsize=SMALL)
-    small_text.set_in_layout(False)
+    below = axes.annotate(
+        small, (middle, 1), (0, 3), "axes fraction", "offset points", ha="center", fontsize=SMALL
+    )
+    below.set_in_layout(False)
 
 
-def _legend_columns(legend: Sequence[tuple[str, Color]], width: float) -> int:
-    longest = max((len(name) for name, _ in legend), default=0)
-    longest = min(longest, letters(width / 2 - LEGEND_PATCH)) + letters(LEGEND_PATCH)
-    return max(min(letters(width) // longest, len(legend)), 1)
+def _legend_columns(legend: Legend, width: float) -> int:
+    longest = max((len(fit(name, width / 2 - LEGEND_PATCH)) for name, _ in legend), default=0)
+    return max(min(letters(width) // (longest + letters(LEGEND_PATCH)), len(legend)), 1)
 
 
-def _draw_legend(figure: Figure, legend: Sequence[tuple[str, Color]]) -> None:
+def _draw_legend(figure: Figure, legend: Legend) -> None:
     width = figure.get_figwidth()
-    patches = [
-        Patch(
-            facecolor=np.divide(color, 255),
-            edgecolor="0.4",
-            label=fit(name, width / 2 - LEGEND_PATCH),
-        )
-        for name, color in legend
-    ]
+    patches = []
+    for name, (red, green, blue) in legend:
+        color, label = (red / 255, green / 255, blue / 255), fit(name, width / 2 - LEGEND_PATCH)
+        patches.append(Patch(facecolor=color, edgecolor="0.4", label=label))
     columns = _legend_columns(legend, width)
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
