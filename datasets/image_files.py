@@ -14,7 +14,7 @@ from utils.common.errors import UserError
 from utils.common.files import write_atomically
 
 # Pillow refuses what has more than twice its MAX_IMAGE_PIXELS, as a decompression bomb.
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 # Formats that Pillow recognises but cannot draw by itself; a folder may hold such files.
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # What brings the stored pixels of each EXIF orientation upright.
@@ -37,7 +37,7 @@ class ImageError(UserError):
 def pixel_limit(max_pixels: int) -> Iterator[None]:
     """Let Pillow refuse images of more than `max_pixels`, and be silent about smaller ones."""
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels / 2
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

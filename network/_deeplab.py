@@ -232,6 +232,9 @@ class DeepLab(nn.Module):
         std: their standard deviation.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         backbone: nn.Module,

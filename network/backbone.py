@@ -45,9 +45,10 @@ class ResNetBackbone(nn.Module):
         resnet = get_model(
             name, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True]
         )
-        for child_name, child in resnet.named_children():
-            if child_name not in ("avgpool", "fc"):
-                self.add_module(child_name, child)
+        self.conv1, self.bn1, self.relu = resnet.conv1, resnet.bn1, resnet.relu
+        self.maxpool = resnet.maxpool
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
 
     def forward(self, image: torch.Tensor) -> StateDict:
         """Image float (N, 3, H, W) to features.
@@ -66,13 +67,13 @@ class ResNetBackbone(nn.Module):
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 
-BACKBONES = {
+Backbone = ResNetBackbone | MobileNetV2Backbone | EfficientNetLiteBackbone
+BACKBONES: dict[str, type[Backbone]] = {
     "resnet50": ResNetBackbone,
     "resnet101": ResNetBackbone,
     "mobilenet_v2": MobileNetV2Backbone,
     "efficientnet_lite0": EfficientNetLiteBackbone,
 }
-Backbone = ResNetBackbone | MobileNetV2Backbone | EfficientNetLiteBackbone
 
 
 def build_backbone(name: str, output_stride: int = 16, weights: str = "none") -> Backbone:

@@ -86,13 +86,13 @@ class EfficientNetLiteBackbone(nn.Module):
         super().__init__()
         self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
         self._bn0 = norm(32)
-        self._blocks = nn.ModuleList()
-        channels = 32
+        blocks, channels = [], 32
         for size, first_stride, expand, out_channels, repeats in STAGES:
             for stride in (first_stride, *(1 for _ in range(repeats - 1))):
-                self._blocks.append(MBConv(channels, out_channels, size, stride, expand))
+                blocks.append(MBConv(channels, out_channels, size, stride, expand))
                 channels = out_channels
-        convs = (block._depthwise_conv for block in self._blocks)
+        self._blocks = nn.ModuleList(blocks)
+        convs = [block._depthwise_conv for block in blocks]
         replace_stride_with_dilation(convs, input_stride=2, output_stride=output_stride)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,15 +1,18 @@
 """A copy of a model for inference: batch norms folded into the convolutions before them."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+Model = TypeVar("Model", bound=nn.Module)
+
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def fuse_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def fuse_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """Fold batch norms into convolutions, and keep the convolutions in the type they compute in.
 
     A batch norm is folded if its parent registers it right behind a convolution, which in every

@@ -148,8 +148,10 @@ def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
     state_dict = _without_aux_head(state_dict)
     args, names = content["args"], content.get("class_names")
     model = args.get("model")
-    recognised = None if names and model else recognise(path, state_dict)
-    model = model or recognised[0]
+    num_classes = len(names or ())
+    if not (names and model):
+        recognised, num_classes = recognise(path, state_dict)
+        model = model or recognised
     if model not in MODELS:
         raise UserError(
             f"{path}: is a {model}, which is not in the table MODELS (network/modeling.py): add it"
@@ -159,7 +161,7 @@ def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
         "own",
         state_dict,
         model,
-        num_classes=len(names) if names else recognised[1],
+        num_classes=num_classes,
         output_stride=args["output_stride"],
         separable_conv=args.get("separable_conv", _has_separable_conv(state_dict)),
         content=content,
@@ -264,6 +266,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = No
     )
     load_weights(model, checkpoint.state_dict, checkpoint.path)
     if _pads_as_ancestor(checkpoint, model):
+        assert isinstance(model.backbone, MobileNetV2Backbone)
         model.backbone.pad_before_expansion()
     return model.eval()
 

@@ -87,9 +87,10 @@ class Predictor:
         self.flip = flip
         self.overlap = overlap
         self.whole_pixels = 2 * window**2
-        self.checkpoint: Checkpoint | None = None
         self.class_names: list[str] = []
         self.output_stride: int | None = None
+
+    checkpoint: Checkpoint  # of `from_checkpoint` alone
 
     @classmethod
     def from_checkpoint(
@@ -115,7 +116,7 @@ class Predictor:
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         device = choose_device(str(device or "auto"))
         model = model_from_checkpoint(checkpoint, output_stride)
-        model = model.to(device, memory_format=torch.channels_last)
+        model = model.to(device).to(memory_format=torch.channels_last)
         precision = choose_precision(precision, device)
         predictor = cls(model, precision, resize=checkpoint.resize, **options)
         predictor.checkpoint = checkpoint
@@ -207,7 +208,7 @@ class Predictor:
         Returns:
             float (N, C, *size).
         """
-        total = None
+        total: torch.Tensor | None = None
         for scale in self.scales:
             factor, view = self.resize * scale, images
             if factor != 1:
@@ -217,6 +218,7 @@ class Predictor:
             if self.flip:
                 scores += self._view_scores(view.flip(-1), size, on_grid).flip(-1)
             total = scores if total is None else total.add_(scores)
+        assert total is not None  # there is a scale
         return total
 
     def _view_scores(

@@ -68,10 +68,11 @@ def score_checkpoint(
     say_other_images(checkpoint, args, val_set)
 
     def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
-        keep(val_set.ids[index], pred.cpu().numpy())
+        if keep:
+            keep(val_set.ids[index], pred.cpu().numpy())
 
     try:
-        metrics = evaluate(predictor, data, keep and visit)
+        metrics = evaluate(predictor, data, visit)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -80,7 +81,7 @@ def score_checkpoint(
         ) from None
     absent = absent_classes(metrics.confusion, val_set.class_names, name)
     measured = metrics.compute()
-    trained = checkpoint.content.get("args") if checkpoint.kind == "own" else {}
+    trained = checkpoint.content["args"] if checkpoint.kind == "own" else {}
     scores = {
         "checkpoint": str(checkpoint.path),
         "dataset": args.dataset,

@@ -17,7 +17,7 @@ from utils.common.files import write_atomically
 # What foreign files hold beside tensors, none of which runs code: the public ancestor's best score
 # is a NumPy scalar, which NumPy 1 and 2 pickle under different names; torchvision's reference
 # script adds its arguments, a bag of values.
-_PLAIN_VALUES = [
+_PLAIN_VALUES: list[Any] = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
     np.dtype,

@@ -68,6 +68,7 @@ class Onnx:
                 program, (image,), input_names=["image"], output_names=[output],
                 dynamic_shapes=FREE, dynamo=True, verbose=False,
             )  # fmt: skip
+        assert written is not None  # with dynamo=True there is a program
         model = written.model
         for graph in model.graphs():
             for node in graph:
@@ -84,4 +85,4 @@ class Onnx:
         return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-FORMATS = {".onnx": Onnx, ".pt2": Pt2}
+FORMATS: dict[str, type[Onnx] | type[Pt2]] = {".onnx": Onnx, ".pt2": Pt2}

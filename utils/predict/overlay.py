@@ -81,4 +81,5 @@ def draw_legend(
 def find_font() -> Path:
     """Matplotlib's DejaVu Sans: Pillow's own font has no Cyrillic and no Greek letters."""
     package = importlib.util.find_spec("matplotlib")  # importing it takes a second
-    return Path(package.submodule_search_locations[0], "mpl-data/fonts/ttf/DejaVuSans.ttf")
+    assert package is not None and package.origin is not None  # it is in requirements.txt
+    return Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"

@@ -54,7 +54,8 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
     results: set[Path] = set()
     if output_dir is not None and folder.resolve() == output_dir.resolve():
         results = find_results(files)
-    suffixes, images, left_out = picture_suffixes(), [], Counter()
+    suffixes, images = picture_suffixes(), []
+    left_out: Counter[str] = Counter()
     for file in files:
         suffix = file.suffix.lower()
         if suffix not in OTHER_PICTURES | suffixes or file.is_dir():
