@@ -68,9 +68,10 @@ def _cpu_has_bf16() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that a device, or the machine, is out of memory.
 
-    On a GPU torch raises `OutOfMemoryError`; on a CPU a plain `RuntimeError`.
+    On a GPU torch raises `OutOfMemoryError`; on a CPU a plain `RuntimeError`, in which oneDNN (with
+    torch 2.6) calls it a primitive that could not be created.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = ("DefaultCPUAllocator", "bad_alloc")
+    signs = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

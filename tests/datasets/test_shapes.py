@@ -15,6 +15,11 @@ from utils.common.errors import UserError
 CLASSES = range(1, 21)
 
 
+def visible(folder):
+    """What a folder holds but for the hidden lock, which stays for the next process."""
+    return sorted(path for path in folder.iterdir() if path.name != ".shapes.lock")
+
+
 @pytest.fixture(scope="module")
 def full_root(tmp_path_factory) -> Path:
     """The whole set, drawn once for this file (about 4 seconds)."""
@@ -280,7 +285,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, small_set, monkeypatch):
     monkeypatch.setattr(shapes, "draw_sample", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ShapesSegmentation(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert visible(tmp_path) == []
     monkeypatch.undo()
 
 
@@ -296,7 +301,7 @@ def test_set_of_another_version_is_neither_read_nor_touched(tmp_path, small_set,
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
     dataset = ShapesSegmentation(tmp_path)
     assert dataset.folder != old and read_files(old) == before
-    assert sorted(tmp_path.iterdir()) == sorted([old, dataset.folder])
+    assert visible(tmp_path) == sorted([old, dataset.folder])
 
 
 def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, small_set, monkeypatch):
@@ -312,7 +317,7 @@ def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, small_set, m
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(install_shapes, [tmp_path] * 3))
     assert len(drawn) == 1
-    assert list(tmp_path.iterdir()) == [tmp_path / f"shapes-v{shapes.VERSION}"]
+    assert visible(tmp_path) == [tmp_path / f"shapes-v{shapes.VERSION}"]
     assert len(ShapesSegmentation(tmp_path, "trainval")) == 4
 
 
@@ -322,7 +327,7 @@ def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, small_set, m
 def test_unknown_image_set_is_an_error_that_names_the_flag(tmp_path):
     with pytest.raises(UserError, match="--image_set trainaug.*train, val, trainval"):
         ShapesSegmentation(tmp_path, "trainaug")
-    assert list(tmp_path.iterdir()) == []
+    assert visible(tmp_path) == []
 
 
 def test_file_in_place_of_the_folder_is_left_alone(tmp_path, small_set):
