@@ -30,10 +30,10 @@ from utils.run_folder import ARGS_FILE
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "shapes": {
         "backbone_weights": "none",
-        "crop_size": [96],
+        "crop_size": [80],
         "lr": 0.03,
         "lr_policy": "poly",
-        "total_itrs": 500,
+        "total_itrs": 700,
         "val_interval": 2,
     },
 }

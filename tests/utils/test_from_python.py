@@ -1,0 +1,59 @@
+"""The README's lines of Python, and what other packages of the same names do to them."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from network.modeling import build_model
+from tests.conftest import ROOT
+
+MODEL = "deeplabv3plus_mobilenet"
+
+
+def lines_of_the_readme():
+    """The block that imports the predictor."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (code,) = (block for block in blocks if "Predictor" in block)
+    return code
+
+
+def run_python(code, *folders, cwd=ROOT):
+    code = f"import sys\nsys.path[:0] = {[str(folder) for folder in folders]}\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_three_lines_of_the_readme_predict(tmp_path):
+    model = build_model(MODEL, num_classes=2)
+    args = {"model": MODEL, "separable_conv": False, "output_stride": 16}
+    content = {"model_state": model.state_dict(), "args": args, "class_names": ["ground", "cat"]}
+    (tmp_path / "runs" / "NAME").mkdir(parents=True)
+    torch.save(content, tmp_path / "runs" / "NAME" / "best.pth")
+    photo = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    code = lines_of_the_readme()
+    assert len(code.splitlines()) == 3
+    shown = "print(classes.shape, classes.dtype, predictor.class_names, predictor.palette.shape)"
+    ended = run_python(code + shown, ROOT, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split("\n")[-2] == "(33, 47) uint8 ['ground', 'cat'] (2, 3)"
+
+
+@pytest.mark.parametrize("name", ["datasets", "network"])
+def test_another_package_of_the_same_name_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    for before in ("", f"import {name}\n"):
+        folders = (tmp_path, ROOT) if not before else (ROOT,)
+        first = f"sys.path.insert(0, {str(tmp_path)!r})\n{before}sys.path.pop(0)\n" if before else ""
+        ended = run_python(f"{first}from utils.predictor import Predictor", *folders)
+        assert ended.returncode == 1
+        last = ended.stderr.splitlines()[-1]
+        assert last.startswith(f"ImportError: '{name}' is {tmp_path / name}, not this repository's")
+        assert str(ROOT) in last
