@@ -46,14 +46,13 @@ def test_three_lines_of_the_readme_predict(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["datasets", "network"])
-def test_another_package_of_the_same_name_is_named(tmp_path, name):
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_another_package_of_the_same_name_is_named(tmp_path, name, is_imported):
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("")
-    for before in ("", f"import {name}\n"):
-        folders = (tmp_path, ROOT) if not before else (ROOT,)
-        first = f"sys.path.insert(0, {str(tmp_path)!r})\n{before}sys.path.pop(0)\n" if before else ""
-        ended = run_python(f"{first}from utils.predictor import Predictor", *folders)
-        assert ended.returncode == 1
-        last = ended.stderr.splitlines()[-1]
-        assert last.startswith(f"ImportError: '{name}' is {tmp_path / name}, not this repository's")
-        assert str(ROOT) in last
+    before = f"import {name}; del sys.path[0]" if is_imported else ""
+    ended = run_python(f"{before}\nfrom utils.predictor import Predictor", tmp_path, ROOT)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: '{name}' is {tmp_path / name}, not this repository's")
+    assert str(ROOT) in last

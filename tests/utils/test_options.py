@@ -11,6 +11,7 @@ import main
 import predict
 import sam_infer
 import utils.benchmark.__main__ as benchmark
+import utils.export.__main__ as export
 import visualize
 from tests.conftest import make_voc
 from utils.common.errors import UserError
@@ -44,6 +45,7 @@ SCRIPTS = {
         sam_infer.main,
     ),
     "utils.benchmark": (benchmark.build_parser(), benchmark.parse_args, benchmark.main),
+    "utils.export": (export.build_parser(), export.parse_args, export.main),
     **{
         f"visualize.py {name}": (
             parser,
@@ -61,6 +63,8 @@ def words_for(script, flag):
     if script == "predict.py":
         is_score = flag in predict_options.SCORE_FLAGS
         words += ["--split", "val", "--crop_val"] if is_score else ["photo.jpg"]
+    if script == "utils.export":
+        words += ["--ckpt", "best.pth", "--output", "model.onnx"]
     return words + ([f"--{NEEDS[flag][0]}", NEEDS[flag][1]] if flag in NEEDS else [])
 
 

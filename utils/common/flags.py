@@ -52,8 +52,8 @@ RANGES = {
     "points_per_side": Range(1, 256), "points_per_batch": Range(1, 4096),
     "pred_iou_thresh": SHARE, "stability_score_thresh": SHARE,
     "min_mask_region_area": COUNT_OR_NONE,
-    # utils.benchmark
-    "repeats": Range(1, 10**4),
+    # utils.benchmark and utils.export
+    "repeats": Range(1, 10**4), "time": SIDE,
 }  # fmt: skip
 # What names a data set (`datasets.add_data_args`).
 DATA_FLAGS = {

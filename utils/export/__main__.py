@@ -3,6 +3,7 @@
     python -m utils.export --ckpt runs/NAME/best.pth --output model.onnx   # ONNX
     python -m utils.export --ckpt runs/NAME/best.pth --output model.pt2    # torch.export
     python -m utils.export --ckpt runs/NAME/best.pth --output model.onnx --logits --fp16_weights
+    python -m utils.export --ckpt runs/NAME/best.pth --output model.onnx --time 513  # how fast?
 
 Input "image": uint8 (N, 3, H, W), RGB. Output "classes": uint8 (N, H, W), or "logits": float32
 (N, C, H, W). N, H and W are free. What else a program must know stands in the file's metadata.
@@ -18,9 +19,10 @@ from torch import nn
 
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
+from utils.common.flags import HelpFormatter, merge, parse
 from utils.export.formats import FORMATS
 from utils.export.program import HalfWeightConv2d, Program
-from utils.options import HelpFormatter
+from utils.export.speed import compare_speed
 from utils.predictor import Predictor
 
 # (N, H, W) that a written file is tried with.
@@ -95,7 +97,7 @@ def export(args: argparse.Namespace) -> str:
     """Write the file, try it, and keep it if it is right.
 
     Returns:
-        One line on how it compares.
+        Lines on how it compares.
 
     Raises:
         UserError: the checkpoint or the name cannot be used, a package is missing, or the file's
@@ -117,14 +119,18 @@ def export(args: argparse.Namespace) -> str:
         image = predictor.model.normalize(image)
     with write_atomically(path) as partial:
         file_format.write(program, image, metadata, partial)
-        equal, largest = compare(file_format.load(partial), program, predictor)
-        line = (
+        run = file_format.load(partial)
+        equal, largest = compare(run, program, predictor)
+        text = (
             f"{100 * equal:.3f} % of the classes equal the project's own, largest difference in "
             f"logits {largest:.2g}"
         )
         if equal < EQUAL[args.fp16_weights]:
-            raise UserError(f"{path}: not kept: only {line}")
-    return line
+            raise UserError(f"{path}: not kept: only {text}")
+        if args.time:
+            for name, milliseconds in compare_speed(run, program, predictor, args.time).items():
+                text += f"\n{name:20}{milliseconds:8.1f} ms"
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -142,15 +148,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fp16_weights", action="store_true", help="half the size; computes in fp32"
     )
+    parser.add_argument("--time", type=int, help="time it on images of this side (pixels)")
     return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the flags.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    return merge(*parse(build_parser(), argv))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the flags say."""
-    args = build_parser().parse_args(argv)
-    line = export(args)
+    args = parse_args(argv)
+    text = export(args)
     size = Path(args.output).stat().st_size / 1e6
-    print(f"{args.output} ({size:.1f} MB): {line}")
+    print(f"{args.output} ({size:.1f} MB): {text}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ class Onnx:
         """The file as a function."""
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 

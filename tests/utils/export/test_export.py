@@ -16,6 +16,7 @@ from network.modeling import MODELS, build_model
 from tests.conftest import ROOT
 from utils.common.errors import UserError
 from utils.export import __main__ as export
+from utils.export import speed
 from utils.export.formats import FORMATS
 from utils.predictor import Predictor
 
@@ -159,6 +160,30 @@ def test_the_example_with_torch_alone_runs(run, tmp_path, ckpt):
     assert len(example(1).splitlines()) <= 5
 
 
+def test_the_file_is_timed_beside_the_project(run, tmp_path, ckpt, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda program: program)  # minutes, and a compiler
+    output = tmp_path / "model.pt2"
+    ended = run(export.main, "--ckpt", ckpt, "--output", output, "--time", "65", "--float_input")
+    assert ended.status == 0, ended.stderr
+    names = re.findall(r"^(.*?) +[\d.]+ ms$", ended.stdout, re.M)
+    expected = ["the file, fp32", "Predictor, fp32", "Predictor, bf16", "torch.compile, fp32"]
+    assert names == expected
+
+
+def test_ways_take_turns_and_the_median_of_the_warm_rounds_counts(monkeypatch):
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+    clock, calls = [0.0], []
+
+    def way(name, seconds):
+        calls.append(name)
+        clock[0] += seconds[calls.count(name) - 1]
+
+    slow = [9, 9, 1, 2, 3, 4, 50, 60, 70]
+    ways = {"a": lambda: way("a", slow), "b": lambda: way("b", [1] * 9)}
+    assert speed.time_in_turns(ways) == {"a": 4000, "b": 1000}
+    assert calls == ["a", "b"] * 9
+
+
 def test_a_file_that_differs_is_not_kept(run, tmp_path, ckpt, monkeypatch):
     class Shifted(FORMATS[".pt2"]):
         def load(self, path):
@@ -175,7 +200,7 @@ def test_a_file_that_differs_is_not_kept(run, tmp_path, ckpt, monkeypatch):
 def test_missing_packages_and_unknown_suffixes_are_one_line(ckpt, tmp_path, monkeypatch):
     def arguments(name):
         words = ["--ckpt", str(ckpt), "--output", str(tmp_path / name)]
-        return export.build_parser().parse_args(words)
+        return export.parse_args(words)
 
     with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
         export.export(arguments("model.tflite"))
