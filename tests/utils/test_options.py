@@ -259,7 +259,7 @@ def test_explicit_flags_win_over_what_other_flags_imply():
 def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
     monkeypatch.setitem(RECIPES, "strong", {"val_interval": 7, "momentum": 0.8})
     args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
-    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 700)
+    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 900)
 
 
 def test_strong_recipe_has_a_higher_rate_from_scratch_alone():
@@ -285,7 +285,7 @@ def test_recipe_is_the_courses():
 def test_stored_settings_win_over_defaults_and_the_data_sets(store):
     path = store("--dataset", "shapes", "--lr", "0.02", "--total_itrs", "77")
     args = given(path)
-    assert (args.dataset, args.lr, args.total_itrs, args.crop_size) == ("shapes", 0.02, 77, [80])
+    assert (args.dataset, args.lr, args.total_itrs, args.crop_size) == ("shapes", 0.02, 77, [64])
     assert given(path, "--lr", "0.3").lr == 0.3
 
 
@@ -547,7 +547,7 @@ def evaluate(tmp_path, store):
 
 def test_an_evaluation_takes_the_settings_of_the_run(evaluate):
     args = evaluate(["--dataset", "shapes", "--output_stride", "8"], "--crop_val")
-    assert (args.dataset, args.output_stride, args.crop_size) == ("shapes", 8, [80])
+    assert (args.dataset, args.output_stride, args.crop_size) == ("shapes", 8, [64])
 
 
 @pytest.mark.parametrize("flags", [["--lr", "0.5"], ["--model", "deeplabv3_resnet50"],
