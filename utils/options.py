@@ -30,7 +30,7 @@ from utils.run_folder import ARGS_FILE
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "shapes": {
         "backbone_weights": "none",
-        "crop_size": [64],  # padding in crops shifts the norms' statistics: larger ones score less
+        "crop_size": [64],  # more would be padded, which whole images are not: norms would be off
         "lr": 0.03,
         "lr_policy": "poly",
         "total_itrs": 900,

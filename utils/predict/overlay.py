@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.image_files import save_png
 from datasets.voc import PALETTE
+from utils.predictor import AnyImage, to_tensor
 
 STRIP = 256  # rows that are blended at a time
 
@@ -28,18 +28,19 @@ def classes_in(pred: np.ndarray) -> list[int]:
     return [index for index, count in enumerate(Image.fromarray(pred).histogram()) if count]
 
 
-def draw_overlay(image: torch.Tensor, pred: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+def draw_overlay(image: AnyImage, pred: np.ndarray, class_names: Sequence[str]) -> Image.Image:
     """The prediction over the image, half and half, and below it a legend of the classes in it.
 
     Args:
-        image: uint8 (3, H, W), RGB.
-        pred: uint8 (H, W), class indices.
+        image: whatever `Predictor.predict_image` takes.
+        pred: uint8 (H, W), class indices: what it gives.
         class_names: one name per index.
 
     Returns:
         RGB; the upper left (H, W) is the picture. Narrow images are filled up with white, so that
         the longest name has room.
     """
+    pixels = to_tensor(image)
     height, width = pred.shape
     entries = [(class_names[i], tuple(PALETTE[i].tolist())) for i in classes_in(pred)]
     legend = draw_legend(entries, width)
@@ -47,7 +48,7 @@ def draw_overlay(image: torch.Tensor, pred: np.ndarray, class_names: Sequence[st
     half = PALETTE // 2
     for top in range(0, height, STRIP):  # a strip at a time: large photos have large copies
         rows = slice(top, top + STRIP)
-        part = image[:, rows].permute(1, 2, 0).numpy() // 2 + half[pred[rows]]
+        part = pixels[:, rows].permute(1, 2, 0).numpy() // 2 + half[pred[rows]]
         canvas.paste(Image.fromarray(part), (0, top))
     canvas.paste(legend, (0, height))
     return canvas

@@ -38,6 +38,16 @@ def test_overlay_is_half_image_half_colour_over_a_legend_of_the_classes_present(
     assert PALETTE[14].tolist() not in legend
 
 
+def test_overlay_takes_what_the_predictor_takes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    pred = np.zeros((9, 7), np.uint8)
+    expected = pixels // 2  # background is black
+    for image in (pixels, Image.fromarray(pixels), tmp_path / "photo.png"):
+        overlay = np.asarray(draw_overlay(image, pred, ["background"]))
+        assert np.array_equal(overlay[:9, :7], expected)
+
+
 def test_legend_of_a_narrow_image_has_room_for_its_names():
     image = torch.zeros(3, 5, 2, dtype=torch.uint8)
     overlay = draw_overlay(image, np.ones((5, 2), np.uint8), ["", "a_rather_long_class_name"])
