@@ -20,7 +20,7 @@ from torch import nn
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
 from utils.common.flags import HelpFormatter, merge, parse
-from utils.export.formats import FORMATS
+from utils.export.formats import CAN_EXPORT, FORMATS
 from utils.export.program import HalfWeightConv2d, Program
 from utils.export.speed import compare_speed
 from utils.predictor import Predictor
@@ -106,6 +106,11 @@ def export(args: argparse.Namespace) -> str:
     path = Path(args.output)
     if path.suffix not in FORMATS:
         raise UserError(f"--output {path}: must end in {' or '.join(FORMATS)}")
+    if not CAN_EXPORT:
+        raise UserError(
+            f"exporting needs a newer torch than {torch.__version__}: "
+            "pip install --upgrade torch torchvision"
+        )
     file_format = FORMATS[path.suffix]()  # before any work: says what to install
     cpu = torch.device("cpu")
     predictor = Predictor.from_checkpoint(args.ckpt, cpu, "fp32", args.output_stride)

@@ -1,6 +1,7 @@
 """The formats that a model can be exported to: how each is written, and how it is run."""
 
 import importlib.util
+import inspect
 import json
 import logging
 import warnings
@@ -16,6 +17,8 @@ from utils.export.program import Program
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
+# torch 2.6 has the exporters, but they take sides for multiples or for constants.
+CAN_EXPORT = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
 FREE = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
 
 

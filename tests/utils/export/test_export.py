@@ -17,9 +17,10 @@ from tests.conftest import ROOT
 from utils.common.errors import UserError
 from utils.export import __main__ as export
 from utils.export import speed
-from utils.export.formats import FORMATS
+from utils.export.formats import CAN_EXPORT, FORMATS
 from utils.predictor import Predictor
 
+pytestmark = pytest.mark.skipif(not CAN_EXPORT, reason="torch is too old to export")
 HAS_ONNX = all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="ONNX's packages are missing")
 NAMES = ["background", "cat", "дом"]
@@ -204,6 +205,10 @@ def test_missing_packages_and_unknown_suffixes_are_one_line(ckpt, tmp_path, monk
 
     with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
         export.export(arguments("model.tflite"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install onnx onnxscript onnxruntime"):
-        export.export(arguments("model.onnx"))
+    with monkeypatch.context() as context:
+        context.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match="pip install onnx onnxscript onnxruntime"):
+            export.export(arguments("model.onnx"))
+    monkeypatch.setattr(export, "CAN_EXPORT", False)
+    with pytest.raises(UserError, match="needs a newer torch than"):
+        export.export(arguments("model.pt2"))
