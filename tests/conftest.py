@@ -1,6 +1,7 @@
 """Small data sets in VOC's layout, and a way to run a script as a user does."""
 
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from datasets.voc import PALETTE
 from utils.common.errors import run_script
 
 ROOT = Path(__file__).parents[1]
+
+# What a shell starts with & ignores Ctrl-C, and so would the scripts that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def save_mask(path: Path, indices: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def draw_legend(
         image_width: width in pixels to fill; the panel is wider if a name needs it.
     """
     size = max(12, image_width // 50)  # of the letters, in pixels
-    font = ImageFont.truetype(find_font(), size)
+    font = ImageFont.truetype(str(find_font()), size)
     cell = 3 * size + math.ceil(max(font.getlength(name) for name, _ in entries))
     columns = max(1, image_width // cell)
     rows = math.ceil(len(entries) / columns)
