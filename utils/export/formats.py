@@ -17,7 +17,7 @@ from utils.export.program import Program
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
-# torch 2.6 has the exporters, but they take sides for multiples or for constants.
+# Not so in torch 2.6, whose exporters fail at these models.
 CAN_EXPORT = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
 FREE = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
 
