@@ -34,8 +34,8 @@ from utils.benchmark.contenders import (
 )
 from utils.benchmark.depthwise import CONVOLUTIONS, MODELS, compare_depthwise
 from utils.benchmark.inputs import SIZES, draw_inputs
-from utils.benchmark.timing import Contender, format_table, measure, peak_memory, summarize
 from utils.common.imagenet import MEAN, STD
+from utils.common.timing import Contender, format_table, measure, peak_memory, summarize
 
 CPU = torch.device("cpu")
 

@@ -35,10 +35,10 @@ from utils.benchmark.contenders import (
 )
 from utils.benchmark.depthwise import compare_depthwise
 from utils.benchmark.inputs import draw_inputs
-from utils.benchmark.timing import format_table, measure, summarize
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.flags import HelpFormatter, merge, parse
+from utils.common.timing import format_table, measure, summarize
 from utils.precision import PRECISIONS, choose_device, choose_precision, is_out_of_memory
 from utils.run_folder import describe_environment
 

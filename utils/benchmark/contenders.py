@@ -25,7 +25,7 @@ from datasets.loader import (
 )
 from network._deeplab import DeepLab
 from utils.benchmark import ancestor
-from utils.benchmark.timing import Contender, Run
+from utils.common.timing import Contender, Run
 from utils.engine import evaluate
 from utils.loss import build_criterion
 from utils.optim import build_optimizer

@@ -13,7 +13,7 @@ from torch import nn
 from network.depthwise import DepthwiseConv2d
 from network.modeling import build_model
 from utils.benchmark.contenders import Setup, draw_batch, train_project
-from utils.benchmark.timing import Contender, Run
+from utils.common.timing import Contender, Run
 from utils.precision import autocast
 
 # (channels, kernel size, stride, dilation, image size over size of what it gets), of each model.

@@ -16,7 +16,6 @@ from network.modeling import MODELS, build_model
 from tests.conftest import ROOT
 from utils.common.errors import UserError
 from utils.export import __main__ as export
-from utils.export import speed
 from utils.export.formats import CAN_EXPORT, FORMATS
 from utils.predictor import Predictor
 
@@ -169,20 +168,6 @@ def test_the_file_is_timed_beside_the_project(run, tmp_path, ckpt, monkeypatch):
     names = re.findall(r"^(.*?) +[\d.]+ ms$", ended.stdout, re.M)
     expected = ["the file, fp32", "Predictor, fp32", "Predictor, bf16", "torch.compile, fp32"]
     assert names == expected
-
-
-def test_ways_take_turns_and_the_median_of_the_warm_rounds_counts(monkeypatch):
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
-    clock, calls = [0.0], []
-
-    def way(name, seconds):
-        calls.append(name)
-        clock[0] += seconds[calls.count(name) - 1]
-
-    slow = [9, 9, 1, 2, 3, 4, 50, 60, 70]
-    ways = {"a": lambda: way("a", slow), "b": lambda: way("b", [1] * 9)}
-    assert speed.time_in_turns(ways) == {"a": 4000, "b": 1000}
-    assert calls == ["a", "b"] * 9
 
 
 def test_a_file_that_differs_is_not_kept(run, tmp_path, ckpt, monkeypatch):
