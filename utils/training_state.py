@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -56,6 +57,8 @@ class TrainingState:
     def __post_init__(self) -> None:
         self.precision: str = self.args.precision
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        # The scaler skips a step that overflows, the first one too: the schedule counts iterations.
+        warnings.filterwarnings("ignore", message=r"Detected call of .lr_scheduler\.step")
         self.losses = LossMeter()
         self.started, self.saved = time.perf_counter(), -math.inf
         network = wrap_model(self.model, self.device).train()

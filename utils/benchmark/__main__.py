@@ -105,7 +105,8 @@ def build_setup(args: argparse.Namespace, device: torch.device, folder: Path) ->
     """Data, drawn into `folder` unless `--data_root` names another, and weights."""
     names = ("train", "val")
     if not args.data_root:
-        draw_inputs(folder, args.images, shrink=6 if args.quick else 1)
+        is_read = set(args.only) & {"eval", "predict", "data"}
+        draw_inputs(folder, args.images if is_read else 1, shrink=6 if args.quick else 1)
         names = ("trainval", "trainval")  # there are no lists
     transforms = (train_transform((args.crop_size, args.crop_size)), None)
     train_set, val_set = (
@@ -121,6 +122,7 @@ def run_workloads(setup: Setup, report: dict[str, Any]) -> None:
     """Measure, print and write one comparison after the other."""
     for name in setup.args.only:
         title, *heads, compare = WORKLOADS[name]
+        torch.backends.cudnn.benchmark = name == "train"  # as main.py; the ancestor never does
         rows = []
         for contenders in compare(setup):
             measure(contenders, setup.args.repeats, setup.device)
@@ -147,7 +149,6 @@ def main(argv: list[str] | None = None) -> None:
         f"`{report['command']}`: {report['machine']}, torch {torch.__version__}, "
         f"{report['date']}; medians of {args.repeats} rounds in which both take turns"
     )
-    torch.backends.cudnn.benchmark = True  # as in main.py
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions: for the limit alone
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -136,9 +136,11 @@ def draw_batch(setup: Setup) -> list[torch.Tensor]:
     """Random images uint8 (N, 3, H, W), targets uint8 (N, H, W), indices; as the loader's."""
     size = setup.args.crop_size
     generator = torch.Generator().manual_seed(SEED)
-    drawn = torch.randint(21, (4, setup.args.batch_size, size, size), generator=generator).byte()
-    images = drawn[:3].permute(1, 2, 3, 0).contiguous().permute(0, 3, 1, 2) * 12
-    batch = [images, drawn[3], torch.arange(setup.args.batch_size)]
+    shape = (setup.args.batch_size, size, size)
+    drawn = torch.randint(256, (*shape, 3), generator=generator, dtype=torch.uint8)
+    num_classes = setup.train_set.num_classes
+    targets = torch.randint(num_classes, shape, generator=generator, dtype=torch.uint8)
+    batch = [drawn.permute(0, 3, 1, 2), targets, torch.arange(setup.args.batch_size)]
     return [part.pin_memory() for part in batch] if setup.device.type == "cuda" else batch
 
 
