@@ -116,9 +116,7 @@ def memory_limit(extra_bytes):
     """No more than this above what is in use."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(
-        (torch.cuda.memory_reserved() + extra_bytes) / total
-    )
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + extra_bytes) / total)
     try:
         yield
     finally:
