@@ -38,8 +38,8 @@ from utils.report.figures import (
     sam_head,
 )
 from utils.report.image_choice import has_background, load_or_make_picks, make_picks, object_classes
-from utils.report.image_grid import PAGE_WIDTH, save_figure
-from utils.report.markup import Picture
+from utils.report.image_grid import save_figure
+from utils.report.markdown import picture
 from utils.report.options import parse_args, parse_wishes
 from utils.report.runs import (
     SAM_SCORES_FILE,
@@ -48,7 +48,7 @@ from utils.report.runs import (
     read_sam_scores,
     runs_to_compare,
 )
-from utils.report.sections import write_report
+from utils.report.sections import build_report
 from utils.run_records import Run, find_runs, load_named_runs
 
 MAX_COMPARED = 4
@@ -238,14 +238,11 @@ def show_errors(found: Findings, args: argparse.Namespace) -> None:
 def save(
     found: Findings, args: argparse.Namespace, name: str, figure: Figure, caption: str
 ) -> None:
-    """Write a figure in `--format`, and for the report also as LaTeX can read it."""
+    """Write a figure in `--format`, and note it for the report."""
     path = Path(args.output_dir) / f"{name}.{args.format}"
     save_figure(figure, path, args.dpi)
     print(path)
-    if args.figure == "report" and args.format == "svg":
-        save_figure(figure, path.with_suffix(".pdf"), args.dpi)
-    width = min(figure.get_figwidth() / PAGE_WIDTH, 1.0)
-    found.pictures[name] = Picture(name, path.suffix, caption, width)
+    found.pictures[name] = picture(path.name, caption)
 
 
 def report(found: Findings, args: argparse.Namespace) -> None:
@@ -263,9 +260,9 @@ def report(found: Findings, args: argparse.Namespace) -> None:
         except UserError as error:
             command = command_of(f"visualize.py {name}", args)
             found.missing.append(Missing(what, str(error), command))
-    suffix = ".pdf" if args.format == "svg" else f".{args.format}"
-    for path in write_report(found, Path(args.output_dir), suffix):
-        print(path)
+    path = Path(args.output_dir) / "report.md"
+    write_text(path, build_report(found))
+    print(path)
 
 
 # What each figure shows, whether it is of runs, and what draws it.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from datasets.class_counts import ClassStatistics
-from utils.report.markup import Picture
 from utils.run_records import Run
 
 
@@ -45,7 +44,7 @@ class Findings:
     # Of a run: its name, the number of images, int64 (C, C) with targets as rows.
     confusion: tuple[str, int, torch.Tensor] | None = None
     sam: dict[str, Any] | None = None  # SAM's `scores.json`
-    pictures: dict[str, Picture] = dataclasses.field(default_factory=dict)  # by name
+    pictures: dict[str, str] = dataclasses.field(default_factory=dict)  # Markdown, by name
     missing: list[Missing] = dataclasses.field(default_factory=list)  # what could not be made
     notes: list[str] = dataclasses.field(default_factory=list)  # what a reader should know
 

@@ -42,7 +42,7 @@ RUNS, MODELS = ("runs", "runs_dir"), ("device", "precision")
 # What each figure is, and the flags that it has beside those of data and output.
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
-        "all figures, report.md and report.tex (the default)",
+        "all figures and report.md (the default)",
         ("image_set", "val_image_set", *PICKS, *RUNS, "x", "sam_dir", *MODELS, "limit", "author",
          "date"),
     ),

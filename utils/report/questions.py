@@ -12,7 +12,7 @@ from network.modeling import build_model
 from utils.report.charts import percent
 from utils.report.contents import Findings, code, duration, points, spread
 from utils.report.image_choice import has_background, object_classes
-from utils.report.markup import Block, Bullets, Table, Text
+from utils.report.markdown import bullets, paragraph, table
 from utils.report.runs import (
     class_mean,
     differences,
@@ -42,7 +42,7 @@ def say(text: str, /, **values: Any) -> str:
     return WORDS[text].format(**values).strip()
 
 
-def balance(found: Findings) -> list[Block]:
+def balance(found: Findings) -> list[str]:
     """Problem 1.2: how many classes there are, whether they are balanced, and what is hard."""
     names, measured, objects = (
         found.class_names,
@@ -54,7 +54,7 @@ def balance(found: Findings) -> list[Block]:
     pixels = measured.pixel_counts.tolist() if measured else [0] * len(names)
     order = sorted((i for i in objects if pixels[i]), key=pixels.__getitem__)
     if not measured or not order:
-        return [Text(f"{text} {say('unmeasured balance')}")]
+        return [paragraph(f"{text} {say('unmeasured balance')}")]
     share = [number / sum(pixels) for number in pixels]
     images = measured.image_counts.tolist()
     fills = {i: pixels[i] / int(measured.image_pixels[i]) for i in order}
@@ -80,8 +80,8 @@ def balance(found: Findings) -> list[Block]:
         values[name] = code(names[pick(order, key=fills.__getitem__)])
         values[f"{name}_share"] = percent(pick(fills.values()))
     items = [say(name, **values) for name in ("bias", "rare", "few", "void", "scale")]
-    blocks = [Text(f"{text} {say('balance', **values)}"), Text(say("challenges"))]
-    return [*blocks, Bullets([*items, look_alikes(found)])]
+    blocks = [paragraph(f"{text} {say('balance', **values)}"), paragraph(say("challenges"))]
+    return [*blocks, bullets([*items, look_alikes(found)])]
 
 
 def look_alikes(found: Findings) -> str:
@@ -101,7 +101,7 @@ def look_alikes(found: Findings) -> str:
     )  # fmt: skip
 
 
-def accuracy_against_miou(found: Findings) -> list[Block]:
+def accuracy_against_miou(found: Findings) -> list[str]:
     """Problem 1.3: an example of the data set's own."""
     texts, split = [say("metrics")], code(found.val_image_set)
     if found.constant is None:
@@ -128,10 +128,10 @@ def accuracy_against_miou(found: Findings) -> list[Block]:
         accuracy, miou = points(run.best["pixel_acc"]), points(run.best["miou"])
         where = measured_on(run)
         texts.append(say("best", key=found.key(run), accuracy=accuracy, miou=miou, where=where))
-    return [Text(" ".join(texts))]
+    return [paragraph(" ".join(texts))]
 
 
-def heads(found: Findings) -> list[Block]:
+def heads(found: Findings) -> list[str]:
     """Problem 2.2: how the heads are built, their sizes, and two runs that differ in them."""
     run = best_run(found.runs)
     backbone = str(run.setting("model") if run else "_resnet50").partition("_")[2]
@@ -141,38 +141,38 @@ def heads(found: Findings) -> list[Block]:
     v3_size, plus_size = (sum(p.numel() for p in model.parameters()) for model in built)
     v3, plus = map(code, models.values())
     numbers = {"classes": len(found.class_names), "v3_size": v3_size, "plus_size": plus_size}
-    text = Text(say("heads", v3=v3, plus=plus, **numbers))
+    text = paragraph(say("heads", v3=v3, plus=plus, **numbers))
     runs = [[r for r in found.runs if r.setting("model") == name] for name in models.values()]
     pairs = [(a, b) for a in runs[0] for b in runs[1] if evaluation_key(a) == evaluation_key(b)]
     if not pairs:
         missing = [name for name, its in zip(models.values(), runs, strict=True) if not its]
         missing = missing or list(models.values())
         commands = (code(f"{found.main_command} --model {name}") for name in missing)
-        return [text, Text(say("unmeasured heads", commands=" and ".join(commands)))]
+        return [text, paragraph(say("unmeasured heads", commands=" and ".join(commands)))]
     fair = min(pairs, key=lambda p: (len(differences(*p)), -sum(r.best["miou"] for r in p)))
     return [text, *compare(found, *fair, "model")[0]]
 
 
-def losses(found: Findings) -> list[Block]:
+def losses(found: Findings) -> list[str]:
     """Problem 3.4: the loss that is proposed, why, and how it came out."""
     pair = runs_to_compare(found.runs)
     pair.sort(key=lambda run: (run.setting("loss") != "ce", run.best["miou"]))
     if not pair or [run.setting("loss") for run in pair] == ["ce"]:
         command = code(f"{found.main_command} --loss focal")
-        return [Text(say("unmeasured loss", command=command))]
+        return [paragraph(say("unmeasured loss", command=command))]
     loss, gamma = pair[-1].setting("loss"), pair[-1].setting("focal_gamma")
     gamma = 2.0 if gamma is None else gamma
     easy, hard = percent(0.1**gamma), percent(0.9**gamma)
     because = say(f"{loss} because", gamma=gamma, easy=easy, hard=hard)
-    proposal = Text(say("proposal", name=say(f"{loss} name"), because=because))
+    proposal = paragraph(say("proposal", name=say(f"{loss} name"), because=because))
     if len(pair) == 1:
         command = code(f"{found.main_command} --loss ce")
-        return [proposal, Text(say("unmeasured ce", command=command))]
+        return [proposal, paragraph(say("unmeasured ce", command=command))]
     blocks, verdict = compare(found, pair[0], pair[1], "loss")
-    return [proposal, *blocks, Text(say(verdict, against=say(f"{loss} against")))]
+    return [proposal, *blocks, paragraph(say(verdict, against=say(f"{loss} against")))]
 
 
-def compare(found: Findings, one: Run, other: Run, subject: str) -> tuple[list[Block], str]:
+def compare(found: Findings, one: Run, other: Run, subject: str) -> tuple[list[str], str]:
     """What two runs scored, with their seeds; the second is "better", "equal" or "worse".
 
     `subject` is the setting in which they should differ.
@@ -202,7 +202,7 @@ def compare(found: Findings, one: Run, other: Run, subject: str) -> tuple[list[B
         notes.insert(0, say("confounded", subject=subject))
     verdict = "better" if second > first else "worse"
     return (
-        [Table(caption, ["", *keys], rows, "lrr"), Text(" ".join([text, *notes]))],
+        [table(caption, ["", *keys], rows, "lrr"), paragraph(" ".join([text, *notes]))],
         "equal" if abs(second - first) <= width else verdict,
     )
 
@@ -225,7 +225,7 @@ def halves(found: Findings, groups: Sequence[Sequence[Run]]) -> dict[str, list[s
     return {"rarer": names[:middle], "more frequent": names[middle:]} if middle else {}
 
 
-def against_sam(found: Findings) -> list[Block]:
+def against_sam(found: Findings) -> list[str]:
     """Problem 4.1: what each does, and how large SAM is."""
     used = ((found.sam or {}).get("sam") or {}).get("sam_model")
     sizes = ", ".join(
@@ -233,4 +233,4 @@ def against_sam(found: Findings) -> list[Block]:
         for name, number in SAM_PARAMETERS.items()
     )
     missing = "" if found.sam else say("unmeasured SAM", command=code(found.sam_command))
-    return [Text(f"{say('SAM', sizes=sizes)} {missing}".strip())]
+    return [paragraph(f"{say('SAM', sizes=sizes)} {missing}".strip())]

@@ -22,7 +22,7 @@ from utils.common.errors import UserError, run_script
 from utils.common.files import read_json, write_text
 from utils.options import HelpFormatter
 from utils.report.contents import code, points, spread
-from utils.report.markup import Block, Table, Text, to_markdown
+from utils.report.markdown import paragraph, table
 from utils.report.runs import class_mean, data_name, group_runs, hardware, images_of, list_notes
 from utils.run_folder import ARGS_FILE
 from utils.run_records import Run, load_run
@@ -32,7 +32,7 @@ PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the
 DEFAULTS = ["results", "--write", "results/README.md"]
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[Block], list[str]]:
+def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[str], list[str]]:
     """The tables of runs, and their commands.
 
     Args:
@@ -55,10 +55,10 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[Bloc
     by_data: dict[tuple, list[list[Run]]] = {}
     for group in groups:
         by_data.setdefault((data_name(group[0]), *group[0].class_names), []).append(group)
-    blocks: list[Block] = [summary(groups)]
+    blocks: list[str] = [summary(groups)]
     for of_data in by_data.values():
         blocks.append(class_table(of_data, baseline))
-        blocks += map(Text, list_notes([run for group in of_data for run in group]))
+        blocks += map(paragraph, list_notes([run for group in of_data for run in group]))
     return blocks, [command_of(run) for group in groups for run in group]
 
 
@@ -68,7 +68,7 @@ def command_of(run: Run) -> str:
     return stored or shlex.join(["python", "main.py", "--args", str(run.folder / ARGS_FILE)])
 
 
-def summary(groups: Sequence[Sequence[Run]]) -> Table:
+def summary(groups: Sequence[Sequence[Run]]) -> str:
     """A row per variant."""
     scores = [[read_scores(run) for run in group] for group in groups]
     evaluations = sorted({name for group in scores for by_name in group for name in by_name})
@@ -96,7 +96,7 @@ def summary(groups: Sequence[Sequence[Run]]) -> Table:
     )
     header = ["data", "model", "run", "seeds", "evaluated on", "mIoU", "pixel acc."]
     header += [*(f"mIoU on {name}" for name in evaluations), "time", "memory", "trained on"]
-    return Table(caption, header, rows, "lllll" + "r" * (len(header) - 6) + "l")
+    return table(caption, header, rows, "lllll" + "r" * (len(header) - 6) + "l")
 
 
 def read_scores(run: Run) -> dict[str, float]:
@@ -131,7 +131,7 @@ def evaluation_name(scores: dict[str, Any], run: Run) -> str:
     return ", ".join(words)
 
 
-def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> Table:
+def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> str:
     """The IoU of each class and variant; behind it the difference to the first, the baseline."""
     first = groups[0][0]
     has_baseline = first.variant == baseline
@@ -147,7 +147,7 @@ def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> Table:
     if has_baseline and len(groups) > 1:
         caption += f"; in brackets the difference to {code(baseline)}"
     header = ["class", *(code(group[0].variant) for group in groups)]
-    return Table(caption + ".", header, rows, "l" + "r" * len(groups))
+    return table(caption + ".", header, rows, "l" + "r" * len(groups))
 
 
 def write_block(path: Path, text: str) -> None:
@@ -183,8 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     blocks, commands = compare(runs, args.baseline)
     words = ["python", "-m", "utils.report.score_tables", args.folder]
     words += ["--baseline", args.baseline] if args.baseline else []
-    blocks.append(Text(f"{code(shlex.join(words))} prints these tables. The runs:"))
-    text = to_markdown(blocks) + "\n```bash\n" + "\n".join(commands) + "\n```\n"
+    blocks.append(paragraph(f"{code(shlex.join(words))} prints these tables. The runs:"))
+    text = "\n\n".join(blocks) + "\n\n```bash\n" + "\n".join(commands) + "\n```\n"
     if args.write:
         write_block(Path(args.write), text)
         print(args.write)

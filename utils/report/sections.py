@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from utils.common.files import write_text
 from utils.report.charts import percent
 from utils.report.contents import Findings, code, duration, points, spread
-from utils.report.markup import Block, Bullets, Heading, Table, Text, to_latex, to_markdown
+from utils.report.markdown import bullets, heading, paragraph, table
 from utils.report.questions import accuracy_against_miou, against_sam, balance, heads, losses
 from utils.report.runs import (
     class_mean,
@@ -23,7 +22,6 @@ from utils.report.runs import (
 from utils.report.score_tables import PER_CLASS
 from utils.run_records import Run
 
-GROUPS_PER_TABLE = 6  # columns that fit on a page
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 SCORES_CAPTION = (
     "Scores in percent, at the best evaluation of each run; of runs that differ in the seed alone "
@@ -32,59 +30,43 @@ SCORES_CAPTION = (
 )
 
 
-def write_report(found: Findings, folder: Path, picture_suffix: str) -> list[Path]:
-    """Write `report.md` and `report.tex`.
-
-    Args:
-        found: everything.
-        folder: holds the pictures.
-        picture_suffix: of the pictures that LaTeX can read.
-
-    Returns:
-        The files.
-    """
-    blocks = build_report(found)
-    markdown, latex = folder / "report.md", folder / "report.tex"
-    write_text(markdown, to_markdown(blocks))
-    write_text(latex, to_latex(blocks, picture_suffix))
-    return [markdown, latex]
-
-
-def build_report(found: Findings) -> list[Block]:
-    """The whole report, in the order of the course's problems."""
-    title = f"Semantic segmentation of {found.data_title} with DeepLab"
-    return [
-        Heading(1, title, ", ".join(filter(None, (found.author, found.date)))),
+def build_report(found: Findings) -> str:
+    """The whole report as Markdown, in the order of the course's problems."""
+    below_title = ", ".join(filter(None, (found.author, found.date)))
+    blocks = [
+        heading(1, f"Semantic segmentation of {found.data_title} with DeepLab"),
+        *([paragraph(below_title)] if below_title else []),
         *_data(found),
-        Heading(2, "Problem 2: the network"),
-        Heading(3, "Problem 2.2: what differs between the heads of DeepLabV3 and DeepLabV3+?"),
+        heading(2, "Problem 2: the network"),
+        heading(3, "Problem 2.2: what differs between the heads of DeepLabV3 and DeepLabV3+?"),
         *heads(found),
         *_runs(found),
         *_sam(found),
         *_missing(found),
     ]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _pictures(found: Findings, *names: str, heading: str = "") -> list[Block]:
-    """Those pictures that there are, with a heading if there is one."""
-    pictures = [found.pictures[name] for name in names if name in found.pictures]
-    return [*([Heading(3, heading)] if heading and pictures else []), *pictures]
+def _pictures(found: Findings, *names: str) -> list[str]:
+    """Those pictures that there are."""
+    return [found.pictures[name] for name in names if name in found.pictures]
 
 
-def _data(found: Findings) -> list[Block]:
+def _data(found: Findings) -> list[str]:
     return [
-        Heading(2, "Problem 1: the data"),
-        Heading(3, "Problem 1.2: how many classes are there, are they balanced, what is hard?"),
+        heading(2, "Problem 1: the data"),
+        heading(3, "Problem 1.2: how many classes are there, are they balanced, what is hard?"),
         *balance(found),
         *_class_table(found),
         *_pictures(found, "distribution"),
-        Heading(3, "Problem 1.3: why is mIoU the better metric than pixel accuracy?"),
+        heading(3, "Problem 1.3: why is mIoU the better metric than pixel accuracy?"),
         *accuracy_against_miou(found),
-        *_pictures(found, "classes", heading="Problem 1.4: images and their ground truth"),
+        heading(3, "Problem 1.4: images and their ground truth"),
+        *_pictures(found, "classes"),
     ]
 
 
-def _class_table(found: Findings) -> list[Block]:
+def _class_table(found: Findings) -> list[str]:
     if found.statistics is None:
         return []
     counts, images = found.statistics.pixel_counts, found.statistics.image_counts
@@ -97,15 +79,15 @@ def _class_table(found: Findings) -> list[Block]:
         f"Classes of {code(found.image_set)} ({found.images:,} images). Void, "
         f"{percent(void / (labelled + void))} of all pixels, is not counted."
     )
-    return [Table(caption, ["class", "pixels", "share of the labelled", "images"], rows, "lrrr")]
+    return [table(caption, ["class", "pixels", "share of the labelled", "images"], rows, "lrrr")]
 
 
-def _runs(found: Findings) -> list[Block]:
+def _runs(found: Findings) -> list[str]:
     """Problem 3: what was trained, how, and with which result."""
-    blocks: list[Block] = [Heading(2, "Problem 3: training and evaluation")]
+    blocks: list[str] = [heading(2, "Problem 3: training and evaluation")]
     if not found.runs:
-        blocks.append(Text(f"No run yet: {code(found.main_command)} makes one."))
-        return [*blocks, *map(Text, found.notes)]
+        blocks.append(paragraph(f"No run yet: {code(found.main_command)} makes one."))
+        return [*blocks, *map(paragraph, found.notes)]
     compared = (
         f"{found.key(run)} (loss {loss_of(run)}) with {points(run.best['miou'])} % mIoU on "
         f"{measured_on(run)}"
@@ -120,18 +102,18 @@ def _runs(found: Findings) -> list[Block]:
     groups = group_runs(found.runs)
     return [
         *blocks,
-        Heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
-        Table("Runs.", ["", "run", "trained on", "hardware"], names, "llll"),
-        Table("Settings; iterations × images in each.", list(settings[0]), cells, "l" * 9),
+        heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
+        table("Runs.", ["", "run", "trained on", "hardware"], names, "llll"),
+        table("Settings; iterations × images in each.", list(settings[0]), cells, "l" * 9),
         _score_table(found, groups),
-        Text(" ".join([*_protocols(found), *list_notes(found.runs)])),
-        *([Bullets(found.notes)] if found.notes else []),
-        *_class_ious(found, groups),
+        paragraph(" ".join([*_protocols(found), *list_notes(found.runs)])),
+        *([bullets(found.notes)] if found.notes else []),
+        _iou_table(found, groups),
         *_pictures(found, "curves"),
-        Heading(3, "Problem 3.4: which other loss, and why?"),
+        heading(3, "Problem 3.4: which other loss, and why?"),
         *losses(found),
-        Heading(3, "Problem 3.5: the best models, and what they predict"),
-        Text(f"The best run of each loss: {', '.join(compared)}."),
+        heading(3, "Problem 3.5: the best models, and what they predict"),
+        paragraph(f"The best run of each loss: {', '.join(compared)}."),
         *_pictures(found, "compare", "errors", "confusion"),
     ]
 
@@ -165,7 +147,7 @@ def _settings(run: Run) -> dict[str, str]:
     }
 
 
-def _score_table(found: Findings, groups: Sequence[Sequence[Run]]) -> Table:
+def _score_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
     rows = []
     for group in groups:
         seconds = fmean(run.log[-1]["seconds"] for run in group)
@@ -179,25 +161,21 @@ def _score_table(found: Findings, groups: Sequence[Sequence[Run]]) -> Table:
             ", ".join(sorted({images_of(run, "val") for run in group})),
         ])  # fmt: skip
     header = ["", *SCORES, "epoch", "time", "memory", "evaluated on"]
-    return Table(SCORES_CAPTION, header, rows, "lrrrrrrrl")
+    return table(SCORES_CAPTION, header, rows, "lrrrrrrrl")
 
 
-def _class_ious(found: Findings, groups: Sequence[Sequence[Run]]) -> list[Block]:
-    """The IoU of each class, a few groups of runs at a time."""
-    blocks: list[Block] = []
-    for start in range(0, len(groups), GROUPS_PER_TABLE):
-        those = groups[start : start + GROUPS_PER_TABLE]
-        rows = [
-            [code(name), *(points(class_mean(group, name)) for group in those)]
-            for name in found.class_names
-        ]
-        splits = ", ".join(sorted({images_of(run, "val") for group in those for run in group}))
-        header = ["class", *(", ".join(map(found.key, group)) for group in those)]
-        blocks.append(Table(f"{PER_CLASS}, on {splits}.", header, rows, "l" + "r" * len(those)))
-    return blocks
+def _iou_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
+    """The IoU of each class, a column for each group of runs."""
+    rows = [
+        [code(name), *(points(class_mean(group, name)) for group in groups)]
+        for name in found.class_names
+    ]
+    splits = ", ".join(sorted({images_of(run, "val") for run in found.runs}))
+    header = ["class", *(", ".join(map(found.key, group)) for group in groups)]
+    return table(f"{PER_CLASS}, on {splits}.", header, rows, "l" + "r" * len(groups))
 
 
-def _sam(found: Findings) -> list[Block]:
+def _sam(found: Findings) -> list[str]:
     """What `sam_infer.py` measured; any part may be missing."""
     sam = found.sam or {}
     names = {
@@ -221,15 +199,15 @@ def _sam(found: Findings) -> list[Block]:
     if sam.get("checkpoint"):
         caption += f" DeepLab is {code(sam['checkpoint'])}."
     return [
-        Heading(2, "Problem 4: Segment Anything"),
-        Heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
+        heading(2, "Problem 4: Segment Anything"),
+        heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
         *against_sam(found),
-        *([Table(caption, ["", "value"], rows, "lr")] if rows else []),
+        *([table(caption, ["", "value"], rows, "lr")] if rows else []),
     ]
 
 
-def _missing(found: Findings) -> list[Block]:
+def _missing(found: Findings) -> list[str]:
     if not found.missing:
         return []
     items = [f"{m.what}: {m.reason}. To make it: {code(m.command)}" for m in found.missing]
-    return [Heading(2, "What is missing"), Bullets(items)]
+    return [heading(2, "What is missing"), bullets(items)]
