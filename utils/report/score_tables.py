@@ -1,8 +1,7 @@
 """What the reported runs scored, as Markdown: one row per variant, its classes, its commands.
 
-    python -m utils.report.score_tables                            # results/, into its README.md
-    python -m utils.report.score_tables FOLDER --baseline NAME     # printed, with differences
-    python -m utils.report.score_tables FOLDER --write FILE        # into its block of results
+    python -m utils.report.score_tables results > results/scores.md
+    python -m utils.report.score_tables FOLDER --baseline NAME     # with differences
 
 A run is reported by its `args.json`, its `log.jsonl` and, where its best weights were scored once
 more, by `scores*.json`, in a folder of its own. Runs that differ in the seed alone are one variant:
@@ -19,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from utils.common.errors import UserError, run_script
-from utils.common.files import read_json, write_text
+from utils.common.files import read_json
 from utils.options import HelpFormatter
 from utils.report.contents import code, points, spread
 from utils.report.markdown import paragraph, table
@@ -27,9 +26,7 @@ from utils.report.runs import class_mean, data_name, group_runs, hardware, image
 from utils.run_folder import ARGS_FILE
 from utils.run_records import Run, load_run
 
-START, END = "<!-- results -->", "<!-- /results -->"
 PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the seeds"
-DEFAULTS = ["results", "--write", "results/README.md"]
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[str], list[str]]:
@@ -150,31 +147,12 @@ def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> str:
     return table(caption + ".", header, rows, "l" + "r" * len(groups))
 
 
-def write_block(path: Path, text: str) -> None:
-    """Put `text` between the two markers of a file.
-
-    Raises:
-        UserError: the file cannot be read, or has no markers.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--write {path}: cannot be read ({reason})") from None
-    before, start, rest = content.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise UserError(f"--write {path}: put the lines {START} and {END} where the results belong")
-    write_text(path, f"{before}{START}\n\n{text}\n{END}{after}")
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Print the comparison, or write it into a file."""
+    """Print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("folder", nargs="?", default="results", help="where the runs are")
     parser.add_argument("--baseline", metavar="NAME", help="variant to compare the others with")
-    parser.add_argument("--write", metavar="FILE", help="replace the block of results in this file")
-    args = parser.parse_args((sys.argv[1:] if argv is None else argv) or DEFAULTS)
+    args = parser.parse_args(argv)
     runs = [load_run(path.parent) for path in sorted(Path(args.folder).glob(f"*/{ARGS_FILE}"))]
     if not runs:
         raise UserError(f"{args.folder}: holds no run: copy args.json and log.jsonl of one there")
@@ -184,12 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     words = ["python", "-m", "utils.report.score_tables", args.folder]
     words += ["--baseline", args.baseline] if args.baseline else []
     blocks.append(paragraph(f"{code(shlex.join(words))} prints these tables. The runs:"))
-    text = "\n\n".join(blocks) + "\n\n```bash\n" + "\n".join(commands) + "\n```\n"
-    if args.write:
-        write_block(Path(args.write), text)
-        print(args.write)
-    else:
-        print(text, end="")
+    print("\n\n".join(blocks), "", "```bash", *commands, "```", sep="\n")
 
 
 if __name__ == "__main__":

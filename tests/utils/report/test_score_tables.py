@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.utils.report.test_runs import write_run
 from utils.options import parse_args, settings_to_store
 from utils.report.contents import spread
 from utils.report.runs import group_runs
-from utils.report.score_tables import END, START, main
+from utils.report.score_tables import main
 from utils.run_records import load_run
 
 CLASSES = ("sky", "road")
@@ -164,24 +163,6 @@ def test_runs_on_other_lists_are_said(run, results):
     assert ce[4] == "`val` / `val` (300 images)" and focal[4] == "`val` (1,464 images)"
 
 
-def test_block_of_a_file_is_replaced_and_the_rest_left(run, results, tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    printed = run(main, results).stdout
-    for _ in range(2):
-        assert run(main, results, "--write", path).status == 0
-        assert path.read_text() == f"before\n{START}\n\n{printed}\n{END}\nafter\n"
-
-
-@pytest.mark.parametrize("content", ["no block", f"{END}\n{START}", START, None])
-def test_file_without_a_block_is_left_alone(run, results, tmp_path, content):
-    path = tmp_path / "README.md"
-    if content is not None:
-        path.write_text(content)
-    assert f"--write {path}: " in run(main, results, "--write", path).error
-    assert content is None or path.read_text() == content
-
-
 def test_bad_results_are_named(run, results, tmp_path):
     assert "nowhere: holds no run" in run(main, tmp_path / "nowhere").error
     error = run(main, results, "--baseline", "zzz").error
@@ -198,20 +179,9 @@ def test_bad_scores_are_named(run, results):
     assert "scores_2.json: a second score on `test`" in run(main, results).error
 
 
-def test_without_arguments_results_are_written(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    add_run(Path("results"), "a", (0.2,))
-    readme = Path("results/README.md")
-    readme.write_text(f"{START}\n{END}\n")
-    monkeypatch.setattr("sys.argv", ["score_tables"])
-    main()
-    assert "`python -m utils.report.score_tables results` prints" in readme.read_text()
-
-
 @pytest.mark.parametrize("folder", ["results", "results/screening"])
 def test_results_show_what_the_command_prints(run, monkeypatch, folder):
-    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
-    block = text.partition(START)[2].partition(END)[0].strip("\n") + "\n"
-    command = re.search(r"`python -m utils\.report\.score_tables (.*?)`", block)
+    text = (ROOT / folder / "scores.md").read_text(encoding="utf-8")
+    command = re.search(r"`python -m utils\.report\.score_tables (.*?)`", text)
     monkeypatch.chdir(ROOT)
-    assert run(main, *shlex.split(command[1])).stdout == block
+    assert run(main, *shlex.split(command[1])).stdout == text
