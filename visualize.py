@@ -104,7 +104,8 @@ def score_constant(found: Findings, args: argparse.Namespace, index: int) -> Non
     try:
         val_set = build_dataset(args, args.val_image_set, masks_only=True)
     except UserError as error:
-        command = command_of("visualize.py distribution", args) + " --val_image_set NAME"
+        command = command_of(f"visualize.py {args.figure}", args, output_dir="output_dir")
+        command += " --val_image_set NAME"
         found.missing.append(Missing("the scores of a constant prediction", str(error), command))
         return
     name, scores = val_set.class_names[index], constant_scores(val_set, index)
@@ -253,13 +254,13 @@ def report(found: Findings, args: argparse.Namespace) -> None:
         reason = f"{args.runs_dir} holds no run on {args.dataset}"
         what = "scores, curves, the comparison of predictions, and errors"
         found.missing.append(Missing(what, reason, found.main_command))
-    for name, (what, needs_runs, show) in FIGURES.items():
+    again = command_of("visualize.py", args, **{folder: folder for folder in FOLDERS})
+    for what, needs_runs, show in FIGURES.values():
         try:
             if found.runs or not needs_runs:
                 show(found, args)
         except UserError as error:
-            command = command_of(f"visualize.py {name}", args)
-            found.missing.append(Missing(what, str(error), command))
+            found.missing.append(Missing(what, str(error), again))
     path = Path(args.output_dir) / "report.md"
     write_text(path, build_report(found))
     print(path)

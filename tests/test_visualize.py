@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_report_without_runs_has_the_data_and_names_the_rest(show, tmp_path):
     assert not (tmp_path / "report" / "curves.png").exists()
 
 
-def test_report_names_a_missing_loss_and_a_missing_checkpoint(show, runs_dir, tmp_path):
+def test_report_names_a_missing_loss_and_a_missing_checkpoint(run, show, runs_dir, tmp_path):
     shutil.copytree(runs_dir / "voc_focal", tmp_path / "runs" / "voc_focal")
     ended = show("", "--runs_dir", tmp_path / "runs")
     assert "missing: a model trained with --loss ce" in ended.stdout
@@ -124,6 +125,10 @@ def test_report_names_a_missing_loss_and_a_missing_checkpoint(show, runs_dir, tm
     assert ended.status == 0, ended.stderr
     report = (tmp_path / "report" / "report.md").read_text()
     assert "best.pth: not there" in report and "](curves.png)" in report
+    again = re.findall("To make it: `python visualize.py (.*)`", report)
+    folders = ["--output_dir", tmp_path / "report", "--runs_dir", tmp_path / "runs"]
+    assert again and shlex.join(map(str, folders)) in again[0]
+    assert run(main, *shlex.split(again[0])).status == 0
 
 
 def test_report_without_images_still_has_the_distribution(run, data, tmp_path):

@@ -28,8 +28,10 @@ def bullets(items: Iterable[str]) -> str:
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
     """A table below its caption; `align` has a letter per column, `l` for left or `r` for right."""
-    rules = ["---:" if letter == "r" else "---" for letter in align]
     head, *body = ([paragraph(cell) for cell in row] for row in (header, *rows))
+    # Pandoc makes the columns of a wide table as wide as their rules.
+    widths = [max(3, *map(len, column)) for column in zip(head, *body, strict=True)]
+    rules = ["-" * n + ":" * (side == "r") for n, side in zip(widths, align, strict=True)]
     lines = [f"| {' | '.join(row)} |" for row in (head, rules, *body)]
     return "\n".join([f"*{paragraph(caption)}*", "", *lines])
 

@@ -12,7 +12,7 @@ def test_text_is_escaped_outside_code_and_mathematics():
 
 def test_table_is_aligned_and_keeps_its_cells_apart():
     assert table("A table.", ["", "mIoU"], [["`a|b`", "66.1"], ["c_d", "7"]], "lr") == (
-        "*A table.*\n\n|  | mIoU |\n| --- | ---: |\n| `a\\|b` | 66.1 |\n| c\\_d | 7 |"
+        "*A table.*\n\n|  | mIoU |\n| ------ | ----: |\n| `a\\|b` | 66.1 |\n| c\\_d | 7 |"
     )
 
 

@@ -102,7 +102,7 @@ def test_classes_are_compared_with_the_baseline(run, results):
     plain = rows_of(run(main, results).stdout, "class")
     assert plain == [
         ["`town_ce`", "`town_focal`"],
-        ["---", "---:", "---:"],
+        ["------", "---------:", "------------:"],
         ["`sky`", "40.50", "50.00"],
         ["`road`", "40.50", "-"],
         ["mIoU", "40.50", "50.00"],
