@@ -69,8 +69,7 @@ def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
     components = connected_components(classes)
     height, width = components.shape
     count = int(components.max()) + 1
-    rows = torch.arange(height)[:, None].expand(height, width)
-    columns = torch.arange(width).expand(height, width)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
 
     def reduce(values: torch.Tensor, how: str) -> torch.Tensor:
         start = torch.zeros(count, dtype=torch.int64)
