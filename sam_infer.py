@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from datasets import build_dataset
-from datasets.base import IGNORE_INDEX, SegmentationDataset
+from datasets.base import SegmentationDataset
 from datasets.image_files import read_image
 from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
@@ -144,7 +144,7 @@ def build_work(
         del made_with["points_per_side"]
         names = dataset.class_names if dataset else checkpoint.class_names
         prompts_from = int(names is None or has_background(names))
-    scores = RegionScores(dataset.num_classes, IGNORE_INDEX) if dataset else None
+    scores = RegionScores(dataset.num_classes) if dataset else None
     return Work(Path(args.output_dir), made_with, predictor, prompts_from, scores)
 
 

@@ -1,15 +1,15 @@
 """How masks without classes compare with a prediction."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
+from datasets.base import IGNORE_INDEX
 from utils.metrics import StreamSegMetrics
 from utils.sam.regions import border_band, connected_components, index_map, paint_classes
 
-BAND_WIDTHS = (3, 5, 10)  # pixels
+BAND_WIDTHS = (3, 5, 10)  # pixels; see `border_band`
 COLUMNS = {"deeplab": "DeepLab", "sam_deeplab": "SAM + DeepLab", "oracle": "oracle"}
 
 
@@ -25,19 +25,14 @@ class RegionScores:
 
     Args:
         num_classes: C.
-        ignore_index: pixels with this target do not count.
-        band_widths: of the bands around the borders, in pixels; see `border_band`.
     """
 
-    def __init__(
-        self, num_classes: int, ignore_index: int = 255, band_widths: Sequence[int] = BAND_WIDTHS
-    ) -> None:
+    def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        new = partial(StreamSegMetrics, num_classes, ignore_index)
-        self.whole = {name: new() for name in COLUMNS}
+        self.whole = {name: StreamSegMetrics(num_classes) for name in COLUMNS}
         self.borders = {
-            width: {name: new() for name in ("deeplab", "sam_deeplab")} for width in band_widths
+            width: {name: StreamSegMetrics(num_classes) for name in ("deeplab", "sam_deeplab")}
+            for width in BAND_WIDTHS
         }
         self.num_images = self.num_masks = self.num_regions = 0
 
@@ -47,13 +42,13 @@ class RegionScores:
         """Add an image.
 
         Args:
-            target: integer (H, W), classes and `ignore_index`.
+            target: integer (H, W), classes and 255 for void, which does not count.
             masks: bool (H, W) each; later ones lie over earlier ones.
             pred: integer (H, W), classes; None to count masks and regions alone.
         """
         self.num_images += 1
         self.num_masks += len(masks)
-        regions = connected_components(target)[target != self.ignore_index]
+        regions = connected_components(target)[target != IGNORE_INDEX]
         self.num_regions += len(regions.unique())
         if pred is None:
             return
@@ -67,7 +62,7 @@ class RegionScores:
         for name, metrics in self.whole.items():
             metrics.update(target, preds[name])
         for width, by_name in self.borders.items():
-            band = border_band(target, width, self.ignore_index)
+            band = border_band(target, width)
             for name, metrics in by_name.items():
                 metrics.update(target[band], preds[name][band])
 

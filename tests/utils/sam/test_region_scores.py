@@ -18,7 +18,7 @@ OBJECT = mask_of("..###", "..###", "..###", ".....")
 
 
 def test_scores_of_a_hand_made_image():
-    scores = RegionScores(3, band_widths=(1,))
+    scores = RegionScores(3)
     scores.update(TARGET, [WHOLE, OBJECT], PRED)
     found = scores.compute(("a", "b", "c"))
     # DeepLab: 10 of the 11 pixels of a and one of b's, 6 of the 8 of b.
