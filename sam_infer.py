@@ -11,7 +11,6 @@ cannot be done is listed at the end, and the exit status is 1.
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from functools import partial
@@ -32,15 +31,8 @@ from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
 from utils.run_records import best_run, default_checkpoint, find_runs
-from utils.sam.mask_maker import (
-    MaskMaker,
-    MaskSettings,
-    file_checksum,
-    find_weights,
-    load_sam,
-    say,
-)
-from utils.sam.options import parse_args
+from utils.sam.mask_maker import MaskMaker, file_checksum, find_weights, load_sam, say
+from utils.sam.options import mask_settings, parse_args
 from utils.sam.region_scores import RegionScores, format_comparison
 from utils.sam.work import Load, Work
 
@@ -134,8 +126,8 @@ def build_work(
 ) -> Work:
     """Everything but SAM itself; `weights` are its file."""
     made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
-    made_with |= {"prompts": args.prompts, **dataclasses.asdict(mask_settings(args))}
-    del made_with["points_per_batch"]
+    made_with |= {"prompts": args.prompts, **mask_settings(args)}
+    del made_with["points_per_batch"]  # changes memory and speed alone
     prompts_from = None
     checkpoint = predictor.checkpoint if predictor else None
     if checkpoint and args.prompts == "deeplab":
@@ -146,11 +138,6 @@ def build_work(
         prompts_from = int(names is None or has_background(names))
     scores = RegionScores(dataset.num_classes) if dataset else None
     return Work(Path(args.output_dir), made_with, predictor, prompts_from, scores)
-
-
-def mask_settings(args: argparse.Namespace) -> MaskSettings:
-    """What SAM is asked for."""
-    return MaskSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(MaskSettings)})
 
 
 def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:

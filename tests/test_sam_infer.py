@@ -29,14 +29,7 @@ from utils.common.files import write_json
 from utils.run_folder import write_log
 from utils.sam import mask_maker
 from utils.sam.mask_files import load_masks
-from utils.sam.mask_maker import (
-    MaskMaker,
-    MaskSettings,
-    SamModel,
-    file_checksum,
-    find_weights,
-    load_sam,
-)
+from utils.sam.mask_maker import MaskMaker, SamModel, file_checksum, find_weights, load_sam
 from utils.sam.regions import Prompts
 
 CPU = torch.device("cpu")
@@ -142,8 +135,14 @@ def infer(run, home, tmp_path):
 # The model
 
 
-def make_maker(sam, **settings):
-    return MaskMaker(sam, MaskSettings(4, 8, 0, 0, **settings), CPU, "fp32")
+def make_maker(sam, side=4, batch=8, threshold=0, precision="fp32"):
+    settings = {
+        "points_per_side": side,
+        "points_per_batch": batch,
+        "pred_iou_thresh": threshold,
+        "stability_score_thresh": threshold,
+    }
+    return MaskMaker(sam, settings, CPU, precision)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +213,7 @@ def test_images_of_every_shape_give_masks_of_their_size(sam, size):
 
 
 def test_thresholds_that_nothing_meets_give_no_mask(sam, photo):
-    maker = MaskMaker(sam, MaskSettings(4, 8, 1.0, 1.0), CPU, "fp32")
-    assert len(maker(photo)) == 0
+    assert len(make_maker(sam, threshold=1.0)(photo)) == 0
 
 
 class Hungry(torch.nn.Module):
@@ -306,7 +304,7 @@ def test_precision_is_that_of_the_image_encoder_alone(photo, precision, dtype):
         module.register_forward_hook(
             lambda module, inputs, output, name=name: found.update({name: output.dtype})
         )
-    MaskMaker(sam, MaskSettings(2, 4, 0, 0), CPU, precision)(photo)
+    make_maker(sam, 2, 4, precision=precision)(photo)
     assert found == {"encoder": dtype, "decoder": torch.float32}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,25 +108,6 @@ def file_checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskSettings:
-    """What `SamAutomaticMaskGenerator` is asked for; its own defaults.
-
-    Attributes:
-        points_per_side: the grid has the square of it.
-        points_per_batch: prompts at a time; changes memory and speed alone.
-        pred_iou_thresh: masks must have a higher predicted IoU; 0 for all.
-        stability_score_thresh: masks must be at least so stable; 0 for all.
-        min_mask_region_area: holes and islands below so many pixels are removed; needs OpenCV.
-    """
-
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    min_mask_region_area: int = 0
-
-
 class MaskMaker:
     """Makes masks of images, with less memory where memory runs out.
 
@@ -134,19 +116,19 @@ class MaskMaker:
 
     Args:
         sam: the model.
-        settings: what is asked for.
+        settings: arguments of `SamAutomaticMaskGenerator`, `points_per_batch` among them.
         device: where it runs.
         precision: of the image encoder, a name in `utils.precision.PRECISIONS`.
     """
 
     def __init__(
-        self, sam: "Sam", settings: MaskSettings, device: torch.device, precision: str = "auto"
+        self, sam: "Sam", settings: Mapping[str, Any], device: torch.device, precision: str
     ) -> None:
         self.sam = sam
         self.settings = settings
         self.device = device
         self.precision = precision
-        self.batch = settings.points_per_batch
+        self.batch = settings["points_per_batch"]
 
     def __call__(self, image: torch.Tensor, prompts: Prompts | None = None) -> Masks:
         """The masks of an image.
@@ -176,7 +158,7 @@ class MaskMaker:
                 say(f"out of memory: trying again with --points_per_batch {batch}")
             elif device.type != "cpu":
                 device = torch.device("cpu")
-                batch = min(self.settings.points_per_batch, fitting)
+                batch = min(self.settings["points_per_batch"], fitting)
                 say("out of memory with one point at a time: doing this image on the CPU")
             else:
                 raise UserError(
@@ -194,7 +176,7 @@ class MaskMaker:
         precision = choose_precision(self.precision, device)
         if self.precision == "auto" and precision == "fp16":
             precision = "fp32"  # SAM's attention overflows in fp16
-        settings = {**dataclasses.asdict(self.settings), "points_per_batch": batch}
+        settings = {**self.settings, "points_per_batch": batch}
         return generate(self.sam.to(device), image, prompts, precision, **settings)
 
 

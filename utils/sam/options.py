@@ -2,15 +2,13 @@
 
 import argparse
 import importlib.util
-from collections.abc import Mapping
+from typing import Any
 
 from datasets import add_data_args
 from utils.common.errors import UserError
 from utils.common.flags import DATA_FLAGS, HelpFormatter, check_needs, merge, parse, refuse
 from utils.options import add_device_flags
-from utils.sam.mask_maker import SAM_MODELS, MaskSettings
-
-PROMPTS = ("grid", "deeplab")
+from utils.sam.mask_maker import SAM_MODELS
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -23,23 +21,23 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     data.add_argument("--limit", type=int, help="take the first so many images alone")
 
     add = parser.add_argument_group("SAM").add_argument
-    mask = MaskSettings()
     add("--sam_model", choices=list(SAM_MODELS), default="vit_b", help="its size")
     add("--sam_checkpoint", help="its weights, if not the official ones")
     text = (
         "what SAM is asked about: a grid of points, or a box and a point for each connected "
         "region of an object class in DeepLab's prediction"
     )
-    add("--prompts", choices=PROMPTS, default="grid", help=text)
-    add("--points_per_side", type=int, default=mask.points_per_side, help="of the grid")
+    add("--prompts", choices=["grid", "deeplab"], default="grid", help=text)
+    # Thresholds and numbers are the package's own defaults.
+    add("--points_per_side", type=int, default=32, help="of the grid")
     text = "prompts at a time, fewer for large images"
-    add("--points_per_batch", type=int, default=mask.points_per_batch, help=text)
+    add("--points_per_batch", type=int, default=64, help=text)
     text = "lowest predicted IoU of a mask, 0 for all"
-    add("--pred_iou_thresh", type=float, default=mask.pred_iou_thresh, help=text)
-    text, default = "lowest stability of a mask, 0 for all", mask.stability_score_thresh
-    add("--stability_score_thresh", type=float, default=default, help=text)
+    add("--pred_iou_thresh", type=float, default=0.88, help=text)
+    text = "lowest stability of a mask, 0 for all"
+    add("--stability_score_thresh", type=float, default=0.95, help=text)
     text = "remove smaller holes and islands, in pixels; needs OpenCV"
-    add("--min_mask_region_area", type=int, default=mask.min_mask_region_area, help=text)
+    add("--min_mask_region_area", type=int, default=0, help=text)
 
     add = parser.add_argument_group("DeepLab").add_argument
     add("--ckpt", help="checkpoint, if not that of the data set's best run")
@@ -55,8 +53,14 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def check_args(args: argparse.Namespace, given: Mapping[str, object]) -> None:
-    """Refuse what cannot work, or would do nothing, before anything is read."""
+def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the flags; what cannot work, or would do nothing, is refused before anything is read.
+
+    Raises:
+        UserError: flags that cannot work, or not together.
+    """
+    defaults, given = parse(build_parser(description), argv)
+    args = merge(defaults, given)
     check_needs(args, given)
     if args.limit == 0:
         raise UserError("--limit 0: at least 1")
@@ -76,15 +80,13 @@ def check_args(args: argparse.Namespace, given: Mapping[str, object]) -> None:
             f"--min_mask_region_area {args.min_mask_region_area}: needs OpenCV, which is not "
             "installed: pip install opencv-python-headless, or leave the flag out"
         )
-
-
-def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the flags.
-
-    Raises:
-        UserError: flags that cannot work, or not together.
-    """
-    defaults, given = parse(build_parser(description), argv)
-    args = merge(defaults, given)
-    check_args(args, given)
     return args
+
+
+def mask_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What `SamAutomaticMaskGenerator` takes of the flags, under the same names."""
+    names = (
+        "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh",
+        "min_mask_region_area",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names}
