@@ -13,6 +13,8 @@ cannot be done is listed at the end, and the exit status is 1.
 import argparse
 import os
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch
 
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
-from datasets.image_files import read_image
+from datasets.image_files import read_image, save_png
 from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
@@ -31,10 +33,15 @@ from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
 from utils.run_records import best_run, default_checkpoint, find_runs
+from utils.sam.mask_files import Masks, draw_masks, image_checksum, load_masks, save_masks
 from utils.sam.mask_maker import MaskMaker, file_checksum, find_weights, load_sam, say
 from utils.sam.options import mask_settings, parse_args
 from utils.sam.region_scores import RegionScores, format_comparison
-from utils.sam.work import Load, Work
+from utils.sam.regions import component_prompts
+
+# Image uint8 (3, H, W), and target uint8 (H, W) or None.
+Load = Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+REMEDY = "--overwrite makes them again, --output_dir DIR puts them elsewhere"
 
 
 def find_samples(
@@ -118,26 +125,94 @@ def find_checkpoint(
     return run.best_checkpoint, "the data set's best run; --ckpt FILE takes another"
 
 
-def build_work(
-    args: argparse.Namespace,
-    dataset: SegmentationDataset | None,
-    predictor: Predictor | None,
-    weights: Path,
-) -> Work:
-    """Everything but SAM itself; `weights` are its file."""
-    made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
-    made_with |= {"prompts": args.prompts, **mask_settings(args)}
-    del made_with["points_per_batch"]  # changes memory and speed alone
-    prompts_from = None
-    checkpoint = predictor.checkpoint if predictor else None
-    if checkpoint and args.prompts == "deeplab":
-        made_with["deeplab_sha256"] = file_checksum(checkpoint.path)
-        made_with["output_stride"] = args.output_stride or checkpoint.output_stride
-        del made_with["points_per_side"]
-        names = dataset.class_names if dataset else checkpoint.class_names
-        prompts_from = int(names is None or has_background(names))
-    scores = RegionScores(dataset.num_classes) if dataset else None
-    return Work(Path(args.output_dir), made_with, predictor, prompts_from, scores)
+class Work:
+    """What is done to each image, and what it leaves.
+
+    Attributes:
+        folder: of the results.
+        made_with: what decides on the masks; it is stored with them.
+        maker: makes masks; None until some are needed.
+        scores: of the masks, if there is ground truth.
+        seconds: that the masks of each image took, by its name.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        dataset: SegmentationDataset | None,
+        predictor: Predictor | None,
+        sam_weights: Path,
+    ) -> None:
+        self.folder = Path(args.output_dir)
+        self.predictor = predictor
+        self.maker: MaskMaker | None = None
+        self.scores = RegionScores(dataset.num_classes) if dataset else None
+        self.seconds: dict[str, float] = {}
+        self.made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(sam_weights)}
+        self.made_with |= {"prompts": args.prompts, **mask_settings(args)}
+        del self.made_with["points_per_batch"]  # changes memory and speed alone
+        self.prompts_from: int | None = None  # the lowest class to prompt for; None: a grid
+        if predictor and args.prompts == "deeplab":
+            checkpoint = predictor.checkpoint
+            self.made_with["deeplab_sha256"] = file_checksum(checkpoint.path)
+            self.made_with["output_stride"] = predictor.output_stride
+            del self.made_with["points_per_side"]
+            names = dataset.class_names if dataset else checkpoint.class_names
+            self.prompts_from = int(names is None or has_background(names))
+
+    def is_done(self, name: str) -> bool:
+        """Whether the two files are there, whole and of these settings.
+
+        Raises:
+            UserError: they are of other settings.
+        """
+        path = self.folder / f"{name}.npz"
+        if not all(map(os.path.exists, (path, path.with_suffix(".png")))):
+            return False
+        try:
+            before = load_masks(path).settings.get("made_with", {})
+        except UserError as error:
+            say(f"{error}; making it again")
+            return False
+        keys = {**before, **self.made_with}
+        if other := [key for key in keys if before.get(key) != self.made_with.get(key)]:
+            kinds = " and ".join(other)
+            raise UserError(f"{path}: holds masks made with another {kinds}: {REMEDY}")
+        return True
+
+    def do(self, name: str, load: Load, is_done: bool) -> None:
+        """Make the masks of an image or read them, and score them."""
+        image, target = load()
+        pred = torch.from_numpy(self.predictor.predict_image(image)) if self.predictor else None
+        if is_done:
+            path = self.folder / f"{name}.npz"
+            masks = load_masks(path)
+            if masks.settings.get("image") != image_checksum(image):
+                raise UserError(f"{path}: holds masks of another image of this name: {REMEDY}")
+        else:
+            masks = self.make(name, image, pred)
+        if self.scores and target is not None:
+            self.scores.update(target, masks, pred)
+        self.seconds[name] = masks.settings["seconds"]
+
+    def make(self, name: str, image: torch.Tensor, pred: torch.Tensor | None) -> Masks:
+        """Make masks and leave the two files; the picture comes first."""
+        assert self.maker is not None  # it is there as soon as an image is not done
+        start = time.perf_counter()
+        prompts = None
+        if pred is not None and self.prompts_from is not None:
+            prompts = component_prompts(pred, self.prompts_from)
+        masks = self.maker(image, prompts)
+        masks.settings = {
+            "made_with": self.made_with,
+            "image": image_checksum(image),
+            "seconds": time.perf_counter() - start,
+        }
+        if not len(masks):
+            say(f"{name}: SAM found no mask in it")
+        save_png(self.folder / f"{name}.png", draw_masks(image, masks))
+        save_masks(self.folder / f"{name}.npz", masks)
+        return masks
 
 
 def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:
@@ -183,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(args.device)
     weights = find_weights(args.sam_model, args.sam_checkpoint)
     dataset, image_set, samples = find_samples(args)
-    work = build_work(args, dataset, load_deeplab(args, dataset, device), weights)
+    work = Work(args, dataset, load_deeplab(args, dataset, device), weights)
     done = set() if args.overwrite else set(filter(work.is_done, samples))
     if done:
         say(f"{len(done)} of {len(samples)} images are done: not done again")
