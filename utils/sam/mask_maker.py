@@ -1,14 +1,18 @@
-"""Segment Anything: its weights, and its masks of an image."""
+"""Segment Anything: its weights, and its masks of an image.
+
+The package `segment_anything` is imported where it is needed: `--help` does without.
+"""
 
 import dataclasses
 import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from utils.checkpoint import load_weights, read_file
@@ -17,9 +21,6 @@ from utils.common.errors import UserError
 from utils.precision import choose_precision, is_out_of_memory
 from utils.sam.mask_files import Masks
 from utils.sam.regions import Prompts
-
-if TYPE_CHECKING:  # the package is needed for making masks alone, not for --help
-    from segment_anything.modeling import Sam
 
 URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 WIDTH_KEY = "image_encoder.pos_embed"  # (1, h, w, width): the width tells the sizes apart
@@ -42,7 +43,7 @@ SAM_MODELS = {
 }
 
 
-def load_sam(name: str, path: Path) -> "Sam":
+def load_sam(name: str, path: Path) -> nn.Module:
     """Build a SAM (a key of `SAM_MODELS`) and load its weights, on the CPU, to evaluate.
 
     Raises:
@@ -122,7 +123,7 @@ class MaskMaker:
     """
 
     def __init__(
-        self, sam: "Sam", settings: Mapping[str, Any], device: torch.device, precision: str
+        self, sam: nn.Module, settings: Mapping[str, Any], device: torch.device, precision: str
     ) -> None:
         self.sam = sam
         self.settings = settings
@@ -169,15 +170,27 @@ class MaskMaker:
     def _make_records(
         self, image: np.ndarray, prompts: Prompts | None, device: torch.device, batch: int
     ) -> list[dict[str, Any]]:
-        from utils.sam.generator import generate
+        """One record for each mask, as `SamAutomaticMaskGenerator.generate` gives them."""
+        from segment_anything import SamAutomaticMaskGenerator
 
-        if prompts is not None and not len(prompts.points):
-            return []
+        from utils.sam.prompt_predictor import PromptPredictor
+
+        boxes = None
+        settings = {**self.settings, "points_per_batch": batch}
+        if prompts is not None:
+            if not len(prompts.points):
+                return []
+            # The generator does the rest; what is asked for twice must not be dropped as double.
+            grid = prompts.points.double().numpy() / (image.shape[1], image.shape[0])
+            settings |= {"points_per_side": None, "point_grids": [grid], "box_nms_thresh": 1.0}
+            boxes = prompts.boxes.numpy()
         precision = choose_precision(self.precision, device)
         if self.precision == "auto" and precision == "fp16":
             precision = "fp32"  # SAM's attention overflows in fp16
-        settings = {**self.settings, "points_per_batch": batch}
-        return generate(self.sam.to(device), image, prompts, precision, **settings)
+        sam = self.sam.to(device)
+        generator = SamAutomaticMaskGenerator(sam, output_mode="uncompressed_rle", **settings)
+        generator.predictor = PromptPredictor(sam, precision, boxes)
+        return generator.generate(image)
 
 
 def masks_from_records(

@@ -1,18 +1,17 @@
-"""The package `segment_anything`, fitted to this project.
+"""The predictor of the package `segment_anything`, fitted to this project.
 
-Nothing else needs it: `mask_maker` imports this file when there are masks to make.
+`mask_maker` imports this file when there are masks to make: nothing else needs the package.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from utils.precision import autocast
-from utils.sam.regions import Prompts
 
 
 class _Resize(ResizeLongestSide):
@@ -27,7 +26,7 @@ class _Resize(ResizeLongestSide):
         return super().apply_coords(coords, original_size).astype(np.float32)
 
 
-class _Predictor(SamPredictor):
+class PromptPredictor(SamPredictor):
     """Has the image encoder, and only that, in `precision`, and adds a box to each point.
 
     The encoder ends in a normalisation with fp32 weights: what it gives is fp32. The points must
@@ -41,38 +40,17 @@ class _Predictor(SamPredictor):
         self.boxes = boxes
 
     def set_torch_image(self, *args: Any) -> None:
+        """Encode an image, in `precision`."""
         with autocast(self.precision, self.device):
             super().set_torch_image(*args)
 
     def predict_torch(
         self, coords: torch.Tensor, ones: torch.Tensor, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predict the masks of points; where there are boxes, one for each point and its box."""
         if self.boxes is not None:
             boxes, self.boxes = self.boxes[: len(coords)], self.boxes[len(coords) :]
             boxes = self.transform.apply_boxes(boxes, self.original_size)
             options["boxes"] = torch.from_numpy(boxes).to(self.device)
             options["multimask_output"] = False  # a box leaves no doubt: the part or the whole
         return super().predict_torch(coords, ones, **options)
-
-
-def generate(
-    sam: Sam, image: np.ndarray, prompts: Prompts | None, precision: str, **settings: Any
-) -> list[dict[str, Any]]:
-    """One record for each mask, as `SamAutomaticMaskGenerator.generate` gives them.
-
-    Args:
-        sam: the model, on its device.
-        image: uint8 (H, W, 3), RGB.
-        prompts: what to segment; None for a grid of points.
-        precision: of the image encoder: "bf16", "fp16" or "fp32".
-        settings: the fields of `MaskSettings`.
-    """
-    if prompts is not None:
-        height, width = image.shape[:2]
-        # The generator does the rest; what is asked for twice must not be dropped as double.
-        grid = prompts.points.double().numpy() / (width, height)
-        settings |= {"points_per_side": None, "point_grids": [grid], "box_nms_thresh": 1.0}
-    generator = SamAutomaticMaskGenerator(sam, output_mode="uncompressed_rle", **settings)
-    boxes = None if prompts is None else prompts.boxes.numpy()
-    generator.predictor = _Predictor(sam, precision, boxes)
-    return generator.generate(image)
