@@ -19,17 +19,16 @@ def connected_components(classes: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 (H, W), from 0 on, in the order of the regions' first pixels.
     """
-    width = classes.shape[1]
     starts = torch.ones(classes.shape, dtype=torch.bool)
     starts[:, 1:] = classes[:, 1:] != classes[:, :-1]
     runs = starts.flatten().cumsum(0).view(classes.shape) - 1
     pairs = []
-    for shift in (-1, 0, 1):  # of the lower row against the upper one
-        upper = (slice(None, -1), slice(max(-shift, 0), width - max(shift, 0)))
-        lower = (slice(1, None), slice(max(shift, 0), width - max(-shift, 0)))
+    straight, left, right = slice(None), slice(None, -1), slice(1, None)
+    for upper, lower in ((straight, straight), (left, right), (right, left)):
         # Two runs first meet where one of them starts: one pixel of each pair is enough.
-        meet = (classes[upper] == classes[lower]) & (starts[upper] | starts[lower])
-        pairs.append(torch.stack([runs[upper][meet], runs[lower][meet]]))
+        meet = starts[:-1, upper] | starts[1:, lower]
+        meet &= classes[:-1, upper] == classes[1:, lower]
+        pairs.append(torch.stack([runs[:-1, upper][meet], runs[1:, lower][meet]]))
     first, second = torch.cat(pairs, dim=1)
     roots = torch.arange(int(runs[-1, -1]) + 1)
     while not torch.equal(roots[first], roots[second]):
