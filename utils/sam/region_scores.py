@@ -92,25 +92,24 @@ class RegionScores:
 
 def format_comparison(scores: dict[str, Any]) -> str:
     """The scores of `compute()`, with `seconds_per_image`, as a table in percent, for people."""
-    rows = []
-    if "deeplab" in scores:
-        for name in scores["deeplab"]["class_iou"]:
-            rows.append((name, [scores[key]["class_iou"][name] for key in COLUMNS]))
-        rows.append(("mIoU", [scores[key]["miou"] for key in COLUMNS]))
-        for width, mious in scores["borders"].items():
-            rows.append((f"mIoU, {width} px at borders", [mious.get(key) for key in COLUMNS]))
-    lines = []
-    if rows:
-        width = max(len(name) for name, _ in rows)
-        lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
-    for name, values in rows:
-        cells = ["-" if value is None else f"{100 * value:.2f}" for value in values]
-        padded = [f"{c:>{len(head)}}" for c, head in zip(cells, COLUMNS.values(), strict=True)]
-        lines.append(f"  {name:<{width}}  " + "  ".join(padded))
     per_region = scores["masks_per_region"]
-    lines.append(
+    counts = (
         f"{scores['masks_per_image']:.1f} masks per image"
         + (f", {per_region:.2f} per ground-truth region" if per_region is not None else "")
         + f"; {scores['seconds_per_image']:.1f} s per image"
     )
-    return "\n".join(lines)
+    if "deeplab" not in scores:
+        return counts
+    rows = []
+    for name in scores["deeplab"]["class_iou"]:
+        rows.append((name, [scores[key]["class_iou"][name] for key in COLUMNS]))
+    rows.append(("mIoU", [scores[key]["miou"] for key in COLUMNS]))
+    for width, mious in scores["borders"].items():
+        rows.append((f"mIoU, {width} px at borders", [mious.get(key) for key in COLUMNS]))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
+    for name, values in rows:
+        cells = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        padded = [f"{c:>{len(head)}}" for c, head in zip(cells, COLUMNS.values(), strict=True)]
+        lines.append(f"  {name:<{width}}  " + "  ".join(padded))
+    return "\n".join([*lines, counts])
