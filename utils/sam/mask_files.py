@@ -117,11 +117,8 @@ def draw_masks(image: torch.Tensor, masks: Masks) -> Image.Image:
     """Lay the masks over the image: distinct colours, light borders; smaller masks on top.
 
     Args:
-        image: uint8 (3, H, W), RGB.
+        image: uint8 (3, H, W), RGB; the picture has its size.
         masks: of this image.
-
-    Returns:
-        The picture, of the image's size.
     """
     indices = index_map(masks, masks.size)
     picture = image.permute(1, 2, 0).float()
