@@ -237,12 +237,11 @@ def do_all(work: Work, samples: dict[str, Load], done: set[str]) -> list[str]:
 def report(work: Work, args: argparse.Namespace, image_set: str, regions: dict[str, Any]) -> None:
     """Print the scores of the masks that were made or read, and write `scores.json`."""
     images = list(work.seconds)
-    checkpoint = work.predictor.checkpoint if work.predictor else None
     scores = {
         "dataset": args.dataset,
         "image_set": image_set,
         "images": images,
-        "checkpoint": str(checkpoint.path) if checkpoint else None,
+        "checkpoint": str(work.predictor.checkpoint.path) if work.predictor else None,
         **regions,
         "seconds_per_image": sum(work.seconds.values()) / len(images),
         "sam": work.made_with,
