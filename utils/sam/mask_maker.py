@@ -152,8 +152,7 @@ class MaskMaker:
             except Exception as error:  # it holds tensors: go on without it
                 if not is_out_of_memory(error):
                     raise
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # does nothing elsewhere
             if batch > 1:
                 self.batch = batch = batch // 2
                 say(f"out of memory: trying again with --points_per_batch {batch}")
