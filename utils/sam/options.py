@@ -41,8 +41,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("DeepLab").add_argument
     add("--ckpt", help="checkpoint, if not that of the data set's best run")
-    text = "for a checkpoint that does not say"
-    add("--output_stride", type=int, choices=[8, 16], help=text)
+    add("--output_stride", type=int, choices=[8, 16], help="for a checkpoint that does not say")
     add("--runs_dir", default="runs", help="where runs are kept")
 
     run = parser.add_argument_group("run")
