@@ -28,7 +28,7 @@ from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.progress import progress
-from utils.precision import choose_device, is_out_of_memory
+from utils.precision import choose_device, choose_precision, is_out_of_memory
 from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import has_background, load_or_make_picks, read_picks
@@ -60,7 +60,9 @@ def find_samples(
         ids = load_or_make_picks(path, args, image_set)["five"]
     dataset = build_dataset(args, image_set)
     places = {name: index for index, name in enumerate(dataset.ids)}
-    wanted = (ids or dataset.ids)[: args.limit]
+    wanted = (dataset.ids if ids is None else ids)[: args.limit]
+    if not wanted:
+        raise UserError(f"{dataset.folder}: no mask of {image_set} holds an object: give --split")
     return dataset, image_set, {n: partial(dataset.__getitem__, places[n]) for n in wanted}
 
 
@@ -154,7 +156,8 @@ class Work:
         self.prompts_from: int | None = None  # the lowest class to prompt for; None: a grid
         if predictor and args.prompts == "deeplab":
             checkpoint = predictor.checkpoint
-            self.made_with["deeplab_sha256"] = file_checksum(checkpoint.path)
+            path = checkpoint.path  # no file if it is "torchvision"
+            self.made_with["deeplab_sha256"] = file_checksum(path) if path.is_file() else str(path)
             self.made_with["output_stride"] = predictor.output_stride
             del self.made_with["points_per_side"]
             names = dataset.class_names if dataset else checkpoint.class_names
@@ -255,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     """Segment the images that the flags name, score the masks; returns the exit status."""
     args = parse_args(__doc__, argv)
     device = choose_device(args.device)
+    choose_precision(args.precision, device)  # what the device lacks is refused before all work
     weights = find_weights(args.sam_model, args.sam_checkpoint)
     dataset, image_set, samples = find_samples(args)
     work = Work(args, dataset, load_deeplab(args, dataset, device), weights)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.run_folder import write_log
 from utils.sam import mask_maker
-from utils.sam.mask_files import load_masks
+from utils.sam.mask_files import load_masks, save_masks
 from utils.sam.mask_maker import MaskMaker, SamModel, file_checksum, find_weights, load_sam
 from utils.sam.regions import Prompts
 
@@ -471,10 +472,14 @@ def test_checksum_is_that_of_the_whole_file(tmp_path):
 
 def test_broken_mask_file_is_made_again(infer, tmp_path):
     infer("--split", "val", "--limit", 1)
-    (tmp_path / "results" / "image_0.npz").write_bytes(b"PK")
-    finished = infer("--split", "val", "--limit", 1)
-    assert finished.status == 0 and "making it again" in finished.stderr
-    load_masks(tmp_path / "results" / "image_0.npz")
+    path = tmp_path / "results" / "image_0.npz"
+    foreign = load_masks(path)
+    foreign.settings = ["of", "another", "program"]
+    for spoil in (lambda: path.write_bytes(b"PK"), lambda: save_masks(path, foreign)):
+        spoil()
+        finished = infer("--split", "val", "--limit", 1)
+        assert finished.status == 0 and "making it again" in finished.stderr
+        assert "made_with" in load_masks(path).settings
 
 
 def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path, monkeypatch):
@@ -581,6 +586,30 @@ def test_checkpoint_of_other_classes_is_refused(infer, tmp_path):
 )
 def test_bad_flags_are_named(infer, words, message):
     assert message in infer(*words).error
+
+
+def test_precision_that_the_device_lacks_is_refused_before_all_work(infer, monkeypatch):
+    def refuse(name, device):
+        raise UserError(f"--precision {name}: {device} does not have it")
+
+    monkeypatch.setattr(sam_infer, "choose_precision", refuse)
+    assert "--precision fp32: cpu does not have it" in infer("--split", "val").error
+
+
+def test_report_without_an_object_has_no_images_to_segment(infer, home, tmp_path):
+    shutil.copytree(home / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "SegmentationClass").iterdir():
+        Image.new("L", Image.open(path).size).save(path)
+    assert "holds an object: give --split" in infer("--data_root", tmp_path / "data").error
+
+
+def test_torchvisions_weights_can_give_prompts(infer, home, monkeypatch):
+    published = sam_infer.load_checkpoint(home / "runs" / "best" / "best.pth")
+    published.path = Path("torchvision")
+    monkeypatch.setattr(sam_infer, "load_checkpoint", lambda source: published)
+    words = ("--split", "val", "--prompts", "deeplab", "--ckpt", "torchvision", "--limit", 1)
+    finished = infer(*words, everything=EVERYTHING[:4])
+    assert finished.status == 0, finished.stderr
 
 
 def test_deeplab_prompts_without_a_deeplab_are_refused(infer, tmp_path):

@@ -103,6 +103,8 @@ def load_masks(path: Path) -> Masks:
             len(getattr(masks, name)) != len(masks) for name in _ARRAYS
         ):
             raise ValueError("its arrays do not fit together")
+        if not isinstance(masks.settings, dict):
+            raise ValueError("its settings are no object")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: sam_infer.py makes it") from None
     except Exception as error:  # NumPy documents no list of what a broken file raises
