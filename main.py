@@ -84,6 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         status = test(args, device) if args.test_only else run(args, device, command)
         wait_for_all()
         return status
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        sizes = "" if args.test_only else "--batch_size, --crop_size or "
+        raise UserError(
+            f"{device} is out of memory: lower {sizes}--val_batch_size, or use --precision bf16 "
+            "or fp16"
+        ) from None
     finally:
         end_distributed()
 
@@ -244,13 +252,6 @@ def orderly_end(state: TrainingState, data: Data, folder: RunFolder) -> Iterator
             f"{', '.join(f'{lr:g}' for lr in error.lrs)}; samples {samples}): lower --lr, or use "
             "--precision fp32; "
             + (f"{folder.last} holds good weights" if has_saved else "nothing was saved yet")
-        ) from None
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{state.device} is out of memory: lower --batch_size, --crop_size or "
-            "--val_batch_size, or use --precision bf16 or fp16"
         ) from None
 
 

@@ -416,14 +416,30 @@ def test_class_weights_are_counted_and_used(run, data, tmp_path):
     assert run(main, *argv, "--total_itrs", 2).status == 0
 
 
-def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkeypatch):
-    def fail(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def run_out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("utils.training_state.TrainingState.step", fail)
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "utils.training_state.TrainingState.step", "network._deeplab.DeepLab.to", "main.build_data",
+    ],
+)  # fmt: skip
+def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(step, run_out_of_memory)
     error = run(main, *flags(data, tmp_path)).error
     for flag in ("--batch_size", "--crop_size", "--precision", "--val_batch_size"):
         assert flag in error
+
+
+@pytest.mark.parametrize(
+    "step", ["utils.predictor.Predictor.__call__", "network._deeplab.DeepLab.to"]
+)
+def test_out_of_memory_of_an_evaluation_names_its_flags(run, finished, data, monkeypatch, step):
+    monkeypatch.setattr(step, run_out_of_memory)
+    argv = (*SMALL, "--data_root", data, "--test_only", "--ckpt", finished / "best.pth")
+    assert "cpu is out of memory: lower --val_batch_size, or use --pre" in run(main, *argv).error
 
 
 # What bad input gets: one line, status 2.

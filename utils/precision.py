@@ -42,6 +42,8 @@ def choose_precision(name: str, device: torch.device) -> str:
                 one = torch.ones(1, 1, 1, 1, device=device)
                 F.conv2d(one, one)
         except RuntimeError as error:
+            if device.type == "cuda" and is_out_of_memory(error):
+                raise
             reason = textwrap.shorten(str(error), 100, placeholder=" ...")
             raise UserError(f"--precision {name}: {device} does not have it ({reason})") from None
         return name
@@ -68,10 +70,13 @@ def _cpu_has_bf16() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that a device, or the machine, is out of memory.
 
-    On a GPU torch raises `OutOfMemoryError`; on a CPU a plain `RuntimeError`, in which oneDNN (with
-    torch 2.6) calls it a primitive that could not be created.
+    torch raises `OutOfMemoryError` where it allocates on a GPU itself; else a plain `RuntimeError`,
+    in which oneDNN (with torch 2.6) calls it a primitive that could not be created.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive")
+    signs = (
+        "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+        "DefaultCPUAllocator", "bad_alloc", "could not create a primitive",
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
