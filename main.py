@@ -10,13 +10,11 @@ A run leaves args.json, log.jsonl, best.pth and last.pth in `runs/<run_name>/`.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +149,22 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     with folder.held(args.resume, args.overwrite), StopSignals() as signals:
         folder.drop_log_after(state.evaluated_itrs)  # it will be logged again
         folder.write_settings(settings_of(state, data, command, stored))
-        with orderly_end(state, data, folder):
+        try:
             train(state, data, folder, signals)
+        except Stopped:
+            state.save(folder.last)
+            names = ["--runs_dir", str(folder.path.parent), "--run_name", folder.path.name]
+            command = shlex.join(["python", "main.py", "--resume", *names])
+            print_main(f"stopped at iteration {state.cur_itrs}: go on with {command}")
+        except NonFiniteLossError as error:
+            samples = ", ".join(data.train_set.ids[index] for index in error.indices)
+            has_saved = folder.last.exists()
+            raise UserError(
+                f"the loss is {error.value} at iteration {error.iteration} (learning rates "
+                f"{', '.join(f'{lr:g}' for lr in error.lrs)}; samples {samples}): lower --lr, or "
+                "use --precision fp32; "
+                + (f"{folder.last} holds good weights" if has_saved else "nothing was saved yet")
+            ) from None
     if signals.received is None and is_main():
         print(summarise(load_run(folder.path)))
     return signals.exit_status
@@ -232,27 +244,6 @@ def epoch_text(state: TrainingState, data: Data) -> str:
     """How far the training is."""
     done, total = (count / data.per_epoch for count in (state.cur_itrs, state.args.total_itrs))
     return f"epoch {done:.1f} of {total:.3g}"
-
-
-@contextlib.contextmanager
-def orderly_end(state: TrainingState, data: Data, folder: RunFolder) -> Iterator[None]:
-    """Whatever ends the training before its time, is said in one line; a signal saves first."""
-    try:
-        yield
-    except Stopped:
-        state.save(folder.last)
-        names = ["--runs_dir", str(folder.path.parent), "--run_name", folder.path.name]
-        command = shlex.join(["python", "main.py", "--resume", *names])
-        print_main(f"stopped at iteration {state.cur_itrs}: go on with {command}")
-    except NonFiniteLossError as error:
-        samples = ", ".join(data.train_set.ids[index] for index in error.indices)
-        has_saved = folder.last.exists()
-        raise UserError(
-            f"the loss is {error.value} at iteration {error.iteration} (learning rates "
-            f"{', '.join(f'{lr:g}' for lr in error.lrs)}; samples {samples}): lower --lr, or use "
-            "--precision fp32; "
-            + (f"{folder.last} holds good weights" if has_saved else "nothing was saved yet")
-        ) from None
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
