@@ -5,8 +5,6 @@ import http.client
 import importlib.util
 import socket
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +87,17 @@ def build_backbone(name: str, output_stride: int = 16, weights: str = "none") ->
     """
     state = None if weights == "none" else read_weights(name, weights)
     backbone = BACKBONES[name](name, output_stride)
-    if state is not None:
-        load_backbone_weights(backbone, name, state, weights)
-    return backbone
-
-
-def load_backbone_weights(backbone: Backbone, name: str, state: StateDict, source: str) -> None:
-    """Load a published state dict strictly, but for what the backbone leaves out.
-
-    Args:
-        backbone: changed in place.
-        name: of the architecture, for the message.
-        state: the published keys.
-        source: where `state` comes from, for the message.
-
-    Raises:
-        UserError: keys or shapes differ.
-    """
+    if state is None:
+        return backbone
     try:
         backbone.load_state_dict(backbone.from_published(state))
     except RuntimeError as error:
         detail = textwrap.shorten(str(error).partition("\n")[2], 160, placeholder=" ...")
         raise UserError(
-            f"{source}: not the published weights of {name}, which --backbone_weights needs for "
+            f"{weights}: not the published weights of {name}, which --backbone_weights needs for "
             f"this --model ({detail})"
         ) from None
+    return backbone
 
 
 def read_weights(name: str, weights: str) -> StateDict:
@@ -187,11 +171,12 @@ def download_weights(
     """
     weights: Any = get_model_weights(name)[version.upper()]
     path = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none itself
     try:
-        with socket_timeout(DOWNLOAD_TIMEOUT):
-            return weights.get_state_dict(
-                progress=True, check_hash=True, map_location="cpu", weights_only=True
-            )
+        return weights.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
     except Exception as error:  # network, disk, checksum, or whatever a damaged file raises
         if path.exists():
             raise UserError(
@@ -205,14 +190,5 @@ def download_weights(
             f"{weights.url}: cannot be downloaded ({reason}): give {instead}, or set TORCH_HOME to "
             f"a folder with the file at hub/checkpoints/{path.name}"
         ) from None
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """Let new sockets give up after `seconds` of silence; torch.hub sets no timeout itself."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout)

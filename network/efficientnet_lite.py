@@ -35,9 +35,7 @@ def pad_same(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
         return x
     pads = []
     for length, size, stride in zip(x.shape[:1:-1], conv.kernel_size, conv.stride, strict=True):
-        total = (
-            size - stride + -length % stride
-        )  # not below 0: no kernel is smaller than its stride
+        total = size - stride + -length % stride  # at least 0: no kernel is below its stride
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads)
 
