@@ -9,8 +9,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Model = TypeVar("Model", bound=nn.Module)
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
 
 def fuse_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """Fold batch norms into convolutions, and keep the convolutions in the type they compute in.
@@ -30,7 +28,7 @@ def fuse_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Mode
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for (name, conv), (bn_name, bn) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, NORMS):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm):
                 parent.register_module(name, fuse_conv_bn_eval(conv, bn))
                 parent.register_module(bn_name, nn.Identity())
     for module in model.modules():

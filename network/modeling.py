@@ -55,7 +55,14 @@ def build_model(
     Raises:
         UserError: a value is out of range, or the weights cannot be loaded.
     """
-    check_arguments(name, num_classes, output_stride, bn_momentum)
+    if name not in MODELS:
+        raise UserError(f"--model {name}: unknown: choose from {', '.join(MODELS)}")
+    if output_stride not in ATROUS_RATES:
+        raise UserError(f"--output_stride {output_stride}: must be 8 or 16")
+    if num_classes < 2:
+        raise UserError(f"--num_classes {num_classes}: must be at least 2, background included")
+    if bn_momentum is not None and not 0 <= bn_momentum <= 1:
+        raise UserError(f"--bn_momentum {bn_momentum}: must be between 0 and 1")
     head, backbone_name = MODELS[name]
     backbone = build_backbone(backbone_name, output_stride, backbone_weights)
     classifier = head(
@@ -66,27 +73,8 @@ def build_model(
         separable_conv,
     )
     if bn_momentum is not None:
-        set_bn_momentum(backbone, bn_momentum)
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = bn_momentum
     aux_classifier = FCNHead(backbone.aux_channels, num_classes) if aux_head else None
     return DeepLab(backbone, classifier, aux_classifier, mean, std)
-
-
-def check_arguments(
-    name: str, num_classes: int, output_stride: int, bn_momentum: float | None
-) -> None:
-    """Raise a `UserError` for a value that no model has."""
-    if name not in MODELS:
-        raise UserError(f"--model {name}: unknown: choose from {', '.join(MODELS)}")
-    if output_stride not in ATROUS_RATES:
-        raise UserError(f"--output_stride {output_stride}: must be 8 or 16")
-    if num_classes < 2:
-        raise UserError(f"--num_classes {num_classes}: must be at least 2, background included")
-    if bn_momentum is not None and not 0 <= bn_momentum <= 1:
-        raise UserError(f"--bn_momentum {bn_momentum}: must be between 0 and 1")
-
-
-def set_bn_momentum(module: nn.Module, momentum: float) -> None:
-    """Set the share that a new batch has in the running statistics of every batch norm."""
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            child.momentum = momentum
