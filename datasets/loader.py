@@ -15,8 +15,6 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 
-MAX_WORKERS = 64
-
 Key = tuple[int, int]  # epoch and index
 Sample = tuple[torch.Tensor, torch.Tensor, int]  # image, target and index
 
@@ -35,18 +33,11 @@ def derive_seed(*numbers: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LoaderSettings:
-    """How batches are made.
+    """How batches are made."""
 
-    Attributes:
-        batch_size: samples per batch; in training over all processes, in evaluation for each.
-        seed: with the epoch it decides the order, with epoch and index the augmentation.
-        num_workers: processes that read samples; 0: the calling process reads them.
-        pin_memory: batches lie in pinned memory.
-    """
-
-    batch_size: int
-    seed: int = 0
-    num_workers: int = 0
+    batch_size: int  # samples; in training over all processes, in evaluation for each
+    seed: int = 0  # with the epoch it decides the order, with epoch and index the augmentation
+    num_workers: int = 0  # processes that read samples; 0: the calling process reads them
     pin_memory: bool = False
 
 
@@ -93,20 +84,15 @@ def process_share() -> tuple[int, int]:
 class TrainBatches:
     """The shuffled batches of iterations `first` to `last`, epoch after epoch.
 
-    Of several processes, each takes every so many-th sample of a batch.
-
-    Attributes:
-        num_samples: size of the training set.
-        settings: batch size and seed.
-        first: the first iteration, counted from 0 at the start of the training.
-        last: the iteration before which to stop.
-        weights: (num_samples,), how often a sample is drawn, with replacement; None: once an epoch.
+    They are counted from 0 at the start of the training; `last` is the first one left out. Of
+    several processes, each takes every so many-th sample of a batch.
     """
 
     num_samples: int
     settings: LoaderSettings
     first: int
     last: int
+    # (num_samples,): how often a sample is drawn, with replacement; None: once an epoch.
     weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -201,7 +187,7 @@ def build_train_loader(
     indices int64 (N,). That of an iteration is the same wherever a run began.
 
     Raises:
-        UserError: the batch size does not fit (`check_batch_size`), or there are too many workers.
+        UserError: the batch size does not fit (`check_batch_size`), or /dev/shm is too small.
     """
     check_batch_size(dataset, settings.batch_size)
     batches = TrainBatches(len(dataset), settings, first, last, weights)
@@ -256,8 +242,6 @@ def _init_worker(_: int) -> None:
 def _build_loader(
     dataset: SegmentationDataset, batches: Iterable[list[Key]], settings: LoaderSettings
 ) -> DataLoader:
-    if not 0 <= settings.num_workers <= MAX_WORKERS:
-        raise UserError(f"--num_workers {settings.num_workers}: give 0 to {MAX_WORKERS}")
     try:
         samples = Samples(dataset, settings.seed, settings.num_workers)
         # Workers need locks, which lie there as well. torch would fail with two messages.

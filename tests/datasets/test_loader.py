@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from datasets.loader import (
-    MAX_WORKERS,
     LoaderSettings,
     Samples,
     TrainBatches,
@@ -179,15 +178,6 @@ def test_batches_have_the_types_sizes_and_layout_of_their_samples(train_set, num
             assert torch.equal(target, dataset[index][1])
             seen.append(index)
     assert sorted(seen) == sorted(2 * list(range(5)))
-
-
-@pytest.mark.parametrize("num_workers", [-1, MAX_WORKERS + 1, 1_000_000])
-def test_number_of_workers_is_bounded(train_set, num_workers):
-    settings = LoaderSettings(4, 0, num_workers)
-    with pytest.raises(UserError, match=rf"--num_workers {num_workers}: .*0 to 64"):
-        build_train_loader(train_set, settings, 0, 1)
-    with pytest.raises(UserError, match=rf"--num_workers {num_workers}: .*0 to 64"):
-        build_val_loader(train_set, train_set.image_sizes(), settings)
 
 
 # A process of its own: the limits are on all that it shares.
