@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Callable
 
 from datasets.base import SegmentationDataset, Transform
-from datasets.class_counts import class_statistics, missing_classes
+from datasets.class_counts import class_statistics, present_and_absent
 from datasets.custom import CustomSegmentation
 from datasets.lists import say_once
 from datasets.shapes import ShapesSegmentation
 from datasets.voc import VOCSegmentation
+from utils.common.errors import UserError
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
     "voc": lambda args, image_set, **options: VOCSegmentation(
@@ -53,10 +54,16 @@ def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDat
         UserError: a mask is not as it should be, or a set holds fewer than two classes.
     """
     for name, dataset in (("training", train_set), ("validation", val_set)):
-        pixel_counts = class_statistics(dataset).pixel_counts.tolist()
-        where = f"{dataset.folder}, {name} set"
-        if missing := missing_classes(pixel_counts, dataset.class_names, where):
-            say_once(f"note: classes without a pixel in the {name} set: {', '.join(missing)}")
+        pixel_counts = class_statistics(dataset).pixel_counts
+        present, absent = present_and_absent(pixel_counts, dataset.class_names)
+        if len(present) < 2:
+            raise UserError(
+                f"{dataset.folder}, {name} set: every pixel is "
+                f"{' or '.join([*present, 'void (255)'])}, and nothing can be learnt or measured "
+                "with fewer than two classes: check that the masks hold the indices of the classes"
+            )
+        if absent:
+            say_once(f"note: classes without a pixel in the {name} set: {', '.join(absent)}")
     shared = set(train_set.ids) & set(val_set.ids)
     if shared and train_set.folder == val_set.folder:
         say_once(

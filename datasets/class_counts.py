@@ -19,19 +19,12 @@ _counted: WeakKeyDictionary[SegmentationDataset, torch.Tensor] = WeakKeyDictiona
 
 @dataclasses.dataclass
 class ClassStatistics:
-    """Counts over a data set of C classes.
+    """Counts over a data set of C classes."""
 
-    Attributes:
-        pixel_counts: int64 (C,), pixels of each class.
-        void_pixels: pixels that are 255.
-        image_counts: int64 (C,), images that hold the class.
-        image_pixels: int64 (C,), pixels that are not void in the images that hold the class.
-    """
-
-    pixel_counts: torch.Tensor
-    void_pixels: int
-    image_counts: torch.Tensor
-    image_pixels: torch.Tensor
+    pixel_counts: torch.Tensor  # int64 (C,), pixels of each class
+    void_pixels: int  # pixels that are 255
+    image_counts: torch.Tensor  # int64 (C,), images that hold the class
+    image_pixels: torch.Tensor  # int64 (C,), pixels that are not void in the images that hold it
 
 
 def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
@@ -63,28 +56,17 @@ def count_pixels(dataset: SegmentationDataset) -> torch.Tensor:
     return _counted[dataset]
 
 
-def missing_classes(
-    pixel_counts: Sequence[int], class_names: Sequence[str], source: str = "the data set"
-) -> list[str]:
-    """The names of the classes that no pixel of a whole set belongs to.
+def present_and_absent(
+    pixel_counts: torch.Tensor, class_names: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The names of the classes that have pixels, and of those that have none.
 
     Args:
         pixel_counts: (C,), of all targets; the rows of a confusion matrix sum up to them.
         class_names: (C,).
-        source: what to call the set in the error.
-
-    Raises:
-        UserError: fewer than two classes have pixels, so that every score would be perfect.
     """
-    counts = list(zip(class_names, map(int, pixel_counts), strict=True))
-    present = [name for name, count in counts if count]
-    if len(present) < 2:
-        raise UserError(
-            f"{source}: every pixel is {' or '.join([*present, 'void (255)'])}, and nothing can be "
-            "learnt or measured with fewer than two classes: check that the masks hold the indices "
-            "of the classes"
-        )
-    return [name for name, count in counts if not count]
+    counts = list(zip(class_names, pixel_counts.tolist(), strict=True))
+    return [name for name, count in counts if count], [name for name, count in counts if not count]
 
 
 def balanced_weights(dataset: SegmentationDataset) -> torch.Tensor:

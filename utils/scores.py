@@ -10,6 +10,7 @@ import torch
 
 from datasets import build_dataset
 from datasets.base import SegmentationDataset
+from datasets.class_counts import present_and_absent
 from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
 from datasets.transforms import ShortSideCenterCrop
 from utils.checkpoint import Checkpoint, first_difference
@@ -79,7 +80,12 @@ def score_checkpoint(
         raise UserError(
             f"{device} is out of memory: lower --val_batch_size, or use --precision bf16 or fp16"
         ) from None
-    absent = absent_classes(metrics.confusion, val_set.class_names, name)
+    present, absent = present_and_absent(metrics.confusion.sum(1), val_set.class_names)
+    if len(present) < 2:
+        raise UserError(
+            f"{name}: its masks hold no other class than {''.join(present) or 'void'}, so that "
+            "scores would say nothing: check the masks"
+        )
     measured = metrics.compute()
     trained = checkpoint.content["args"] if checkpoint.kind == "own" else {}
     scores = {
@@ -138,18 +144,6 @@ def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset:
         )
     if not checkpoint.class_names:
         print_main(f"{checkpoint.path}: its classes are taken to be those of --dataset {dataset}")
-
-
-def absent_classes(confusion: torch.Tensor, class_names: tuple[str, ...], name: str) -> list[str]:
-    """The classes that no pixel of the masks has; refuses masks of a single class."""
-    counts = confusion.sum(1).tolist()
-    present = [class_name for class_name, n in zip(class_names, counts, strict=True) if n]
-    if len(present) < 2:
-        raise UserError(
-            f"{name}: its masks hold no other class than {''.join(present) or 'void'}, so that "
-            "scores would say nothing: check the masks"
-        )
-    return [class_name for class_name in class_names if class_name not in present]
 
 
 def say_other_images(

@@ -4,7 +4,7 @@ import torch
 
 from datasets import check_training_data
 from datasets.base import SegmentationDataset
-from datasets.class_counts import balanced_weights, class_statistics, missing_classes
+from datasets.class_counts import balanced_weights, class_statistics, present_and_absent
 from datasets.custom import CustomSegmentation
 from tests.conftest import save_mask
 from utils.common.errors import UserError
@@ -49,18 +49,19 @@ def test_masks_are_read_once_for_all_that_counts_them(tmp_path):
     assert balanced_weights(dataset).tolist() == [1.5, 0.5]  # 1/1 + 1/2 and 1/2, over their mean
 
 
-def test_missing_classes_are_those_without_a_pixel():
+def test_absent_classes_are_those_without_a_pixel():
     names = ["sky", "road", "car"]
-    assert missing_classes([5, 0, 2], names) == ["road"]
-    assert missing_classes([5, 1, 2], names) == []
+    assert present_and_absent(torch.tensor([5, 0, 2]), names) == (["sky", "car"], ["road"])
+    assert present_and_absent(torch.tensor([5, 1, 2]), names) == (names, [])
 
 
 @pytest.mark.parametrize(
-    ("counts", "message"), [([0, 7], "road or void"), ([0, 0], "every pixel is void")]
+    ("row", "message"), [([1, 1], "road or void"), ([255, 255], "every pixel is void")]
 )
-def test_set_of_one_class_is_refused(counts, message):
-    with pytest.raises(UserError, match=rf"^val: .*{message}.*two classes"):
-        missing_classes(counts, ["sky", "road"], "val")
+def test_set_of_one_class_is_refused(tmp_path, row, message):
+    one, two = (make_set(tmp_path / n, {"a": r}) for n, r in (("one", row), ("two", [0, 1])))
+    with pytest.raises(UserError, match=rf"one, validation set: .*{message}.*two classes"):
+        check_training_data(two, one)
 
 
 def test_masks_of_0_and_255_are_refused(tmp_path):
