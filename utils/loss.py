@@ -314,8 +314,7 @@ def effective_number(pixels: Tensor, images: Tensor, image_pixels: Tensor) -> Te
     return weights / weights.mean()
 
 
-CLASS_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
-    "none": None,
+CLASS_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "median_frequency": median_frequency,
     "effective_number": effective_number,
 }
@@ -323,7 +322,7 @@ CLASS_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
 
 def class_weights(
     method: str, pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor
-) -> Tensor | None:
+) -> Tensor:
     """Weights that make rare classes count more; a class that never occurs gets 0.
 
     Args:
@@ -333,18 +332,15 @@ def class_weights(
         image_pixels: (C,), valid pixels of the images that contain the class.
 
     Returns:
-        float32 (C,), or None for "none".
+        float32 (C,).
 
     Raises:
         UserError: no class occurs at all.
     """
-    rule = CLASS_WEIGHTS[method]
-    if rule is None:
-        return None
     present = pixel_counts > 0
     if not present.any():
         raise UserError(f"--class_weights {method}: no training target holds a valid pixel")
     weights = torch.zeros(len(pixel_counts), dtype=torch.float32, device=pixel_counts.device)
     counts = (pixel_counts, image_counts, image_pixels)
-    weights[present] = rule(*(count[present].double() for count in counts)).float()
+    weights[present] = CLASS_WEIGHTS[method](*(count[present].double() for count in counts)).float()
     return weights

@@ -67,31 +67,18 @@ EVALUATION_SETTINGS = DATA_FLAGS | {
 def build_parser(description: str) -> argparse.ArgumentParser:
     """All flags, in groups; choices come from the tables."""
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
-    _add_data_flags(parser)
-    _add_model_flags(parser.add_argument_group("model"))
-    _add_optimization_flags(parser.add_argument_group("optimization"))
-    _add_run_flags(parser.add_argument_group("run"))
-    return parser
-
-
-def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = add_data_args(parser).add_argument
     add("--image_set", default="train", help="split to train on")
     add("--val_image_set", default="val", help="split to evaluate on")
     text = "training crop: side, or height width"
     add("--crop_size", type=int, nargs="+", default=[513], help=text)
-    text = "evaluate centre crops (the public ancestor's way)"
-    add("--crop_val", action="store_true", help=text)
+    add("--crop_val", action="store_true", help="evaluate centre crops (the public ancestor's way)")
     add("--resize", type=float, default=1.0, help="factor that images are resized by at first")
     add("--color_jitter", type=float, default=0.0, help="strength, from 0 to 1")
-    text = "show images with rare classes more often"
-    add("--balanced_sampling", action="store_true", help=text)
-    text = "keep decoded images in memory"
-    add("--cache", choices=["none", "ram"], default="none", help=text)
+    add("--balanced_sampling", action="store_true", help="show images with rare classes more often")
+    add("--cache", choices=["none", "ram"], default="none", help="keep decoded images in memory")
 
-
-def _add_model_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = parser.add_argument_group("model").add_argument
     add("--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture")
     text = "of the backbone (default: 16; with --test_only what the checkpoint says)"
     add("--output_stride", type=int, choices=[8, 16], help=text)
@@ -99,18 +86,15 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     text = "imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights"
     add("--backbone_weights", default="imagenet1k_v1", help=text)
     add("--bn_momentum", type=float, default=0.01, help="of the backbone's BN")
-    text = "of an auxiliary head's loss; 0 for no head"
-    add("--aux_weight", type=float, default=0.0, help=text)
+    add("--aux_weight", type=float, default=0.0, help="of an auxiliary head's loss; 0 for no head")
     add("--ckpt", help="start from these weights (with --test_only: evaluate them)")
 
-
-def _add_optimization_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = parser.add_argument_group("optimization").add_argument
     add("--recipe", choices=list(RECIPES), default="course", help="set of defaults")
     add("--loss", choices=list(LOSSES), default="ce", help="training loss")
-    text = f"focusing of the focal loss (default: {FOCAL_GAMMA:g})"
-    add("--focal_gamma", type=float, help=text)
-    add("--class_weights", choices=list(CLASS_WEIGHTS), default="none", help="for ce and focal")
+    add("--focal_gamma", type=float, help=f"focusing of the focal loss (default: {FOCAL_GAMMA:g})")
+    choices = ["none", *CLASS_WEIGHTS]
+    add("--class_weights", choices=choices, default="none", help="for ce and focal")
     add("--lr", type=float, default=0.01, help="learning rate of the head")
     add("--backbone_lr_factor", type=float, default=0.1, help="backbone's learning rate / --lr")
     add("--momentum", type=float, default=0.9, help="of SGD")
@@ -123,8 +107,7 @@ def _add_optimization_flags(group: argparse._ArgumentGroup) -> None:
     add("--total_itrs", type=int, default=5000, help="iterations in all")
     add("--batch_size", type=int, default=8, help="images per iteration")
 
-
-def _add_run_flags(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("run")
     add = group.add_argument
     add("--run_name", help="folder below --runs_dir (default: data_model_loss)")
     add("--runs_dir", default="runs", help="where runs are kept")
@@ -141,6 +124,7 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     add("--compile", action="store_true", help="torch.compile: slow start, then fast")
     add("--seed", type=int, default=0, help="of weights, order and augmentation")
     add("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
+    return parser
 
 
 def add_device_flags(group: argparse._ArgumentGroup, precision_of: str) -> None:
