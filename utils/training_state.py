@@ -31,28 +31,22 @@ class TrainingState:
     """What a run is made of; `cur_itrs` alone counts.
 
     Attributes:
-        args: the settings of the run; `precision` is "bf16", "fp16" or "fp32".
-        class_names: of its data.
-        average: the moving average of the weights, if that is what is evaluated.
-        cur_itrs: iterations done.
-        evaluated_itrs: those that were done at the last evaluation.
-        best_score: best mIoU so far, in [0, 1].
         started: `time.perf_counter()` at the start, earlier by what a resumed run had spent.
         saved: `time.perf_counter()` when `last.pth` was written, or read; at first long ago.
         network: the model as it is trained: wrapped for several processes, compiled.
     """
 
-    args: argparse.Namespace
-    class_names: Sequence[str]
+    args: argparse.Namespace  # the settings; `precision` is "bf16", "fp16" or "fp32"
+    class_names: Sequence[str]  # of the data
     device: torch.device
     model: DeepLab
     criterion: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    average: AveragedModel | None = None
-    cur_itrs: int = 0
-    evaluated_itrs: int = 0
-    best_score: float = 0.0
+    average: AveragedModel | None = None  # of the weights, if that is what is evaluated
+    cur_itrs: int = 0  # iterations done
+    evaluated_itrs: int = 0  # those that were done at the last evaluation
+    best_score: float = 0.0  # best mIoU so far, in [0, 1]
 
     def __post_init__(self) -> None:
         self.precision: str = self.args.precision
@@ -136,16 +130,20 @@ class TrainingState:
         self.losses.check()
         self.saved = time.perf_counter()
         if is_main():
+            average = None
+            if self.average is not None:  # its weights are the file's `model_state`
+                updates = int(self.average.n_averaged)
+                average = {"trained_state": self.model.state_dict(), "updates": updates}
             content = {
                 **self._weights_and_settings(),
-                "average": self._average_state(),
+                "average": average,
                 "optimizer_state": self.optimizer.state_dict(),
                 "scheduler_state": self.scheduler.state_dict(),
                 "scaler_state": self.scaler.state_dict(),
                 "evaluated_itrs": self.evaluated_itrs,
                 "loss_total": self.losses.total,
                 "seconds": self.seconds,
-                "rng": _rng_state(),
+                "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             }
             save_checkpoint(path, content)
 
@@ -164,8 +162,7 @@ class TrainingState:
                 self.average.n_averaged.fill_(content["average"]["updates"])
             for model in (self.model, self.evaluated_model):  # --ckpt may have brought others
                 for name in ("mean", "std"):
-                    value = 255 * torch.tensor(content[name])
-                    getattr(model, name).copy_(value.view(3, 1, 1))
+                    getattr(model, name).copy_(255 * torch.tensor(content[name]).view(3, 1, 1))
             self.optimizer.load_state_dict(content["optimizer_state"])
             self.scheduler.load_state_dict(content["scheduler_state"])
             self.scaler.load_state_dict(content["scaler_state"])
@@ -195,13 +192,6 @@ class TrainingState:
                 f"on the run's classes, or start anew with --run_name NAME --ckpt {path}"
             )
 
-    def _average_state(self) -> dict[str, Any] | None:
-        """What a resume needs beside the average itself, which is the file's `model_state`."""
-        if self.average is None:
-            return None
-        updates = int(self.average.n_averaged)
-        return {"trained_state": self.model.state_dict(), "updates": updates}
-
     def _set_rng_state(self, rng: dict[str, Any]) -> None:
         if not is_main():  # the file holds rank 0's: the others' dropout must not be the same
             torch.manual_seed(derive_seed(self.args.seed, get_rank(), self.cur_itrs))
@@ -209,8 +199,3 @@ class TrainingState:
         torch.set_rng_state(rng["cpu"])
         if len(rng["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(rng["cuda"])
-
-
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
