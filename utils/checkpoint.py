@@ -26,12 +26,7 @@ from utils.common.checkpoint_files import (
 from utils.common.errors import UserError
 from utils.common.imagenet import MEAN, STD
 from utils.distributed import is_main
-from utils.foreign_weights import (
-    AUX_HEAD,
-    check_weights,
-    find_state_dict,
-    recognise,
-)
+from utils.foreign_weights import AUX_HEAD, check_weights, find_state_dict, recognise
 
 FORMAT = "deeplab 1"  # of own files, under the key "format"
 TORCHVISION = "torchvision"  # in place of a file: the weights that torchvision publishes
@@ -40,37 +35,21 @@ TORCHVISION_WEIGHTS = ("deeplabv3_resnet50", "COCO_WITH_VOC_LABELS_V1")
 
 @dataclasses.dataclass
 class Checkpoint:
-    """A DeepLab checkpoint, whatever wrote it.
-
-    Attributes:
-        path: the file.
-        kind: "own", "VainF-style", "torchvision" or "bare state dict".
-        state_dict: the weights under this project's names.
-        model: the name in `network.modeling.MODELS` that they belong to.
-        num_classes: channels of the last layer.
-        output_stride: what it was trained with; None if the file does not say.
-        separable_conv: whether the head has separable convolutions.
-        class_names: None if the file does not say.
-        resize: factor by which it was trained to see images resized.
-        mean: of the images that it was trained on, RGB in [0, 1].
-        std: their standard deviation.
-        content: everything in the file.
-        notes: what was guessed or left out, one line each.
-    """
+    """A DeepLab checkpoint, whatever wrote it."""
 
     path: Path
-    kind: str
-    state_dict: dict[str, torch.Tensor]
-    model: str
-    num_classes: int
-    output_stride: int | None
-    separable_conv: bool
-    content: dict[str, Any]
-    class_names: list[str] | None = None
-    resize: float = 1.0
-    mean: Sequence[float] = MEAN
-    std: Sequence[float] = STD
-    notes: list[str] = dataclasses.field(default_factory=list)
+    kind: str  # "own", "VainF-style", "torchvision" or "bare state dict"
+    state_dict: dict[str, torch.Tensor]  # the weights under this project's names
+    model: str  # the name in `network.modeling.MODELS` that they belong to
+    num_classes: int  # channels of the last layer
+    output_stride: int | None  # what it was trained with; None if the file does not say
+    separable_conv: bool  # whether the head has separable convolutions
+    content: dict[str, Any]  # everything in the file
+    class_names: list[str] | None = None  # None if the file does not say
+    resize: float = 1.0  # factor by which it was trained to see images resized
+    mean: Sequence[float] = MEAN  # of the images that it was trained on, RGB in [0, 1]
+    std: Sequence[float] = STD  # their standard deviation
+    notes: list[str] = dataclasses.field(default_factory=list)  # guessed or left out, a line each
 
     @property
     def shown_names(self) -> list[str]:
@@ -135,6 +114,8 @@ def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
     old_own = isinstance(args, dict) and "output_stride" in args and "model_state" in content
     is_own = isinstance(content.get("format"), str) or old_own
     checkpoint = _describe_own(path, content) if is_own else _describe_foreign(path, content)
+    weights = checkpoint.state_dict.items()
+    checkpoint.state_dict = {k: value for k, value in weights if not k.startswith(AUX_HEAD)}
     check_weights(path, checkpoint.state_dict)
     return checkpoint
 
@@ -145,7 +126,6 @@ def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
     state_dict = content["model_state"]
     if "format" not in content:
         state_dict, _ = find_state_dict(path, {"model_state": state_dict})
-    state_dict = _without_aux_head(state_dict)
     args, names = content["args"], content.get("class_names")
     model = args.get("model")
     num_classes = len(names or ())
@@ -202,7 +182,6 @@ def _is_list(value: Any, kind: type, length: int | None = None) -> bool:
 def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
     """Somebody else's file, by the names of its weights."""
     state_dict, note = find_state_dict(path, content)
-    state_dict = _without_aux_head(state_dict)
     kind = "VainF-style" if "model_state" in content else "bare state dict"
     if "classifier.0.convs.0.0.weight" in state_dict:
         kind = "torchvision"
@@ -229,10 +208,6 @@ def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
         content=content,
         notes=notes,
     )
-
-
-def _without_aux_head(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in state_dict.items() if not key.startswith(AUX_HEAD)}
 
 
 def _has_separable_conv(state_dict: dict[str, torch.Tensor]) -> bool:
@@ -265,14 +240,9 @@ def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = No
         std=checkpoint.std,
     )
     load_weights(model, checkpoint.state_dict, checkpoint.path)
-    if _pads_as_ancestor(checkpoint, model):
-        assert isinstance(model.backbone, MobileNetV2Backbone)
+    if checkpoint.kind == "VainF-style" and isinstance(model.backbone, MobileNetV2Backbone):
         model.backbone.pad_before_expansion()
     return model.eval()
-
-
-def _pads_as_ancestor(checkpoint: Checkpoint, model: DeepLab) -> bool:
-    return checkpoint.kind == "VainF-style" and isinstance(model.backbone, MobileNetV2Backbone)
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
@@ -317,7 +287,7 @@ def start_from(
         note += f"; the last layer is new: {difference}"
     elif not checkpoint.class_names:
         note += f"; it names no classes: its {len(class_names)} are taken to be the data set's"
-    if _pads_as_ancestor(checkpoint, model):
+    if checkpoint.kind == "VainF-style" and "mobilenet" in name:
         note += "; its MobileNetV2 padded otherwise, so that borders look new to it"
     load_weights(model, state_dict, checkpoint.path)
     for buffer, values in ((model.mean, checkpoint.mean), (model.std, checkpoint.std)):

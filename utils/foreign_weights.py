@@ -29,11 +29,7 @@ _CLASSIFIERS = ("fc.weight", "_fc.weight", "classifier.1.weight", "head.weight")
 
 
 def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights in a file, without the prefixes of wrappers and without what is no weight.
-
-    Args:
-        path: the file, for messages.
-        content: what `read_file` found in it.
+    """The weights in what was read from a file, without wrappers' prefixes and what is no weight.
 
     Returns:
         The state dict, and one line about what was chosen or left out; "" if there is nothing to
