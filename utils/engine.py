@@ -1,11 +1,12 @@
 """The mean of the training loss, and an evaluation."""
 
-import contextlib
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.base import IGNORE_INDEX
@@ -17,23 +18,15 @@ from utils.precision import is_out_of_memory
 from utils.predictor import Predictor
 from utils.signals import Stopped
 
-# Sample index, image, target, prediction.
-Visitor = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
-
+@dataclasses.dataclass(eq=False)
 class NonFiniteLossError(Exception):
-    """The loss became infinite or NaN.
+    """The loss became infinite or NaN."""
 
-    Attributes:
-        value: the loss.
-        iteration: the iteration, counted from 1.
-        lrs: the learning rate of each parameter group then.
-        indices: the samples of the batch.
-    """
-
-    def __init__(self, value: float, iteration: int, lrs: list[float], indices: list[int]) -> None:
-        super().__init__(f"loss {value} at iteration {iteration}")
-        self.value, self.iteration, self.lrs, self.indices = value, iteration, lrs, indices
+    value: float
+    iteration: int  # counted from 1
+    lrs: list[float]  # the learning rate of each parameter group then
+    indices: list[int]  # the samples of the batch
 
 
 class LossMeter:
@@ -48,11 +41,9 @@ class LossMeter:
 
     def __init__(self) -> None:
         self.total, self.latest = 0.0, math.nan
-        self._pending: list[tuple[torch.Tensor, int, list[float], torch.Tensor]] = []
+        self._pending: list[tuple[Tensor, int, list[float], Tensor]] = []
 
-    def add(
-        self, loss: torch.Tensor, iteration: int, lrs: list[float], indices: torch.Tensor
-    ) -> None:
+    def add(self, loss: Tensor, iteration: int, lrs: list[float], indices: Tensor) -> None:
         """Add the loss of an iteration (counted from 1), its learning rates and its samples."""
         self._pending.append((loss.detach(), iteration, lrs, indices))
         if loss.device.type == "cpu" or len(self._pending) >= CHECK_EVERY:
@@ -79,7 +70,7 @@ class LossMeter:
 def evaluate(
     predictor: Predictor,
     data: EvaluationData,
-    visit: Visitor | None = None,
+    visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StreamSegMetrics:
     """Count the predictions for the images of `data`, against targets of their own size.
@@ -100,7 +91,10 @@ def evaluate(
     device = predictor.device
     metrics = StreamSegMetrics(data.dataset.num_classes, IGNORE_INDEX, device)
     batches = progress(data.loader, "evaluate", leave=False, disable=not is_main())
-    with no_cudnn_search():
+    # Its search pays for one size of crops, and not for VOC's 258 of images: on an H200, 43 of them
+    # took over a minute with it and 3 s without (DeepLabV3+ with a ResNet-50, 210 images).
+    searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
         for images, targets, indices in batches:
             if should_stop():
                 raise Stopped
@@ -109,25 +103,13 @@ def evaluate(
             if visit:
                 for sample in zip(indices.tolist(), images, targets, preds, strict=True):
                     visit(*sample)
+    finally:
+        torch.backends.cudnn.benchmark = searches
     all_reduce_sum(metrics.confusion)
     return metrics
 
 
-@contextlib.contextmanager
-def no_cudnn_search() -> Iterator[None]:
-    """Without `cudnn.benchmark`: it pays for one size of crops, and not for VOC's 258 of images.
-
-    It would search anew for each. On an H200, 43 of these sizes took over a minute with it and 3 s
-    without (DeepLabV3+ with a ResNet-50, 210 images).
-    """
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-def predict_batch(predictor: Predictor, images: torch.Tensor) -> torch.Tensor:
+def predict_batch(predictor: Predictor, images: Tensor) -> Tensor:
     """`predictor(images)`, in halves if memory runs out."""
     try:
         return predictor(images)
