@@ -101,13 +101,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process; all get the same answer."""
-    if not dist.is_initialized():
-        return flag
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)) > 0)
-
-
 def sync_buffers(model: nn.Module) -> None:
     """Give every process rank 0's running statistics, before an evaluation."""
     if dist.is_initialized():

@@ -6,7 +6,7 @@ from types import FrameType
 
 import torch
 
-from utils.distributed import CHECK_EVERY, any_process, get_world_size, is_main
+from utils.distributed import CHECK_EVERY, all_reduce_sum, get_world_size, is_main
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,7 +56,8 @@ class StopSignals:
             return self.received is not None
         if device.type == "cuda" and iteration % CHECK_EVERY:
             return False
-        return any_process(self.received is not None, device)
+        received = torch.tensor(float(self.received is not None), device=device)
+        return bool(all_reduce_sum(received) > 0)
 
     @property
     def exit_status(self) -> int:
