@@ -4,13 +4,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import (
-    ChainedScheduler,
-    LinearLR,
-    LRScheduler,
-    PolynomialLR,
-    StepLR,
-)
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, PolynomialLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from network._deeplab import DeepLab
@@ -27,12 +21,8 @@ def build_optimizer(
     Momentum is 0.9 and weight decay 1e-4 unless `options` of SGD say otherwise.
     """
     backbone = list(model.backbone.parameters())
-    ids = {id(parameter) for parameter in backbone}
-    head = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-    groups = [
-        {"params": backbone, "lr": backbone_lr_factor * lr},
-        {"params": head, "lr": lr},
-    ]
+    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = [{"params": backbone, "lr": backbone_lr_factor * lr}, {"params": head, "lr": lr}]
     # Fused: one pass over each parameter in place of three. Not where fp16 has a GradScaler: if it
     # skips the first step, torch's fused SGD goes on from a momentum that was never written.
     options = {"momentum": 0.9, "weight_decay": 1e-4} | options
@@ -50,10 +40,8 @@ def build_scheduler(
     """
     if policy == "step":
         schedule: LRScheduler = StepLR(optimizer, step_size, gamma=0.1)
-    elif policy == "poly":
-        schedule = PolynomialLR(optimizer, total_itrs, power=0.9)
     else:
-        raise ValueError(f"unknown policy {policy!r}: choose from {LR_POLICIES}")
+        schedule = PolynomialLR(optimizer, total_itrs, power=0.9)
     if warmup_itrs == 0:
         return schedule
     warmup = LinearLR(optimizer, start_factor=1 / (warmup_itrs + 1), total_iters=warmup_itrs)
