@@ -36,6 +36,7 @@ from datasets.transforms import train_transform
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
 from utils.common.errors import UserError, run_script
+from utils.common.files import read_json, write_json
 from utils.common.progress import progress, say
 from utils.distributed import (
     end_distributed,
@@ -54,7 +55,7 @@ from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import choose_device, choose_precision, is_out_of_memory
 from utils.predictor import Predictor
-from utils.run_folder import BEST_FILE, RunFolder, describe_environment
+from utils.run_folder import ARGS_FILE, BEST_FILE, RunFolder, describe_environment
 from utils.run_records import load_run, summarise
 from utils.scores import build_val_data, protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     """Everything from the data to the last iteration, top to bottom."""
     folder = RunFolder(run_dir_of(args))
     folder.check(args.resume, args.overwrite)
-    stored = folder.read_settings() if args.resume else {}
+    stored = read_json(folder.path / ARGS_FILE) if args.resume else {}
     if args.precision == "auto":  # what it came to is part of the run
         args.precision = stored.get("environment", {}).get("precision", "auto")
     args.precision = choose_precision(args.precision, device)
@@ -148,7 +149,8 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
 
     with folder.held(args.resume, args.overwrite), StopSignals() as signals:
         folder.drop_log_after(state.evaluated_itrs)  # it will be logged again
-        folder.write_settings(settings_of(state, data, command, stored))
+        if is_main():
+            write_json(folder.path / ARGS_FILE, settings_of(state, data, command, stored))
         try:
             train(state, data, folder, signals)
         except Stopped:
@@ -180,11 +182,10 @@ def train(state: TrainingState, data: Data, folder: RunFolder, signals: StopSign
     settings = LoaderSettings(
         args.batch_size, args.seed, args.num_workers, pin_memory=state.device.type == "cuda"
     )
-    batches = iter(
-        build_train_loader(
-            data.train_set, settings, state.cur_itrs, args.total_itrs, data.sample_weights
-        )
+    loader = build_train_loader(
+        data.train_set, settings, state.cur_itrs, args.total_itrs, data.sample_weights
     )
+    batches = iter(loader)
     options = {"initial": state.cur_itrs, "unit": "it", "disable": not is_main()}
     with progress(None, "train", args.total_itrs, **options) as bar:
         while True:

@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from utils.common.errors import UserError
-from utils.common.files import read_json, write_json, write_text
+from utils.common.files import write_text
 from utils.distributed import is_main
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -98,15 +98,6 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def read_settings(self) -> dict[str, Any]:
-        """What `args.json` holds."""
-        return read_json(self.path / ARGS_FILE)
-
-    def write_settings(self, settings: dict[str, Any]) -> None:
-        """Write `args.json`."""
-        if is_main():
-            write_json(self.path / ARGS_FILE, settings)
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add the record of an evaluation."""
