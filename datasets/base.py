@@ -79,11 +79,18 @@ class SegmentationDataset(Dataset):
         self.class_names = tuple(class_names)
         self.transform = transform
         self.target_paths = find_files(folder / target_folder, self.ids, "mask")
-        self.image_paths = (
-            [] if masks_only else find_files(folder / "JPEGImages", self.ids, "image")
-        )
+        self.image_paths: list[Path] = []
+        if not masks_only:
+            self.image_paths = find_files(folder / "JPEGImages", self.ids, "image")
         self.cache: SampleCache | None = None
-        self._say_orientations()
+        with ThreadPoolExecutor() as pool:
+            kept = list(pool.map(keeps_orientation, self.image_paths, self.target_paths))
+        if any(kept):
+            first = next(compress(self.image_paths, kept))
+            say_once(
+                f"note: {first}: EXIF tells to turn it, but its mask fits the stored pixels, so "
+                f"these are used ({sum(kept)} such images in {self.folder})"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -140,17 +147,6 @@ class SegmentationDataset(Dataset):
                 f"{self.image_paths[index]} is {image_size}: they must be of one size"
             )
         return image, target
-
-    def _say_orientations(self) -> None:
-        """Say where an image is trained on as it is stored, and not as a viewer shows it."""
-        with ThreadPoolExecutor() as pool:
-            kept = list(pool.map(keeps_orientation, self.image_paths, self.target_paths))
-        if any(kept):
-            first = next(compress(self.image_paths, kept))
-            say_once(
-                f"note: {first}: EXIF tells to turn it, but its mask fits the stored pixels, so "
-                f"these are used ({sum(kept)} such images in {self.folder})"
-            )
 
     def cache_in_ram(self) -> None:
         """Decode all samples, with a progress bar; from then on there is only the transform to do.

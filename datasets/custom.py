@@ -20,10 +20,9 @@ class CustomSegmentation(SegmentationDataset):
     Args:
         root: the folder.
         image_set: the name of a list; without lists `train`, `val` or `trainval`.
-        transform: `(image, target) -> (image, target)`.
         val_fraction: the rough share of `val` where there are no lists, in (0, 1).
         seed: with an image's name it decides that split.
-        masks_only: do not ask for images.
+        transform, masks_only: see `SegmentationDataset`.
 
     Raises:
         UserError: a folder, a list or a file is missing, or the split would be empty.

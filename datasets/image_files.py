@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -46,7 +47,7 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def read_image(path: Path, target_size: tuple[int, int] | None = None) -> torch.Tensor:
+def read_image(path: Path, target_size: tuple[int, int] | None = None) -> Tensor:
     """Read any image as a viewer shows it.
 
     Transparent parts lie on white; deep grey is scaled to 8 bits; of several frames it is the
@@ -71,9 +72,7 @@ def read_image(path: Path, target_size: tuple[int, int] | None = None) -> torch.
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def read_mask(
-    path: Path, palette: np.ndarray | None = None, num_classes: int = 255
-) -> torch.Tensor:
+def read_mask(path: Path, palette: np.ndarray | None = None, num_classes: int = 255) -> Tensor:
     """Read an index mask: a palette PNG or a grey one of 1 to 8 bits.
 
     Args:

@@ -69,8 +69,7 @@ class ShapesSegmentation(SegmentationDataset):
     Args:
         root: the folder to draw into.
         image_set: `train` (480), `val` (120) or `trainval` (600).
-        transform: `(image, target) -> (image, target)`.
-        masks_only: do not ask for images.
+        transform, masks_only: see `SegmentationDataset`.
 
     Raises:
         UserError: no such image set, or the folder cannot be written.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -19,9 +20,7 @@ from utils.common.imagenet import MEAN
 MEAN_COLOR = tuple(round(255 * value) for value in MEAN)  # of padding: 0 when normalised
 
 
-def resize(
-    image: torch.Tensor, target: torch.Tensor, size: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def resize(image: Tensor, target: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Resize to (height, width): bilinear with antialiasing, the target by nearest neighbour.
 
     The image comes out channels last. Targets are on the CPU.
@@ -56,9 +55,7 @@ class RandomScaleCrop:
         self.crop_size = crop_size
         self.scale = scale
 
-    def __call__(
-        self, image: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Image and target of `crop_size`."""
         scale = torch.empty(()).uniform_(*self.scale).item()
         rows, height, above = self._draw_side(target.shape[0], self.crop_size[0], scale)
@@ -87,9 +84,7 @@ class RandomScaleCrop:
 class RandomHorizontalFlip:
     """Mirror left and right with probability one half."""
 
-    def __call__(
-        self, image: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mirror both or none."""
         if torch.rand(()) < 0.5:
             return image.flip(-1), target.flip(-1)
@@ -119,9 +114,7 @@ class ShortSideCenterCrop:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(
-        self, image: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Image and target of (size, size)."""
         height, width = target.shape
         factor = self.size / min(height, width)
