@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         sizes = "" if args.test_only else "--batch_size, --crop_size or "
         raise UserError(
-            f"{device} is out of memory: lower {sizes}--val_batch_size, or use --precision bf16 "
-            "or fp16"
+            f"out of memory ({device}): lower {sizes}--val_batch_size, or use --precision bf16 or "
+            "fp16"
         ) from None
     finally:
         end_distributed()

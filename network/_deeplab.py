@@ -51,14 +51,17 @@ def conv3x3(
     )
 
 
-def norm_relu(conv: nn.Module, channels: int) -> nn.Sequential:
-    """A convolution that gives `channels`, batch norm, ReLU."""
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+class ASPPConv(nn.Sequential):
+    """One atrous branch of ASPP: 3x3 convolution at `dilation`, batch norm, ReLU."""
 
-
-def conv1x1(in_channels: int, out_channels: int) -> nn.Sequential:
-    """1x1 convolution without bias, batch norm, ReLU."""
-    return norm_relu(nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), out_channels)
+    def __init__(
+        self, in_channels: int, out_channels: int, dilation: int, separable: bool = False
+    ) -> None:
+        super().__init__(
+            conv3x3(in_channels, out_channels, dilation, separable),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
 
 
 class ASPPPooling(nn.Sequential):
@@ -69,7 +72,12 @@ class ASPPPooling(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), *conv1x1(in_channels, out_channels))
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float (N, in_channels, H, W) to (N, out_channels, H, W), constant over H and W."""
@@ -87,22 +95,34 @@ class ASPP(nn.Module):
     Args:
         in_channels: channels of the backbone's output.
         atrous_rates: dilations of the 3x3 branches.
+        out_channels: filters of each branch and of the projection.
         separable: separable 3x3 convolutions.
     """
 
     def __init__(
-        self, in_channels: int, atrous_rates: Sequence[int], separable: bool = False
+        self,
+        in_channels: int,
+        atrous_rates: Sequence[int],
+        out_channels: int = 256,
+        separable: bool = False,
     ) -> None:
         super().__init__()
-        pointwise = conv1x1(in_channels, 256)
-        atrous = [
-            norm_relu(conv3x3(in_channels, 256, rate, separable), 256) for rate in atrous_rates
-        ]
-        self.convs = nn.ModuleList([pointwise, *atrous, ASPPPooling(in_channels, 256)])
-        self.project = nn.Sequential(*conv1x1(len(self.convs) * 256, 256), nn.Dropout(0.1))
+        pointwise = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+        atrous = [ASPPConv(in_channels, out_channels, rate, separable) for rate in atrous_rates]
+        self.convs = nn.ModuleList([pointwise, *atrous, ASPPPooling(in_channels, out_channels)])
+        self.project = nn.Sequential(
+            nn.Conv2d(len(self.convs) * out_channels, out_channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Float (N, in_channels, H, W) to (N, 256, H, W); N >= 2 in training."""
+        """Float (N, in_channels, H, W) to (N, out_channels, H, W); N >= 2 in training."""
         return self.project(torch.cat([conv(x) for conv in self.convs], dim=1))
 
 
@@ -113,7 +133,7 @@ class DeepLabHead(nn.Module):
     ancestor's and torchvision's, and their weights need it.
 
     Args:
-        low_level_channels: channels of "low_level"; not used, but the heads have one signature.
+        low_level_channels: not used; the heads have one signature.
         in_channels: channels of "out".
         num_classes: channels of the logits.
         atrous_rates: ASPP's dilations.
@@ -130,8 +150,10 @@ class DeepLabHead(nn.Module):
     ) -> None:
         super().__init__()
         self.classifier = nn.Sequential(
-            ASPP(in_channels, atrous_rates, separable),
-            *norm_relu(conv3x3(256, 256, separable=separable), 256),
+            ASPP(in_channels, atrous_rates, separable=separable),
+            conv3x3(256, 256, separable=separable),
+            nn.BatchNorm2d(256),
+            nn.ReLU(inplace=True),
             nn.Conv2d(256, num_classes, kernel_size=1),
         )
         init_head(self)
@@ -146,7 +168,14 @@ class DeepLabHeadPlus(nn.Module):
 
     Low-level features are reduced to 48 channels (section 4.1) and joined with the upsampled output
     of ASPP. The paper refines with two 3x3 convolutions; here it is one, as in the public ancestor,
-    whose weights are to load. The arguments are those of `DeepLabHead`.
+    whose weights are to load.
+
+    Args:
+        low_level_channels: channels of "low_level".
+        in_channels: channels of "out".
+        num_classes: channels of the logits.
+        atrous_rates: ASPP's dilations.
+        separable: separable 3x3 convolutions.
     """
 
     def __init__(
@@ -158,10 +187,16 @@ class DeepLabHeadPlus(nn.Module):
         separable: bool = False,
     ) -> None:
         super().__init__()
-        self.project = conv1x1(low_level_channels, 48)
-        self.aspp = ASPP(in_channels, atrous_rates, separable)
+        self.project = nn.Sequential(
+            nn.Conv2d(low_level_channels, 48, kernel_size=1, bias=False),
+            nn.BatchNorm2d(48),
+            nn.ReLU(inplace=True),
+        )
+        self.aspp = ASPP(in_channels, atrous_rates, separable=separable)
         self.classifier = nn.Sequential(
-            *norm_relu(conv3x3(48 + 256, 256, separable=separable), 256),
+            conv3x3(48 + 256, 256, separable=separable),
+            nn.BatchNorm2d(256),
+            nn.ReLU(inplace=True),
             nn.Conv2d(256, num_classes, kernel_size=1),
         )
         init_head(self)
@@ -177,7 +212,10 @@ class DeepLabHeadPlus(nn.Module):
         """
         low_level = self.project(features["low_level"])
         out = F.interpolate(
-            self.aspp(features["out"]), low_level.shape[-2:], mode="bilinear", align_corners=False
+            self.aspp(features["out"]),
+            size=low_level.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
         )
         # Low-level channels first: published weights have them in this order.
         return self.classifier(torch.cat([low_level, out], dim=1))

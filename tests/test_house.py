@@ -1,6 +1,7 @@
 """The house: which module may import which."""
 
 import ast
+import importlib
 import sys
 
 import pytest
@@ -87,3 +88,16 @@ def test_tests_mirror_the_tree():
     for path in (ROOT / "tests").rglob("test_*.py"):
         folder = path.relative_to(ROOT / "tests").parent
         assert (ROOT / folder).is_dir(), f"{path}: tests nothing that is there"
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("network._deeplab", "ASPPConv ASPPPooling ASPP DeepLabHead DeepLabHeadPlus"),
+        ("datasets.voc", "VOCSegmentation decode_target"),
+        ("utils.loss", "FocalLoss"),
+    ],
+)
+def test_the_courses_names_are_where_the_course_looks_for_them(module, names):
+    for name in names.split():
+        assert getattr(importlib.import_module(module), name).__module__ == module

@@ -439,7 +439,7 @@ def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkey
 def test_out_of_memory_of_an_evaluation_names_its_flags(run, finished, data, monkeypatch, step):
     monkeypatch.setattr(step, run_out_of_memory)
     argv = (*SMALL, "--data_root", data, "--test_only", "--ckpt", finished / "best.pth")
-    assert "cpu is out of memory: lower --val_batch_size, or use --pre" in run(main, *argv).error
+    assert "out of memory (cpu): lower --val_batch_size, or use --pre" in run(main, *argv).error
 
 
 # What bad input gets: one line, status 2.

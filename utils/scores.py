@@ -78,7 +78,7 @@ def score_checkpoint(
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"{device} is out of memory: lower --val_batch_size, or use --precision bf16 or fp16"
+            f"out of memory ({device}): lower --val_batch_size, or use --precision bf16 or fp16"
         ) from None
     present, absent = present_and_absent(metrics.confusion.sum(1), val_set.class_names)
     if len(present) < 2:

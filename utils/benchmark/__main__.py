@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"{device} is out of memory: lower --batch_size or --crop_size") from None
+        raise UserError(f"out of memory ({device}): lower --batch_size or --crop_size") from None
     print(f"\nwritten to {args.output}")
 
 
