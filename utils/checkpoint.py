@@ -160,8 +160,9 @@ def _check_own(path: Path, content: dict[str, Any]) -> None:
             "take the version of this project that wrote it"
         )
     args, names = content.get("args"), content.get("class_names")
+    weights = content.get("model_state")
     is_right = {
-        "model_state": isinstance(content.get("model_state"), dict),
+        "model_state": isinstance(weights, dict) and _is_list(list(weights), str),
         "args": isinstance(args, dict)
         and args.get("output_stride") in (8, 16)
         and isinstance(args.get("model", ""), str)

@@ -463,6 +463,7 @@ def test_files_without_a_deeplab_are_named(tmp_path, content):
         ({"format": FORMAT, "class_names": []}, "class_names cannot be"),
         ({"class_names": list("abcde"), "model_state": {"a": 5}, "format": FORMAT}, "a is of"),
         ({"format": FORMAT, "model_state": None}, "model_state cannot be None"),
+        ({"format": FORMAT, "model_state": {1: torch.ones(1)}}, "model_state cannot be {1: "),
         ({"format": FORMAT, "args": None}, "args cannot be None"),
         ({"mean": [0.5, 0.5]}, "mean cannot be"),
         ({"std": 1.0}, "std cannot be"),
