@@ -18,7 +18,6 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,19 +35,17 @@ from utils.benchmark.contenders import (
 from utils.benchmark.depthwise import compare_depthwise
 from utils.benchmark.inputs import draw_inputs
 from utils.common.errors import UserError, run_script
-from utils.common.files import write_json
 from utils.common.flags import HelpFormatter, merge, parse
-from utils.common.timing import format_table, measure, summarize
+from utils.common.timing import measure, table_row
 from utils.precision import PRECISIONS, choose_device, choose_precision, is_out_of_memory
-from utils.run_folder import describe_environment
 
-# Title, heads of the first two columns, and what gives the contenders.
+# Title, what this project is compared with, and what gives the contenders.
 WORKLOADS = {
-    "train": ("training step", "ancestor", "here", compare_training),
-    "eval": ("evaluation of whole images, from the files", "ancestor", "here", compare_evaluation),
-    "predict": ("prediction, one image at a time", "ancestor", "here", compare_prediction),
-    "data": ("input pipeline, one worker", "ancestor", "here", compare_data),
-    "depthwise": ("depthwise convolutions in training", "plain", "here", compare_depthwise),
+    "train": ("training step", "ancestor", compare_training),
+    "eval": ("evaluation of whole images, from the files", "ancestor", compare_evaluation),
+    "predict": ("prediction, one image at a time", "ancestor", compare_prediction),
+    "data": ("input pipeline, one worker", "ancestor", compare_data),
+    "depthwise": ("depthwise convolutions in training", "plain", compare_depthwise),
 }
 # How much a round holds: training iterations, images to read or evaluate, images to predict. A
 # matrix product of the quick size would be no limit, and so there is none.
@@ -56,41 +53,37 @@ SIZES = {
     "cpu": {"batch_size": 2, "iterations": 2, "images": 64, "predict_images": 4, "matrix": 4096},
     "gpu": {"batch_size": 8, "iterations": 20, "images": 256, "predict_images": 24, "matrix": 8192},
 }
-DEFAULTS = {"model": "deeplabv3plus_resnet50", "crop_size": 513, "repeats": 5}
 QUICK = {"model": "deeplabv3plus_mobilenet", "crop_size": 65, "batch_size": 2, "repeats": 2,
          "iterations": 1, "images": 6, "predict_images": 2, "matrix": 0}  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All flags; what depends on the device or on `--quick` has no default yet."""
+    """All flags; what depends on the device has no default yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--only", nargs="+", choices=list(WORKLOADS), help="(default: all but depthwise)")
-    add("--model", choices=list(MODELS), help="architecture (default: deeplabv3plus_resnet50)")
-    add("--crop_size", type=int, help="side of a training crop (default: 513)")
+    add("--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture")
+    add("--crop_size", type=int, default=513, help="side of a training crop")
     add("--batch_size", type=int, help="of training (default: 8 on a GPU, else 2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="of this project")
     add("--compile", action="store_true", help="train this project with torch.compile; CUDA only")
     add("--data_root", help="a data set as for --dataset custom (default: inputs are drawn)")
-    add("--repeats", type=int, help="rounds that are measured (default: 5)")
+    add("--repeats", type=int, default=5, help="rounds that are measured")
     add("--quick", action="store_true", help="tiny sizes; other flags still win")
-    add("--output", default="benchmark.json", help="file of the results")
     return parser
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
-    """Parse the flags; what depends on the device or on `--quick` is completed.
+    """Parse the flags, and complete what depends on the device or on `--quick`.
 
     Raises:
         UserError: a flag is out of range, or does not apply here.
     """
     defaults, given = parse(build_parser(), argv)
     device = choose_device(merge(defaults, given).device)
-    sizes = {
-        "only": [name for name in WORKLOADS if name != "depthwise"],
-        **DEFAULTS | SIZES["cpu" if device.type == "cpu" else "gpu"],
-    }
+    defaults["only"] = [name for name in WORKLOADS if name != "depthwise"]
+    sizes = SIZES["cpu" if device.type == "cpu" else "gpu"]
     args = merge(defaults, sizes, QUICK if "quick" in given else {}, given)
     if args.compile and (device.type != "cuda" or "train" not in args.only):
         raise UserError("--compile: is for training on CUDA: leave it out")
@@ -103,61 +96,51 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device
 
 def build_setup(args: argparse.Namespace, device: torch.device, folder: Path) -> Setup:
     """Data, drawn into `folder` unless `--data_root` names another, and weights."""
-    names = ("train", "val")
-    if not args.data_root:
+    root, train, val = args.data_root, "train", "val"
+    if not root:
         is_read = set(args.only) & {"eval", "predict", "data"}
         draw_inputs(folder, args.images if is_read else 1, shrink=6 if args.quick else 1)
-        names = ("trainval", "trainval")  # there are no lists
-    transforms = (train_transform((args.crop_size, args.crop_size)), None)
-    train_set, val_set = (
-        first_samples(CustomSegmentation(args.data_root or folder, *parts), args.images)
-        for parts in zip(names, transforms, strict=True)
-    )
+        root, train, val = folder, "trainval", "trainval"  # there are no lists
+    transform = train_transform((args.crop_size, args.crop_size))
+    train_set = first_samples(CustomSegmentation(root, train, transform), args.images)
+    val_set = first_samples(CustomSegmentation(root, val), args.images)
     torch.manual_seed(0)
     model = build_model(args.model, train_set.num_classes)
     return Setup(args, device, model, train_set, val_set)
 
 
-def run_workloads(setup: Setup, report: dict[str, Any]) -> None:
-    """Measure, print and write one comparison after the other."""
+def run_workloads(setup: Setup) -> None:
+    """Measure and print one comparison after the other."""
     for name in setup.args.only:
-        title, *heads, compare = WORKLOADS[name]
+        title, base, compare = WORKLOADS[name]
         torch.backends.cudnn.benchmark = name == "train"  # as main.py; the ancestor never does
         rows = []
         for contenders in compare(setup):
             measure(contenders, setup.args.repeats, setup.device)
-            rows += summarize(contenders)
-        report["workloads"][name] = {"title": title, "rows": rows}
-        write_json(Path(setup.args.output), report)
-        print(f"\n{format_table(title, heads, rows)}", flush=True)
+            rows += [table_row(one) for one in contenders if one.base]
+        head = f"| {title} | {base} | here | ratio | of the limit | peak memory |"
+        print("\n".join(["", head, "|---|---|---|---|---|---|", *rows]), flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure as the flags say."""
     args, device = parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "utils.benchmark", *words])
     cpu = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    report = {
-        "command": shlex.join(["python", "-m", "utils.benchmark", *words]),
-        "date": datetime.date.today().isoformat(),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "environment": describe_environment(),
-        "settings": vars(args),
-        "workloads": {},
-    }
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     print(
-        f"`{report['command']}`: {report['machine']}, torch {torch.__version__}, "
-        f"{report['date']}; medians of {args.repeats} rounds in which both take turns"
+        f"`{command}`: {machine}, torch {torch.__version__}, {datetime.date.today()}; "
+        f"medians of {args.repeats} rounds in which both take turns"
     )
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions: for the limit alone
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run_workloads(build_setup(args, device, Path(folder) / "inputs"), report)
+            run_workloads(build_setup(args, device, Path(folder) / "inputs"))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(f"out of memory ({device}): lower --batch_size or --crop_size") from None
-    print(f"\nwritten to {args.output}")
 
 
 if __name__ == "__main__":

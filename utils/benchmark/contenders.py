@@ -69,16 +69,16 @@ def compare_models(
     `build_ancestor` takes no argument, `build_project` the precision; a run of both handles so many
     images and 10^9 FLOPs.
     """
+    base = Contender("ancestor", build_ancestor, images)
     limits, ours = [], []
     for precision in setup.args.precision:
         # Small products are slower than a network's convolutions: they would be no limit.
         products = large_products(precision, setup) if setup.args.matrix else []
-        names = tuple(product.name for product in products)
         build = partial(build_project, precision)
         limits += products
-        ours.append(Contender(precision, build, images, gflop, "ancestor", names))
+        ours.append(Contender(precision, build, images, gflop, base, products))
     # The limits first: they load torch's libraries, whose memory would count as the ancestor's.
-    return [*limits, Contender("ancestor", build_ancestor, images), *ours]
+    return [*limits, base, *ours]
 
 
 def large_products(precision: str, setup: Setup) -> list[Contender]:
@@ -245,8 +245,6 @@ def compare_data(setup: Setup) -> Iterator[list[Contender]]:
         )
         return lambda: sum(len(images) for images, *_ in loader)
 
-    yield [
-        Contender("decode", lambda: decode, work=number),
-        Contender("ancestor", build_ancestor, number),
-        Contender("one worker", build_project, number, number, "ancestor", ("decode",)),
-    ]
+    limit = Contender("decode", lambda: decode, work=number)
+    base = Contender("ancestor", build_ancestor, number)
+    yield [limit, base, Contender("one worker", build_project, number, number, base, [limit])]

@@ -66,11 +66,8 @@ def in_both_ways(
     for conv in plain.modules():
         if isinstance(conv, DepthwiseConv2d):
             conv.__class__ = nn.Conv2d  # type: ignore[assignment]
-    base = f"{name}, plain"
-    return [
-        Contender(base, partial(build, plain)),
-        Contender(name, partial(build, module), base=base),
-    ]
+    base = Contender(f"{name}, plain", partial(build, plain))
+    return [base, Contender(name, partial(build, module), base=base)]
 
 
 def convolve(x: torch.Tensor, conv: nn.Conv2d) -> Run:

@@ -4,12 +4,12 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,8 +27,8 @@ class Contender:
         build: makes ready what is not to be timed, and returns what is.
         images: that one run handles.
         work: that one run does, as its limits count it: GFLOP or files.
-        base: name of the contender that this one is compared with; None for a base or a limit.
-        limits: names of the contenders that do this work and nothing else.
+        base: the contender that this one is compared with; None for a base or a limit.
+        limits: the contenders that do this work and nothing else.
         seconds: that each round took.
         peak_mb: the most memory that it held; 0 if that cannot be told.
     """
@@ -37,10 +37,15 @@ class Contender:
     build: Callable[[], Run]
     images: int = 1
     work: float = 0
-    base: str | None = None
-    limits: tuple[str, ...] = ()
+    base: "Contender | None" = None
+    limits: Sequence["Contender"] = ()
     seconds: list[float] = dataclasses.field(default_factory=list)
     peak_mb: float = 0
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds for an image: the median over the rounds."""
+        return 1000 * statistics.median(self.seconds) / self.images
 
     def rate_over(self, other: "Contender", unit: str) -> float:
         """This rate over the other's, counted in images or work: the median over the rounds."""
@@ -100,47 +105,18 @@ def measure(contenders: Sequence[Contender], repeats: int, device: torch.device)
             contender.seconds.append(timed(run, device))
 
 
-def summarize(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
-    """Medians over the rounds; a ratio is taken within each round, before the median.
+def table_row(one: Contender) -> str:
+    """A contender beside its base, in Markdown; a ratio is taken in each round, before the median.
 
-    Returns:
-        For each contender `name`, `seconds`, `ms` per image, `peak_mb`, and `spread` (largest less
-        smallest time, over the median). With a base also `base` and the `ratio` of the rates; with
-        limits `share` of the fastest.
+    The columns are the name, milliseconds per image of both, the ratio of their rates, the share of
+    the fastest limit, and the most memory of both.
     """
-    by_name = {contender.name: contender for contender in contenders}
-    rows = []
-    for one in contenders:
-        median = statistics.median(one.seconds)
-        spread = (max(one.seconds) - min(one.seconds)) / median
-        row = {"name": one.name, "seconds": one.seconds, "ms": 1000 * median / one.images}
-        row |= {"peak_mb": one.peak_mb, "spread": spread}
-        if one.base:
-            row |= {"base": one.base, "ratio": one.rate_over(by_name[one.base], "images")}
-        if one.limits:
-            share = min(one.rate_over(by_name[name], "work") for name in one.limits)
-            if share <= 1:  # what is slower than the work itself is no limit of it
-                row["share"] = share
-        rows.append(row)
-    return rows
-
-
-def format_table(title: str, heads: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of what was compared; `heads` name the base and what is beside it."""
-    by_name = {row["name"]: row for row in rows}
-    lines = [
-        f"| {title} | {heads[0]} | {heads[1]} | ratio | of the limit | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if "base" in row:
-            base = by_name[row["base"]]
-            share = f"{100 * row['share']:.0f} %" if "share" in row else "-"
-            peak = (
-                f"{base['peak_mb']:.0f} to {row['peak_mb']:.0f} MB" if row["peak_mb"] >= 1 else "-"
-            )
-            lines.append(
-                f"| {row['name']} | {base['ms']:.1f} ms | {row['ms']:.1f} ms | {row['ratio']:.2f} "
-                f"| {share} | {peak} |"
-            )
-    return "\n".join(lines)
+    assert one.base is not None
+    share = min((one.rate_over(limit, "work") for limit in one.limits), default=math.inf)
+    # What is slower than the work itself is no limit of it.
+    of_limit = f"{100 * share:.0f} %" if share <= 1 else "-"
+    peak = f"{one.base.peak_mb:.0f} to {one.peak_mb:.0f} MB" if one.peak_mb >= 1 else "-"
+    return (
+        f"| {one.name} | {one.base.ms:.1f} ms | {one.ms:.1f} ms "
+        f"| {one.rate_over(one.base, 'images'):.2f} | {of_limit} | {peak} |"
+    )

@@ -11,6 +11,7 @@ Input "image": uint8 (N, 3, H, W), RGB. Output "classes": uint8 (N, H, W), or "l
 
 import argparse
 import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from torch import nn
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
 from utils.common.flags import HelpFormatter, merge, parse
-from utils.export.formats import CAN_EXPORT, FORMATS
+from utils.common.timing import Contender, measure
+from utils.export.formats import CAN_EXPORT, FORMATS, Run
 from utils.export.program import HalfWeightConv2d, Program
-from utils.export.speed import compare_speed
 from utils.predictor import Predictor
 
 # (N, H, W) that a written file is tried with.
 SIZES = ((1, 1, 1), (2, 97, 65), (1, 131, 203))
 # The least share of equal classes, by whether weights are rounded to fp16.
 EQUAL = {False: 0.999, True: 0.98}
+ROUNDS = 7  # of `--time`
 
 
 def describe(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def draw_image(size: tuple[int, int, int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def compare(run: Any, program: Program, predictor: Predictor) -> tuple[float, float]:
+def compare(run: Run, program: Program, predictor: Predictor) -> tuple[float, float]:
     """How far a file's results are from the project's own.
 
     Args:
@@ -93,11 +95,30 @@ def compare(run: Any, program: Program, predictor: Predictor) -> tuple[float, fl
     return equal / pixels, largest
 
 
-def export(args: argparse.Namespace) -> str:
-    """Write the file, try it, and keep it if it is right.
+@torch.inference_mode()
+def compare_speed(run: Run, program: Program, predictor: Predictor, side: int) -> list[Contender]:
+    """Time the file on the CPU, beside the project in three ways.
 
-    Returns:
-        Lines on how it compares.
+    Args:
+        run: the file: image to result.
+        program: what was written.
+        predictor: fp32, without `--resize`.
+        side: of the one square image, in pixels.
+    """
+    image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
+    given = predictor.model.normalize(image) if program.float_input else image
+    contenders = [
+        Contender("the file, fp32", lambda: partial(run, given)),
+        Contender("Predictor, fp32", lambda: partial(predictor, image)),
+        Contender("Predictor, bf16", lambda: partial(Predictor(predictor.model, "bf16"), image)),
+        Contender("torch.compile, fp32", lambda: partial(torch.compile(program), given)),
+    ]
+    measure(contenders, ROUNDS, predictor.device)
+    return contenders
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the file, try it, keep it if it is right, and print how it compares.
 
     Raises:
         UserError: the checkpoint or the name cannot be used, a package is missing, or the file's
@@ -122,9 +143,9 @@ def export(args: argparse.Namespace) -> str:
     image = draw_image((2, 97, 65))  # a batch of 1 would be taken for a constant
     if args.float_input:
         image = predictor.model.normalize(image)
-    with write_atomically(path) as partial:
-        file_format.write(program, image, metadata, partial)
-        run = file_format.load(partial)
+    with write_atomically(path) as unfinished:
+        file_format.write(program, image, metadata, unfinished)
+        run = file_format.load(unfinished)
         equal, largest = compare(run, program, predictor)
         text = (
             f"{100 * equal:.3f} % of the classes equal the project's own, largest difference in "
@@ -133,27 +154,22 @@ def export(args: argparse.Namespace) -> str:
         if equal < EQUAL[args.fp16_weights]:
             raise UserError(f"{path}: not kept: only {text}")
         if args.time:
-            for name, milliseconds in compare_speed(run, program, predictor, args.time).items():
-                text += f"\n{name:20}{milliseconds:8.1f} ms"
-    return text
+            for one in compare_speed(run, program, predictor, args.time):
+                text += f"\n{one.name:20}{one.ms:8.1f} ms"
+    print(f"{args.output} ({path.stat().st_size / 1e6:.1f} MB): {text}")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--ckpt", required=True, help='a checkpoint, or "torchvision"')
-    parser.add_argument("--output", required=True, help="the file: .onnx or .pt2")
-    parser.add_argument(
-        "--output_stride", type=int, choices=[8, 16], help="if not what the checkpoint says"
-    )
-    parser.add_argument("--logits", action="store_true", help="give logits in place of classes")
-    parser.add_argument(
-        "--float_input", action="store_true", help="take normalised floats in place of bytes"
-    )
-    parser.add_argument(
-        "--fp16_weights", action="store_true", help="half the size; computes in fp32"
-    )
-    parser.add_argument("--time", type=int, help="time it on images of this side (pixels)")
+    add = parser.add_argument
+    add("--ckpt", required=True, help='a checkpoint, or "torchvision"')
+    add("--output", required=True, help="the file: .onnx or .pt2")
+    add("--output_stride", type=int, choices=[8, 16], help="if not what the checkpoint says")
+    add("--logits", action="store_true", help="give logits in place of classes")
+    add("--float_input", action="store_true", help="take normalised floats in place of bytes")
+    add("--fp16_weights", action="store_true", help="half the size; computes in fp32")
+    add("--time", type=int, help="time it on images of this side (pixels)")
     return parser
 
 
@@ -168,10 +184,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the flags say."""
-    args = parse_args(argv)
-    text = export(args)
-    size = Path(args.output).stat().st_size / 1e6
-    print(f"{args.output} ({size:.1f} MB): {text}")
+    export(parse_args(argv))
 
 
 if __name__ == "__main__":
