@@ -14,7 +14,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from datasets.image_files import pixel_limit, read_image, save_png
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.progress import progress
-from utils.common.threads import Background, call_ahead
+from utils.common.threads import AHEAD, THREADS, call_ahead
 from utils.precision import choose_device, choose_precision, is_out_of_memory
 from utils.predict.options import parse_args
 from utils.predict.overlay import classes_in, draw_overlay, save_pred
@@ -74,46 +76,44 @@ def predict_images(paths: list[Path], output_dir: Path, predictor: Predictor) ->
         The exit status: 1 if some images could not be done.
     """
     names = dict(zip(paths, name_outputs(paths, output_dir), strict=True))
-    failures: list[str] = []
+    unpredicted, unsaved = [], []
     start = time.perf_counter()
     bar = progress(call_ahead(read_image, paths), "predict", len(paths), unit="image")
-    with Background() as saving, bar:
+
+    def predict() -> Iterator[tuple[Path, torch.Tensor, np.ndarray]]:
         for path, reading in bar:
             try:
                 image = reading.result()
                 pred = predictor.predict_image(image)
             except Exception as error:
-                failures.append(explain_failure(path, error))
+                unpredicted.append(explain_failure(path, error))
             else:
-                files = [output_dir / file for file in output_files(names[path])]
-                saving.submit(save_results, path, files, image, pred, predictor.class_names)
-    failures += [result for result in saving.results if isinstance(result, str)]
-    done = [result for result in saving.results if not isinstance(result, str)]
+                yield path, image, pred
+
+    def save(prediction: tuple[Path, torch.Tensor, np.ndarray]) -> list[int]:
+        path, image, pred = prediction
+        mask, overlay = (output_dir / file for file in output_files(names[path]))
+        save_pred(mask, pred)
+        save_png(overlay, draw_overlay(image, pred, predictor.class_names))
+        return classes_in(pred)
+
+    done: list[list[int]] = []
+    with bar:
+        for (path, *_), saving in call_ahead(save, predict()):
+            try:
+                done.append(saving.result())
+            except Exception as error:
+                unsaved.append(explain_failure(path, error))
     seconds = time.perf_counter() - start
     found = [predictor.class_names[index] for index in sorted(set().union(*done))]
     print(
         f"{len(done)} of {len(paths)} images in {seconds:.1f} s ({len(done) / seconds:.2f} "
         f"images/s), results in {output_dir}\nclasses found: {', '.join(found) or 'none'}"
     )
+    failures = [*unpredicted, *unsaved]
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def save_results(
-    path: Path,
-    files: Sequence[Path],
-    image: torch.Tensor,
-    pred: np.ndarray,
-    class_names: Sequence[str],
-) -> list[int] | str:
-    """Write mask and overlay; returns the classes in them, or why it failed."""
-    try:
-        save_pred(files[0], pred)
-        save_png(files[1], draw_overlay(image, pred, class_names))
-        return classes_in(pred)
-    except Exception as error:
-        return explain_failure(path, error)
 
 
 def explain_failure(path: Path, error: Exception) -> str:
@@ -128,12 +128,17 @@ def explain_failure(path: Path, error: Exception) -> str:
 
 def score_split(args: argparse.Namespace, predictor: Predictor, output_dir: Path) -> None:
     """Score a split, and write its scores and, if asked for, the predictions."""
-    with Background() as saving:
+    pending: deque[Future] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
 
         def save(sample: str, pred: np.ndarray) -> None:
-            saving.submit(save_pred, output_dir / f"{sample}.png", pred)
+            pending.append(pool.submit(save_pred, output_dir / f"{sample}.png", pred))
+            if len(pending) > AHEAD:
+                pending.popleft().result()
 
         score_checkpoint(predictor, args, output_dir, save if args.save_predictions else None)
+    for saving in pending:
+        saving.result()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from tests.conftest import ROOT, make_voc, save_mask
 from tests.utils.test_checkpoint import randomize
 from utils.checkpoint import describe_model, save_checkpoint
 from utils.common.files import write_json
-from utils.common.threads import AHEAD, THREADS, Background, call_ahead
+from utils.common.threads import AHEAD, THREADS, call_ahead
 from utils.run_folder import read_log
 from utils.scores import scores_file
 
@@ -414,6 +414,17 @@ def test_saved_predictions_score_what_was_reported(run, trained, data, tmp_path)
     assert scores["pixel_acc"] == pytest.approx(right / counted)
 
 
+@pytest.mark.parametrize("number", [0, 3])
+def test_prediction_of_a_split_that_cannot_be_written_is_named(
+    run, trained, data, tmp_path, number
+):
+    ids = (data / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").read_text().split()
+    (tmp_path / f"{ids[number]}.png").mkdir()
+    argv = ("--save_predictions", "--ckpt", trained / "best.pth", "--num_workers", 0, *CPU)
+    error = run(main, "--split", "val", "--output_dir", tmp_path, *argv).error
+    assert f"{ids[number]}.png: cannot be written" in error
+
+
 def test_data_set_with_other_classes_is_refused(run, ckpt, data, tmp_path):
     argv = ("--data_root", data, "--ckpt", ckpt, "--output_dir", tmp_path, *CPU)
     error = run(main, "--split", "val", *argv).error
@@ -490,12 +501,3 @@ def test_reading_ahead_is_in_order_and_bounded():
         time.sleep(0.001)
         assert max(started) <= item + AHEAD + THREADS
     assert sorted(started) == list(range(20))
-
-
-def test_background_waits_for_all_and_raises_what_they_raise():
-    with Background() as background:
-        for number in range(9):
-            background.submit(pow, number, 2)
-    assert background.results == [number**2 for number in range(9)]
-    with pytest.raises(ZeroDivisionError), Background() as background:
-        background.submit(divmod, 1, 0)

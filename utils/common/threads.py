@@ -23,39 +23,3 @@ def call_ahead(
                 yield pending.popleft()
         while pending:
             yield pending.popleft()
-
-
-class Background:
-    """Runs calls in threads; use as a context manager, which waits for the last of them.
-
-    Attributes:
-        results: what the finished calls returned, in order.
-    """
-
-    def __init__(self) -> None:
-        self.results: list[Any] = []
-        self._pending: deque[Future] = deque()
-        self._pool = ThreadPoolExecutor(THREADS)
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run `function(*args)` soon; waits while too many are under way.
-
-        Raises:
-            Exception: whatever an earlier call raised.
-        """
-        self._pending.append(self._pool.submit(function, *args))
-        self._fetch(AHEAD)
-
-    def _fetch(self, keep: int) -> None:
-        while len(self._pending) > keep:
-            self.results.append(self._pending.popleft().result())
-
-    def __enter__(self) -> "Background":
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        try:
-            if error is None:
-                self._fetch(0)
-        finally:
-            self._pool.shutdown(cancel_futures=True)
