@@ -76,14 +76,13 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
 
 def find_results(files: Sequence[Path]) -> set[Path]:
     """Of the files of a folder, the pairs `<name>.png` and `<name>_overlay.png`."""
-    names = {file.name for file in files}
-    stems = {
-        name.removesuffix(OVERLAY_END)
-        for name in names
-        if name.endswith(OVERLAY_END) and name.replace(OVERLAY_END, ".png") in names
-    }
-    pairs = {name for stem in stems for name in output_files(stem)}
-    return {file for file in files if file.name in pairs}
+    overlays = {
+        file.with_name(file.name.removesuffix(OVERLAY_END) + ".png"): file
+        for file in files
+        if file.name.endswith(OVERLAY_END)
+    }  # by the paths of their masks
+    masks = overlays.keys() & set(files)
+    return masks | {overlays[mask] for mask in masks}
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
