@@ -1,7 +1,6 @@
 """Files from the internet: several mirrors, going on after an interruption, size and MD5."""
 
 import contextlib
-import hashlib
 import http.client
 import os
 import shutil
@@ -11,6 +10,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from torchvision.datasets.utils import calculate_md5
 
 from utils.common.errors import UserError
 from utils.common.progress import progress
@@ -80,7 +81,7 @@ def check_file(path: Path, size: int, md5: str | None = None) -> None:
         raise UserError(f"{path}: no such file")
     what, found, expected = "size in bytes", f"{file_size(path):,}", f"{size:,}"
     if found == expected and md5 is not None:
-        what, found, expected = "MD5", file_md5(path), md5
+        what, found, expected = "MD5", calculate_md5(path), md5
     if found != expected:
         raise UserError(
             f"{path}: its {what} is {found} where {expected} is expected, so it is damaged or "
@@ -101,15 +102,6 @@ def check_space(folder: Path, size: int) -> None:
 def file_size(path: Path) -> int:
     """Bytes of a file, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
-
-
-def file_md5(path: Path) -> str:
-    """The MD5 of a file, in hexadecimal."""
-    md5 = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            md5.update(chunk)
-    return md5.hexdigest()
 
 
 @contextlib.contextmanager
@@ -150,7 +142,7 @@ def _download_from(url: str, part: Path, size: int, md5: str | None) -> None:
             raise MirrorError(f"the connection ended after {before:,} of {size:,} bytes")
         before = file_size(part)
         _transfer(url, part, size)
-    if md5 is None or file_md5(part) == md5:
+    if md5 is None or calculate_md5(part) == md5:
         return
     part.unlink()
     if resumed:  # the bytes from before may be the wrong ones
