@@ -27,7 +27,7 @@ class Contender:
         build: makes ready what is not to be timed, and returns what is.
         images: that one run handles.
         work: that one run does, as its limits count it: GFLOP or files.
-        base: the contender that this one is compared with; None for a base or a limit.
+        base: what this one is compared with, on as many images; None for a base or a limit.
         limits: the contenders that do this work and nothing else.
         seconds: that each round took.
         peak_mb: the most memory that it held; 0 if that cannot be told.
@@ -47,11 +47,10 @@ class Contender:
         """Milliseconds for an image: the median over the rounds."""
         return 1000 * statistics.median(self.seconds) / self.images
 
-    def rate_over(self, other: "Contender", unit: str) -> float:
-        """This rate over the other's, counted in images or work: the median over the rounds."""
+    def speedup(self, other: "Contender") -> float:
+        """The other's seconds over this one's: the median over the rounds."""
         rounds = zip(other.seconds, self.seconds, strict=True)
-        ratio = statistics.median(theirs / ours for theirs, ours in rounds)
-        return ratio * getattr(self, unit) / getattr(other, unit)
+        return statistics.median(theirs / ours for theirs, ours in rounds)
 
 
 def peak_memory(device: torch.device, reset: bool = False) -> float:
@@ -106,17 +105,18 @@ def measure(contenders: Sequence[Contender], repeats: int, device: torch.device)
 
 
 def table_row(one: Contender) -> str:
-    """A contender beside its base, in Markdown; a ratio is taken in each round, before the median.
+    """A contender beside its base, in Markdown.
 
-    The columns are the name, milliseconds per image of both, the ratio of their rates, the share of
-    the fastest limit, and the most memory of both.
+    The columns are the name, milliseconds per image of both, the speedup, the share of the fastest
+    limit's rate, and the most memory of both.
     """
     assert one.base is not None
-    share = min((one.rate_over(limit, "work") for limit in one.limits), default=math.inf)
+    rates = (one.speedup(limit) * one.work / limit.work for limit in one.limits)
+    share = min(rates, default=math.inf)
     # What is slower than the work itself is no limit of it.
     of_limit = f"{100 * share:.0f} %" if share <= 1 else "-"
     peak = f"{one.base.peak_mb:.0f} to {one.peak_mb:.0f} MB" if one.peak_mb >= 1 else "-"
     return (
-        f"| {one.name} | {one.base.ms:.1f} ms | {one.ms:.1f} ms "
-        f"| {one.rate_over(one.base, 'images'):.2f} | {of_limit} | {peak} |"
+        f"| {one.name} | {one.base.ms:.1f} ms | {one.ms:.1f} ms | {one.speedup(one.base):.2f} "
+        f"| {of_limit} | {peak} |"
     )
