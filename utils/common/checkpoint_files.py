@@ -56,9 +56,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def read_file(path: str | Path, flag: str = "--ckpt") -> dict[str, Any]:
     """Read a file of tensors, numbers, strings and NumPy scalars; nothing in it runs.
 
-    Args:
-        path: the file.
-        flag: what gave it, for the message if it is not there.
+    `flag` is what gave the path, for the message if there is no such file.
 
     Raises:
         UserError: it is not there, cut off, no checkpoint, or holds more than such values.

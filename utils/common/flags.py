@@ -110,10 +110,8 @@ def check_values(
 ) -> None:
     """Refuse values that a flag cannot have; values from a file need not be of its type either.
 
-    Args:
-        parser: knows the flags.
-        values: by the names of flags; others are passed over.
-        source: begins the message, such as the name of the file that the values are from.
+    Names that are no flags are passed over. `source` begins the message, such as the name of the
+    file that the values are from.
 
     Raises:
         UserError: the first such value.

@@ -97,13 +97,9 @@ def compare(run: Run, program: Program, predictor: Predictor) -> tuple[float, fl
 
 @torch.inference_mode()
 def compare_speed(run: Run, program: Program, predictor: Predictor, side: int) -> list[Contender]:
-    """Time the file on the CPU, beside the project in three ways.
+    """Time the file on the CPU, beside the project in three ways, on one square image.
 
-    Args:
-        run: the file: image to result.
-        program: what was written.
-        predictor: fp32, without `--resize`.
-        side: of the one square image, in pixels.
+    `side` is that of the image, in pixels; the others are as for `compare`.
     """
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
     given = predictor.model.normalize(image) if program.float_input else image

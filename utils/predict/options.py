@@ -68,11 +68,8 @@ def parse_args(
 ) -> argparse.Namespace:
     """Parse the flags.
 
-    Args:
-        description: of the script.
-        argv: the words, those of the command line if None.
-        stored: settings of the run that the checkpoint is from, empty if it is from elsewhere;
-            explicit flags win over them. None: the checkpoint is not known yet.
+    `stored` are the settings of the run that the checkpoint is from, empty if it is from elsewhere;
+    explicit flags win over them. None: the checkpoint is not known yet.
 
     Raises:
         UserError: flags that do not go together.
