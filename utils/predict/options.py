@@ -35,12 +35,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument_group("model").add_argument
     add("--ckpt", help="weights, if not those of a run or torchvision's")
     add("--runs_dir", default="runs", help="where to look for a run")
-    text = "if not what the checkpoint says"
-    add("--output_stride", type=int, choices=[8, 16], help=text)
+    add("--output_stride", type=int, choices=[8, 16], help="if not what the checkpoint says")
     add("--scales", type=float, nargs="+", default=[1.0], help="average over these")
     add("--flip", action="store_true", help="average over mirrored images as well")
-    text = "images of more than twice its area go in parts"
-    add("--window", type=int, default=WINDOW, help=text)
+    add("--window", type=int, default=WINDOW, help="images of more than twice its area go in parts")
     add("--overlap", type=int, default=OVERLAP, help="pixels that windows share")
 
     run = parser.add_argument_group("run")
@@ -50,12 +48,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     run.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help=text)
 
     add = parser.add_argument_group("scores").add_argument
-    text = "score this split, such as val"
-    add("--split", dest="val_image_set", metavar="NAME", help=text)
-    text = "score centre crops (the public ancestor's way)"
-    add("--crop_val", action="store_true", help=text)
-    text = "of --crop_val, if not the run's"
-    add("--crop_size", type=int, nargs="+", default=[513], help=text)
+    add("--split", dest="val_image_set", metavar="NAME", help="score this split, such as val")
+    add("--crop_val", action="store_true", help="score centre crops (the public ancestor's way)")
+    add("--crop_size", type=int, nargs="+", default=[513], help="of --crop_val, if not the run's")
     add("--save_predictions", action="store_true", help="write <id>.png as well")
     add("--val_batch_size", type=int, default=8, help="images of one size at a time")
     add("--num_workers", type=int, default=default_num_workers(), help="loaders")
