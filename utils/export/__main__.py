@@ -149,10 +149,10 @@ def export(args: argparse.Namespace) -> None:
         )
         if equal < EQUAL[args.fp16_weights]:
             raise UserError(f"{path}: not kept: only {text}")
-        if args.time:
-            for one in compare_speed(run, program, predictor, args.time):
-                text += f"\n{one.name:20}{one.ms:8.1f} ms"
-    print(f"{args.output} ({path.stat().st_size / 1e6:.1f} MB): {text}")
+    print(f"{args.output} ({path.stat().st_size / 1e6:.1f} MB): {text}", flush=True)
+    if args.time:
+        for one in compare_speed(run, program, predictor, args.time):
+            print(f"{one.name:20}{one.ms:8.1f} ms")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -160,6 +160,16 @@ def test_the_example_with_torch_alone_runs(run, tmp_path, ckpt):
     assert len(example(1).splitlines()) <= 5
 
 
+def test_the_file_stays_where_timing_fails(run, tmp_path, ckpt, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(export, "compare_speed", fail)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        export.main(["--ckpt", str(ckpt), "--output", str(tmp_path / "a.pt2"), "--time", "65"])
+    assert (tmp_path / "a.pt2").exists()
+
+
 def test_the_file_is_timed_beside_the_project(run, tmp_path, ckpt, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda program: program)  # minutes, and a compiler
     output = tmp_path / "model.pt2"
