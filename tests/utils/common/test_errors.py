@@ -24,15 +24,22 @@ def test_status_is_what_main_returns(returned, status):
     assert stopped.value.code == status
 
 
-def test_user_error_is_one_line_and_status_2(capsys):
-    def fail(argv):
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
         # As a data worker hands it on: the message stays last.
-        raise UserError("Traceback ...\nutils.common.errors.UserError: photo.jpg: is no image")
+        ("Traceback ...\nutils.common.errors.UserError: a.jpg: is no image", "a.jpg: is no image"),
+        ("two\nlines.jpg: is no image", "two\\nlines.jpg: is no image"),
+    ],
+)
+def test_user_error_is_one_line_and_status_2(capsys, message, line):
+    def fail(argv):
+        raise UserError(message)
 
     with pytest.raises(SystemExit) as stopped:
         run_script(fail)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: photo.jpg: is no image\n"
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_fault_of_the_program_keeps_its_traceback():
