@@ -70,9 +70,11 @@ class VOCSegmentation(SegmentationDataset):
         root: holds `VOCdevkit/VOC2012` (or is that folder, or `VOCdevkit`).
         image_set: `train` (1,464), `val` (1,449), `trainval` (2,913), or `trainaug`: every mask in
             `SegmentationClassAug/` (Hariharan et al., ICCV 2011) that is not in `val` (10,582).
+        year: "2012"; the other years have no archive here, but are read where they lie.
+        transform: `(image, target) -> (image, target)`.
         download: fetch the archive (2 GB) if the data set is not there.
         archive: a VOC archive already on disk, to extract in place of a download.
-        transform, masks_only: see `SegmentationDataset`.
+        masks_only: do not ask for images.
 
     Raises:
         UserError: the data set, a list or a file is missing.
@@ -84,22 +86,15 @@ class VOCSegmentation(SegmentationDataset):
         self,
         root: str | Path,
         image_set: str = "train",
+        year: str = "2012",
         transform: Transform | None = None,
         download: bool = False,
         archive: str | Path | None = None,
         masks_only: bool = False,
     ) -> None:
-        root = Path(root)
-        folder = find_voc(root)
-        if folder is None and (download or archive):
-            install_voc2012(root, archive)
-            folder = root / "VOCdevkit" / "VOC2012"
+        folder = find_voc(Path(root), year)
         if folder is None:
-            raise UserError(
-                f"{root}: no VOCdevkit/VOC2012 there: give --data_root where it is, or "
-                f"--voc_archive FILE with {VOC2012_NAME}, or leave out --no_download "
-                f"({VOC2012_SIZE / 1e9:.1f} GB), or try --dataset shapes"
-            )
+            folder = self._install(Path(root), year, download, archive)
         target_folder = "SegmentationClass"
         if image_set == "trainaug":
             target_folder = "SegmentationClassAug"
@@ -110,10 +105,21 @@ class VOCSegmentation(SegmentationDataset):
 
     decode_target = staticmethod(decode_target)
 
+    @staticmethod
+    def _install(root: Path, year: str, download: bool, archive: str | Path | None) -> Path:
+        if year == "2012" and (download or archive):
+            install_voc2012(root, archive)
+            return root / "VOCdevkit" / "VOC2012"
+        raise UserError(
+            f"{root}: no VOCdevkit/VOC{year} there: give --data_root where it is, or "
+            f"--voc_archive FILE with {VOC2012_NAME}, or leave out --no_download "
+            f"({VOC2012_SIZE / 1e9:.1f} GB), or try --dataset shapes"
+        )
 
-def find_voc(root: Path) -> Path | None:
-    """The folder `VOC2012` in or at `root`, known by its masks; None if there is none."""
-    for folder in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+
+def find_voc(root: Path, year: str) -> Path | None:
+    """The folder `VOC<year>` in or at `root`, known by its masks; None if there is none."""
+    for folder in (root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root):
         if (folder / "SegmentationClass").is_dir() and (folder / "ImageSets").is_dir():
             return folder
     return None
