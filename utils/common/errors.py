@@ -26,7 +26,8 @@ def run_script(main: Callable[..., int | None], argv: list[str] | None = None) -
         sys.exit(main(argv))
     except UserError as error:
         # A DataLoader worker wraps its exception's traceback around the message, which stays last.
-        message = str(error).strip().rpartition(f"{type(error).__module__}.UserError: ")[-1]
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        message = str(error).strip().rpartition(name)[-1]
         print("error:", message.replace("\n", "\\n"), file=sys.stderr)  # names may hold line breaks
         sys.exit(2)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from datasets.image_files import ImageError
 from tests.conftest import ROOT
 from utils.common.errors import UserError, run_script
 
@@ -24,17 +25,18 @@ def test_status_is_what_main_returns(returned, status):
     assert stopped.value.code == status
 
 
+@pytest.mark.parametrize("kind", [UserError, ImageError])
 @pytest.mark.parametrize(
     ("message", "line"),
     [
         # As a data worker hands it on: the message stays last.
-        ("Traceback ...\nutils.common.errors.UserError: a.jpg: is no image", "a.jpg: is no image"),
+        ("Traceback ...\n{}: a.jpg: is no image", "a.jpg: is no image"),
         ("two\nlines.jpg: is no image", "two\\nlines.jpg: is no image"),
     ],
 )
-def test_user_error_is_one_line_and_status_2(capsys, message, line):
+def test_user_error_is_one_line_and_status_2(capsys, kind, message, line):
     def fail(argv):
-        raise UserError(message)
+        raise kind(message.format(f"{kind.__module__}.{kind.__name__}"))
 
     with pytest.raises(SystemExit) as stopped:
         run_script(fail)
