@@ -227,7 +227,6 @@ def show_errors(found: Findings, args: argparse.Namespace) -> None:
     dataset = build_dataset(args, args.val_image_set)
     predictor = load_predictor(run, choose_device(args.device), args.precision)
     analysis = analyse_errors(dataset, args.val_image_set, predictor, args.limit)
-    found.confusion = (run.name, len(analysis.scores), analysis.confusion)
     caption = f"{code(run.name)}: worst and best of {analysis.measured_on}, as whole images."
     save(found, args, "errors", draw_errors(analysis, run, predictor), caption)
     title = f"{run.name}\n{analysis.score_text}; % of each row"

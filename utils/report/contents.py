@@ -7,8 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from datasets.class_counts import ClassStatistics
 from utils.run_records import Run
 
@@ -41,8 +39,6 @@ class Findings:
     constant: tuple[str, dict[str, Any]] | None = None  # the class predicted everywhere, its scores
     picks: dict[str, Any] | None = None  # `picks.json`
     runs: list[Run] = dataclasses.field(default_factory=list)  # all runs to report
-    # Of a run: its name, the number of images, int64 (C, C) with targets as rows.
-    confusion: tuple[str, int, torch.Tensor] | None = None
     sam: dict[str, Any] | None = None  # SAM's `scores.json`
     pictures: dict[str, str] = dataclasses.field(default_factory=dict)  # Markdown, by name
     missing: list[Missing] = dataclasses.field(default_factory=list)  # what could not be made

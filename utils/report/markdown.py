@@ -1,7 +1,6 @@
 """GitHub's Markdown of headings, paragraphs, lists, tables and pictures.
 
-In texts, `backticks` mark what is set in typewriter letters and ⟦brackets⟧ mathematics in LaTeX's
-notation; everything else is taken literally.
+In texts, `backticks` mark what is set in typewriter letters; everything else is taken literally.
 """
 
 import re
@@ -14,10 +13,10 @@ def heading(level: int, text: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    """Escape what Markdown would take for markup, outside code and mathematics."""
-    parts = re.split(r"(`[^`]*`|⟦[^⟧]*⟧)", text)
+    """Escape what Markdown would take for markup, outside code."""
+    parts = re.split(r"(`[^`]*`)", text)
     parts[::2] = (re.sub(r"([\\*_<>\[\]#|$~])", r"\\\1", part) for part in parts[::2])
-    parts[1::2] = (re.sub("[⟦⟧]", "$", part.replace("|", "\\|")) for part in parts[1::2])
+    parts[1::2] = (part.replace("|", "\\|") for part in parts[1::2])
     return "".join(parts)
 
 

@@ -23,13 +23,6 @@ def all_settings(run: Run) -> dict[str, Any]:
     return {**vars(build_parser("").parse_args([])), **run.args}
 
 
-def differences(one: Run, other: Run) -> list[str]:
-    """The settings that two runs do not share, beside those that do not matter."""
-    first, second = all_settings(one), all_settings(other)
-    keys = (first.keys() | second.keys()) - UNCOMPARED
-    return sorted(key for key in keys if first.get(key) != second.get(key))
-
-
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     """Put runs together that differ in the seed alone, also by their names; order is kept."""
     groups: dict[str, list[Run]] = {}

@@ -1,15 +1,21 @@
 """The report, problem by problem: what was found, as text, tables and figures; what is missing."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from utils.report.charts import percent
+import torch
+
+from network.modeling import build_model
+from utils.report.charts import loss_name, percent
 from utils.report.contents import Findings, code, duration, points, spread
 from utils.report.markdown import bullets, heading, paragraph, table
-from utils.report.questions import accuracy_against_miou, against_sam, balance, heads, losses
 from utils.report.runs import (
+    UNCOMPARED,
+    all_settings,
     class_mean,
     group_runs,
     hardware,
@@ -20,14 +26,27 @@ from utils.report.runs import (
     runs_to_compare,
 )
 from utils.report.score_tables import PER_CLASS
-from utils.run_records import Run
+from utils.run_records import Run, best_run
 
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
+SETTINGS = (
+    "model", "output_stride", "backbone_weights", "loss", "lr", "backbone_lr_factor", "lr_policy",
+    "step_size", "total_itrs", "batch_size", "crop_size",
+)  # fmt: skip
 SCORES_CAPTION = (
     "Scores in percent, at the best evaluation of each run; of runs that differ in the seed alone "
     "mean ± half the range. Time is that of a whole run with its evaluations; memory is the peak "
     "of what PyTorch had allocated on the GPU."
 )
+# The texts of `answers.md`, by the number of the problem.
+ANSWERS = {
+    problem: text.strip()
+    for problem, text in re.findall(
+        r"^## (\S+)\n(.+?)(?=^## |\Z)",
+        (Path(__file__).parent / "answers.md").read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+}
 
 
 def build_report(found: Findings) -> str:
@@ -39,7 +58,8 @@ def build_report(found: Findings) -> str:
         *_data(found),
         heading(2, "Problem 2: the network"),
         heading(3, "Problem 2.2: what differs between the heads of DeepLabV3 and DeepLabV3+?"),
-        *heads(found),
+        ANSWERS["2.2"],
+        _size_table(found),
         *_runs(found),
         *_sam(found),
         *_missing(found),
@@ -56,11 +76,12 @@ def _data(found: Findings) -> list[str]:
     return [
         heading(2, "Problem 1: the data"),
         heading(3, "Problem 1.2: how many classes are there, are they balanced, what is hard?"),
-        *balance(found),
         *_class_table(found),
         *_pictures(found, "distribution"),
+        ANSWERS["1.2"],
         heading(3, "Problem 1.3: why is mIoU the better metric than pixel accuracy?"),
-        *accuracy_against_miou(found),
+        ANSWERS["1.3"],
+        *_accuracy_table(found),
         heading(3, "Problem 1.4: images and their ground truth"),
         *_pictures(found, "classes"),
     ]
@@ -76,10 +97,37 @@ def _class_table(found: Findings) -> list[str]:
         for name, pixels, number in zip(found.class_names, counts, images, strict=True)
     ]
     caption = (
-        f"Classes of {code(found.image_set)} ({found.images:,} images). Void, "
+        f"{len(rows)} classes of {code(found.image_set)} ({found.images:,} images). Void, "
         f"{percent(void / (labelled + void))} of all pixels, is not counted."
     )
     return [table(caption, ["class", "pixels", "share of the labelled", "images"], rows, "lrrr")]
+
+
+def _accuracy_table(found: Findings) -> list[str]:
+    """Both metrics of a constant prediction and of the best run."""
+    rows: list[tuple[str, str, dict[str, Any]]] = []
+    run = best_run(found.runs)
+    if found.constant:
+        name, scores = found.constant
+        on = f"{code(found.val_image_set)} ({found.val_images:,} images)"
+        rows.append((f"{code(name)} everywhere", on, scores))
+    if run:
+        rows.append((f"the best run, {found.key(run)}", measured_on(run), run.best))
+    cells = [[what, on, points(by["pixel_acc"]), points(by["miou"])] for what, on, by in rows]
+    caption = "Pixel accuracy and mIoU in percent."
+    return [table(caption, ["", "on", "pixel acc.", "mIoU"], cells, "llrr")] if rows else []
+
+
+def _size_table(found: Findings) -> str:
+    """The parameters of both heads' models, with the backbone of the best run."""
+    run, number = best_run(found.runs), len(found.class_names)
+    backbone = str(run.setting("model") if run else "_resnet50").partition("_")[2]
+    rows = []
+    for name in (f"deeplabv3_{backbone}", f"deeplabv3plus_{backbone}"):
+        with torch.device("meta"):  # shapes alone
+            parameters = build_model(name, number).parameters()
+        rows.append([code(name), f"{sum(p.numel() for p in parameters):,}"])
+    return table(f"Sizes with {number} classes.", ["model", "parameters"], rows, "lr")
 
 
 def _runs(found: Findings) -> list[str]:
@@ -89,7 +137,7 @@ def _runs(found: Findings) -> list[str]:
         blocks.append(paragraph(f"No run yet: {code(found.main_command)} makes one."))
         return [*blocks, *map(paragraph, found.notes)]
     compared = (
-        f"{found.key(run)} (loss {loss_of(run)}) with {points(run.best['miou'])} % mIoU on "
+        f"{found.key(run)} ({loss_name(run)}) with {points(run.best['miou'])} % mIoU on "
         f"{measured_on(run)}"
         for run in runs_to_compare(found.runs)
     )
@@ -97,21 +145,19 @@ def _runs(found: Findings) -> list[str]:
         [found.key(run), code(run.name), images_of(run, "train"), hardware(run)]
         for run in found.runs
     ]
-    settings = [{"": found.key(run), **_settings(run)} for run in found.runs]
-    cells = [list(row.values()) for row in settings]
     groups = group_runs(found.runs)
     return [
         *blocks,
         heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
         table("Runs.", ["", "run", "trained on", "hardware"], names, "llll"),
-        table("Settings; iterations × images in each.", list(settings[0]), cells, "l" * 9),
+        _settings_table(found, groups),
         _score_table(found, groups),
         paragraph(" ".join([*_protocols(found), *list_notes(found.runs)])),
         *([bullets(found.notes)] if found.notes else []),
         _iou_table(found, groups),
         *_pictures(found, "curves"),
         heading(3, "Problem 3.4: which other loss, and why?"),
-        *losses(found),
+        ANSWERS["3.4"],
         heading(3, "Problem 3.5: the best models, and what they predict"),
         paragraph(f"The best run of each loss: {', '.join(compared)}."),
         *_pictures(found, "compare", "errors", "confusion"),
@@ -126,25 +172,20 @@ def _protocols(found: Findings) -> list[str]:
     return [*texts, *["Scores of different protocols do not compare."] * (len(keys) > 1)]
 
 
-def loss_of(run: Run) -> str:
-    """A run's loss with what was set of it."""
-    gamma, weights = run.setting("focal_gamma"), run.setting("class_weights")
-    text = f"{run.setting('loss')}" + ("" if gamma is None else f", gamma {gamma:g}")
-    return text if weights in (None, "none") else f"{text}, weights {weights}"
+def _settings_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
+    """The settings of a recipe, and all others in which the runs differ; a column per group."""
+    settings = [all_settings(group[0]) for group in groups]
+    keys = sorted({key for each in settings for key in each} - UNCOMPARED - {*SETTINGS})
+    differ = [key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings)]
+    rows = [[code(key), *(_value(s.get(key)) for s in settings)] for key in (*SETTINGS, *differ)]
+    caption = "Settings of the recipe, and every other one in which the runs differ."
+    header = ["", *(", ".join(map(found.key, group)) for group in groups)]
+    return table(caption, header, rows, "l" * len(header))
 
 
-def _settings(run: Run) -> dict[str, str]:
-    schedule = str(run.setting("lr_policy"))
-    return {
-        "model": str(run.setting("model")),
-        "stride": str(run.setting("output_stride")),
-        "backbone": Path(str(run.setting("backbone_weights"))).name,
-        "loss": loss_of(run),
-        "lr": str(run.setting("lr")),
-        "schedule": f"step {run.setting('step_size')}" if schedule == "step" else schedule,
-        "iterations": f"{run.setting('total_itrs')} × {run.setting('batch_size')}",
-        "crop": "×".join(map(str, run.setting("crop_size") or "?")),
-    }
+def _value(setting: Any) -> str:
+    parts = setting if isinstance(setting, list) else [setting]
+    return "-" if setting is None else " ".join(Path(str(part)).name for part in parts)
 
 
 def _score_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
@@ -201,7 +242,7 @@ def _sam(found: Findings) -> list[str]:
     return [
         heading(2, "Problem 4: Segment Anything"),
         heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
-        *against_sam(found),
+        ANSWERS["4.1"],
         *([table(caption, ["", "value"], rows, "lr")] if rows else []),
     ]
 

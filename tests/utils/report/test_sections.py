@@ -10,7 +10,7 @@ from datasets.voc import CLASS_NAMES
 from tests.utils.report.test_runs import write_run
 from utils.report.contents import Findings, Missing
 from utils.report.markdown import picture
-from utils.report.sections import build_report
+from utils.report.sections import ANSWERS, build_report
 from utils.run_records import load_run
 
 LOSSES = ("ce", "focal", "ce", "focal", "ce_lovasz", "dice")
@@ -39,7 +39,6 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
         args = {**SETTINGS, "loss": LOSSES[place], "seed": place}
         mious = (0.4, 0.5 + place / 100)
         found.runs.append(load_run(write_run(path, mious, class_names, stored, **args)))
-    found.confusion = ("a", 1449, torch.eye(names, dtype=torch.int64) * 90 + 1)
     found.sam = {
         "images": ["a"] * 5, "image_set": "train", "deeplab": {"miou": 0.9}, "oracle": None,
         "sam": {"sam_model": "vit_b"}, "checkpoint": "runs/voc/best.pth", "masks_per_image": 31.2,
@@ -80,7 +79,7 @@ def test_every_score_says_on_what(tmp_path):
     text = build_report(make_findings(tmp_path, 2))
     rows = [line for line in text.splitlines() if line.startswith(("| R1 ", "| R2 "))]
     assert rows[0].endswith("| `train` (1,464 images) | NVIDIA GeForce RTX 4090 |")
-    assert rows[4] == (
+    assert rows[2] == (
         "| R1 | 50.00 | 90.00 | 50.00 | 80.00 | 4 | 3 min | - | `val` (1,449 images) |"
     )
     assert "Protocol of R1, R2: whole images at native size." in text
@@ -100,13 +99,39 @@ def test_seeds_have_a_row_of_their_mean_and_spread(tmp_path):
     assert "| class | R1, R2 |" in text and "| `cat` | 52.00 |" in text
 
 
-def test_loss_is_told_with_its_gamma_also_where_it_is_zero(tmp_path):
+def test_settings_that_differ_are_told_and_no_others(tmp_path):
     found = make_findings(tmp_path, 0)
-    for gamma in (0.0, 1.5, None):
+    for gamma, args in ((0.0, {}), (1.5, {"num_workers": 4, "color_jitter": 0.3})):
         path = tmp_path / f"gamma{gamma}"
-        found.runs.append(load_run(write_run(path, loss="focal", focal_gamma=gamma, **SETTINGS)))
+        args = {**SETTINGS, "loss": "focal", "focal_gamma": gamma, **args}
+        found.runs.append(load_run(write_run(path, **args)))
     text = build_report(found)
-    assert "| focal, gamma 0 |" in text and "| focal, gamma 1.5 |" in text and "| focal |" in text
+    assert "| `loss` | focal | focal |" in text.replace("  ", " ")
+    assert "| `focal_gamma` | 0.0 | 1.5 |" in text and "| `color_jitter` | 0.0 | 0.3 |" in text
+    assert "`num_workers`" not in text and "`ema`" not in text
+
+
+def test_both_metrics_of_a_constant_and_of_the_best_run_stand_beside_each_other(tmp_path):
+    text = build_report(make_findings(tmp_path, 2))
+    assert "| `background` everywhere | `val` (1,449 images) | 70.00 | 3.00 |" in text
+    assert "| the best run, R2 | `val` (1,449 images), whole images at native size |" in text
+
+
+def test_sizes_are_those_of_both_heads_with_the_backbone_of_the_best_run(tmp_path):
+    found = make_findings(tmp_path, 2)
+    text = build_report(found)
+    assert "| `deeplabv3_resnet50` | 39,638,869 |" in text
+    assert "| `deeplabv3plus_resnet50` | 39,761,845 |" in text
+    found.runs[1].args["model"] = "deeplabv3_mobilenet"
+    assert "| `deeplabv3plus_mobilenet` | 5,225,717 |" in build_report(found)
+
+
+def test_sams_sizes_are_those_of_its_models():
+    registry = pytest.importorskip("segment_anything").sam_model_registry
+    with torch.device("meta"):
+        for name in ("vit_b", "vit_l", "vit_h"):
+            millions = sum(p.numel() for p in registry[name]().parameters()) / 1e6
+            assert f"{millions:.1f} (`{name}`)" in " ".join(ANSWERS["4.1"].split())
 
 
 def test_two_protocols_are_told_apart(tmp_path):
@@ -117,7 +142,7 @@ def test_two_protocols_are_told_apart(tmp_path):
     assert "Scores of different protocols do not compare." in text
 
 
-@pytest.mark.parametrize("gone", ["statistics", "constant", "confusion", "sam", "picks"])
+@pytest.mark.parametrize("gone", ["statistics", "constant", "sam", "picks"])
 def test_any_part_may_be_missing(tmp_path, gone):
     found = make_findings(tmp_path, 2)
     setattr(found, gone, None)
@@ -127,4 +152,4 @@ def test_any_part_may_be_missing(tmp_path, gone):
 
 def test_report_without_runs_names_the_command(tmp_path):
     text = build_report(make_findings(tmp_path, 0))
-    assert "No run yet: `python main.py` makes one." in text and "Problem 3.5" not in text
+    assert "No run yet: `python main.py` makes one." in text and "### Problem 3.5" not in text
