@@ -53,7 +53,7 @@ from utils.engine import NonFiniteLossError, evaluate
 from utils.loss import AuxiliaryLoss, build_criterion, class_weights
 from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
-from utils.precision import choose_device, choose_precision, is_out_of_memory
+from utils.precision import choose_device, choose_precision, out_of_memory_explained
 from utils.predictor import Predictor
 from utils.run_folder import ARGS_FILE, BEST_FILE, RunFolder, describe_environment
 from utils.run_records import load_run, summarise
@@ -79,18 +79,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(__doc__, argv)
     command = shlex.join(["python", "main.py", *(sys.argv[1:] if argv is None else argv)])
     device = init_distributed(choose_device(args.device))
+    sizes = "" if args.test_only else "--batch_size, --crop_size or "
+    remedy = f"lower {sizes}--val_batch_size, or use --precision bf16 or fp16"
     try:
-        status = test(args, device) if args.test_only else run(args, device, command)
-        wait_for_all()
-        return status
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        sizes = "" if args.test_only else "--batch_size, --crop_size or "
-        raise UserError(
-            f"out of memory ({device}): lower {sizes}--val_batch_size, or use --precision bf16 or "
-            "fp16"
-        ) from None
+        with out_of_memory_explained(device, remedy):
+            status = test(args, device) if args.test_only else run(args, device, command)
+            wait_for_all()
+            return status
     finally:
         end_distributed()
 

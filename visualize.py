@@ -40,7 +40,7 @@ from utils.report.figures import (
 from utils.report.image_choice import has_background, load_or_make_picks, make_picks, object_classes
 from utils.report.image_grid import save_figure
 from utils.report.markdown import picture
-from utils.report.options import parse_args, parse_wishes
+from utils.report.options import FLAGS, parse_args, parse_wishes
 from utils.report.runs import (
     SAM_SCORES_FILE,
     data_name,
@@ -52,7 +52,7 @@ from utils.report.sections import build_report
 from utils.run_records import Run, find_runs, load_named_runs
 
 MAX_COMPARED = 4
-FOLDERS = {"output_dir": "report", "runs_dir": "runs", "sam_dir": "sam_results"}  # defaults
+FOLDERS = {name: FLAGS[name]["default"] for name in ("output_dir", "runs_dir", "sam_dir")}
 
 
 def show_classes(found: Findings, args: argparse.Namespace) -> None:

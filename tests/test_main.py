@@ -144,11 +144,11 @@ def test_args_json_tells_settings_versions_command_and_data(finished, data):
 
 def test_what_auto_came_to_is_stored_and_used_by_a_resume(run, data, tmp_path, monkeypatch):
     argv = [*flags(data, tmp_path), "--precision", "auto", "--total_itrs", 1]
-    monkeypatch.setattr("utils.precision._cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("utils.precision._has_bf16", lambda _: True)
     assert run(main, *argv).status == 0
     folder = next(tmp_path.iterdir())
     assert json.loads((folder / "args.json").read_text())["args"]["precision"] == "bf16"
-    monkeypatch.setattr("utils.precision._cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("utils.precision._has_bf16", lambda _: False)
     resume = ("--runs_dir", tmp_path, "--run_name", folder.name, "--resume", "--total_itrs", 2)
     ended = run(main, *resume)
     assert ended.status == 0 and "bf16 on cpu" in ended.stdout, ended.stderr

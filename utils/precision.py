@@ -1,7 +1,10 @@
 """Which floating-point type the convolutions run in."""
 
 import contextlib
+import functools
+import sys
 import textwrap
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,6 +14,8 @@ from utils.common.errors import UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+HOST_FULL = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -46,12 +51,12 @@ def choose_precision(name: str, device: torch.device) -> str:
                 raise
             reason = textwrap.shorten(str(error), 100, placeholder=" ...")
             raise UserError(f"--precision {name}: {device} does not have it ({reason})") from None
+        if name == "bf16" and not _has_bf16(device.type):
+            _say_once(f"--precision bf16: {device} only emulates it, far slower than fp32")
         return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and _cpu_has_bf16():
+    if _has_bf16(device.type):
         return "bf16"
-    return "fp32"
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -61,10 +66,35 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, DTYPES[precision])
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX-512 BF16 or AMX); emulation is slow."""
+def _has_bf16(device_type: str) -> bool:
+    """Whether the hardware multiplies bf16 itself (CPUs with AVX-512 BF16 or AMX)."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return device_type == "cpu" and any(
+        getattr(torch.cpu, check, lambda: False)() for check in checks
+    )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(device: torch.device, remedy: str) -> Iterator[None]:
+    """Say in one line whose memory ran out, that of `device` or the machine's, and what to do.
+
+    Raises:
+        UserError: in place of whatever torch raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        on_host = isinstance(error, MemoryError) or any(sign in str(error) for sign in HOST_FULL)
+        raise UserError(f"out of memory ({'cpu' if on_host else device}): {remedy}") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -75,8 +105,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = (
-        "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-        "DefaultCPUAllocator", "bad_alloc", "could not create a primitive",
-    )  # fmt: skip
+    signs = (*GPU_FULL, *HOST_FULL)
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

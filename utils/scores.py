@@ -19,7 +19,7 @@ from utils.common.files import read_json, write_json
 from utils.distributed import is_main, print_main
 from utils.engine import evaluate
 from utils.metrics import format_scores
-from utils.precision import is_out_of_memory
+from utils.precision import out_of_memory_explained
 from utils.predictor import Predictor
 from utils.run_folder import ARGS_FILE
 
@@ -72,14 +72,9 @@ def score_checkpoint(
         if keep:
             keep(val_set.ids[index], pred.cpu().numpy())
 
-    try:
+    remedy = "lower --val_batch_size, or use --precision bf16 or fp16"
+    with out_of_memory_explained(device, remedy):
         metrics = evaluate(predictor, data, visit)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"out of memory ({device}): lower --val_batch_size, or use --precision bf16 or fp16"
-        ) from None
     present, absent = present_and_absent(metrics.confusion.sum(1), val_set.class_names)
     if len(present) < 2:
         raise UserError(

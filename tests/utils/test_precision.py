@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from utils.precision import choose_precision, is_out_of_memory
+from utils import precision
+from utils.common.errors import UserError
+from utils.precision import choose_precision, is_out_of_memory, out_of_memory_explained
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,36 @@ def test_a_full_gpu_is_not_one_without_the_precision(monkeypatch):
     monkeypatch.setattr(torch, "ones", fail)
     with pytest.raises(RuntimeError, match="CUDA error: out of memory"):
         choose_precision("fp32", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "cuda:0"),
+        (RuntimeError("CUDA error: out of memory"), "cuda:0"),
+        (MemoryError(), "cpu"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "cpu"),
+    ],
+)
+def test_whose_memory_ran_out_is_said(error, where):
+    with pytest.raises(UserError) as raised:
+        with out_of_memory_explained(torch.device("cuda:0"), "lower --batch_size"):
+            raise error
+    assert str(raised.value) == f"out of memory ({where}): lower --batch_size"
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(RuntimeError, match="illegal"):
+        with out_of_memory_explained(torch.device("cpu"), "lower --batch_size"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_emulated_bf16_is_said_once(monkeypatch, capsys, has_it):
+    monkeypatch.setattr(precision, "_has_bf16", lambda _: has_it)
+    precision._say_once.cache_clear()
+    for _ in range(2):
+        assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+    assert choose_precision("auto", torch.device("cpu")) == ("bf16" if has_it else "fp32")
+    said = capsys.readouterr().err
+    assert said.count("only emulates it") == (not has_it)

@@ -37,7 +37,7 @@ from utils.benchmark.inputs import draw_inputs
 from utils.common.errors import UserError, run_script
 from utils.common.flags import HelpFormatter, merge, parse
 from utils.common.timing import measure, table_row
-from utils.precision import PRECISIONS, choose_device, choose_precision, is_out_of_memory
+from utils.precision import PRECISIONS, choose_device, choose_precision, out_of_memory_explained
 
 # Title, what this project is compared with, and what gives the contenders.
 WORKLOADS = {
@@ -134,13 +134,9 @@ def main(argv: list[str] | None = None) -> None:
         f"medians of {args.repeats} rounds in which both take turns"
     )
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions: for the limit alone
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            run_workloads(build_setup(args, device, Path(folder) / "inputs"))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"out of memory ({device}): lower --batch_size or --crop_size") from None
+    explained = out_of_memory_explained(device, "lower --batch_size or --crop_size")
+    with explained, tempfile.TemporaryDirectory() as folder:
+        run_workloads(build_setup(args, device, Path(folder) / "inputs"))
 
 
 if __name__ == "__main__":
