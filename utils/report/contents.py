@@ -50,10 +50,6 @@ class Findings:
         own = Path(self.data_root).resolve().name if self.data_root else "own images"
         return {"voc": "PASCAL VOC 2012", "custom": own}.get(self.dataset_name, self.dataset_name)
 
-    def key(self, run: Run) -> str:
-        """R1, R2, ...: how tables call a run."""
-        return f"R{self.runs.index(run) + 1}"
-
 
 def code(name: object) -> str:
     """A name in typewriter letters."""

@@ -24,13 +24,23 @@ def all_settings(run: Run) -> dict[str, Any]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs together that differ in the seed alone, also by their names; order is kept."""
+    """Put runs together that differ in the seed alone, also by their names, by their seeds.
+
+    The order of the groups is that of their first runs.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         settings = {k: v for k, v in all_settings(run).items() if k not in UNCOMPARED}
         key = json.dumps([run.variant, data_name(run), run.class_names, settings], sort_keys=True)
         groups.setdefault(key, []).append(run)
-    return list(groups.values())
+    return [sorted(group, key=lambda run: run.setting("seed") or 0) for group in groups.values()]
+
+
+def name_of(group: Sequence[Run]) -> str:
+    """What a group is called: the run's name, or `NAME_s{0,1}`."""
+    if len(group) == 1:
+        return group[0].name
+    return f"{group[0].variant}_s{{{','.join(str(run.setting('seed')) for run in group)}}}"
 
 
 def evaluation_key(run: Run) -> tuple:
@@ -86,7 +96,7 @@ def images_of(run: Run, part: str) -> str:
 
 
 def list_notes(runs: Sequence[Run]) -> list[str]:
-    """A sentence where runs were trained or evaluated on other lists, as far as it is known."""
+    """A sentence where lists of images, as far as they are known, or protocols differ."""
     notes = []
     for part, verb, so in (
         ("train", "trained", "part of their difference may come from it"),
@@ -102,6 +112,8 @@ def list_notes(runs: Sequence[Run]) -> list[str]:
                 for group in by_list.values()
             )
             notes.append(f"The runs were {verb} on different lists of images, so {so}: {those}.")
+    if len({protocol(run) for run in runs}) > 1:
+        notes.append("Scores of different protocols do not compare.")
     return notes
 
 

@@ -1,11 +1,11 @@
-"""What the reported runs scored, as Markdown: one row per variant, its classes, its commands.
+"""What runs scored, as Markdown tables: one row per variant, and the IoU of each class.
 
     python -m utils.report.score_tables results > results/scores.md
     python -m utils.report.score_tables FOLDER --baseline NAME     # with differences
 
 A run is reported by its `args.json`, its `log.jsonl` and, where its best weights were scored once
-more, by `scores*.json`, in a folder of its own. Runs that differ in the seed alone are one variant:
-`NAME_s0`, `NAME_s1`, ... are called `NAME`.
+more, by `scores*.json`, in a folder of its own. Runs that differ in the seed alone are one variant,
+`NAME_s{0,1}`. The commands of the runs follow; the report has the tables without them.
 """
 
 import argparse
@@ -20,32 +20,35 @@ from typing import Any
 from utils.common.errors import UserError, run_script
 from utils.common.files import read_json
 from utils.options import HelpFormatter
-from utils.report.contents import code, points, spread
+from utils.report.contents import code, duration, points, spread
 from utils.report.markdown import paragraph, table
-from utils.report.runs import class_mean, data_name, group_runs, hardware, images_of, list_notes
+from utils.report.runs import (
+    class_mean,
+    data_name,
+    group_runs,
+    hardware,
+    list_notes,
+    measured_on,
+    name_of,
+)
 from utils.run_folder import ARGS_FILE
 from utils.run_records import Run, load_run
 
-PER_CLASS = "IoU of each class in percent, at the best evaluation, mean over the seeds"
+SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[str], list[str]]:
-    """The tables of runs, and their commands.
+def compare(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
+    """The tables of runs.
 
     Args:
         runs: at least one.
         baseline: the variant that the others are compared with, class by class.
 
     Raises:
-        UserError: there is no such variant, or two have the same name.
+        UserError: there is no such variant.
     """
     groups = group_runs(runs)
-    names = [group[0].variant for group in groups]
-    for group in groups:
-        group.sort(key=lambda run: run.setting("seed") or 0)
-        if names.count(group[0].variant) > 1:
-            those = ", ".join(run.name for run in runs if run.variant == group[0].variant)
-            raise UserError(f"{those}: differ in more than the seed: give one another name")
+    names = sorted({group[0].variant for group in groups})
     if baseline is not None and baseline not in names:
         raise UserError(f"--baseline {baseline}: no such variant; there are: {', '.join(names)}")
     groups.sort(key=lambda group: (data_name(group[0]), group[0].variant != baseline))
@@ -56,7 +59,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> tuple[list[str]
     for of_data in by_data.values():
         blocks.append(class_table(of_data, baseline))
         blocks += map(paragraph, list_notes([run for group in of_data for run in group]))
-    return blocks, [command_of(run) for group in groups for run in group]
+    return blocks
 
 
 def command_of(run: Run) -> str:
@@ -71,18 +74,14 @@ def summary(groups: Sequence[Sequence[Run]]) -> str:
     evaluations = sorted({name for group in scores for by_name in group for name in by_name})
     rows = []
     for group, scored in zip(groups, scores, strict=True):
-        first = group[0]
-        seeds = ", ".join(str(run.setting("seed")) for run in group if "seed" in run.args)
         memory = [m for run in group for m in run.column("max_memory_mb") if math.isfinite(m)]
-        seconds = fmean(run.log[-1]["seconds"] for run in group)
         machines = {f"{hardware(run)}, {run.environment.get('precision', '-')}" for run in group}
         rows.append([
-            data_name(first), code(first.setting("model")), code(first.variant), seeds or "-",
-            " / ".join(sorted({images_of(run, "val") for run in group})),
-            spread([run.best["miou"] for run in group]),
-            spread([run.best["pixel_acc"] for run in group]),
+            data_name(group[0]), code(group[0].setting("model")), code(name_of(group)),
+            " / ".join(sorted({measured_on(run) for run in group})),
+            *(spread([run.best[key] for run in group]) for key in SCORES.values()),
             *(spread([by_name.get(name) for by_name in scored]) for name in evaluations),
-            f"{seconds:,.0f} s" if math.isfinite(seconds) else "-",
+            duration(fmean(run.log[-1]["seconds"] for run in group)),
             f"{max(memory):,.0f} MB" if memory else "-",
             " / ".join(sorted(machines)),
         ])  # fmt: skip
@@ -91,9 +90,9 @@ def summary(groups: Sequence[Sequence[Run]]) -> str:
         "the seeds. Time is that of a whole run with its evaluations, the mean over the seeds; "
         "memory is the peak of the GPU's memory that PyTorch had allocated."
     )
-    header = ["data", "model", "run", "seeds", "evaluated on", "mIoU", "pixel acc."]
-    header += [*(f"mIoU on {name}" for name in evaluations), "time", "memory", "trained on"]
-    return table(caption, header, rows, "lllll" + "r" * (len(header) - 6) + "l")
+    header = ["data", "model", "run", "evaluated on", *SCORES]
+    header += [*(f"mIoU on {name}" for name in evaluations), "time", "memory", "machine"]
+    return table(caption, header, rows, "llll" + "r" * (len(header) - 5) + "l")
 
 
 def read_scores(run: Run) -> dict[str, float]:
@@ -128,7 +127,7 @@ def evaluation_name(scores: dict[str, Any], run: Run) -> str:
     return ", ".join(words)
 
 
-def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> str:
+def class_table(groups: Sequence[Sequence[Run]], baseline: str | None = None) -> str:
     """The IoU of each class and variant; behind it the difference to the first, the baseline."""
     first = groups[0][0]
     has_baseline = first.variant == baseline
@@ -140,10 +139,13 @@ def class_table(groups: Sequence[Sequence[Run]], baseline: str | None) -> str:
             if has_baseline and place and math.isfinite(mean - means[0]):
                 cells[place] += f" ({100 * (mean - means[0]):+.2f})"
         rows.append([code(name) if name in first.class_names else name, *cells])
-    caption = f"{data_name(first)}: {PER_CLASS}"
+    caption = (
+        f"{data_name(first)}: IoU of each class in percent, at the best evaluation, mean over the "
+        "seeds"
+    )
     if has_baseline and len(groups) > 1:
         caption += f"; in brackets the difference to {code(baseline)}"
-    header = ["class", *(code(group[0].variant) for group in groups)]
+    header = ["class", *(code(name_of(group)) for group in groups)]
     return table(caption + ".", header, rows, "l" + "r" * len(groups))
 
 
@@ -158,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.folder}: holds no run: copy args.json and log.jsonl of one there")
     for note in (note for run in runs for note in run.notes):
         print(f"note: {note}", file=sys.stderr)
-    blocks, commands = compare(runs, args.baseline)
+    blocks, commands = compare(runs, args.baseline), map(command_of, runs)
     words = ["python", "-m", "utils.report.score_tables", args.folder]
     words += ["--baseline", args.baseline] if args.baseline else []
     blocks.append(paragraph(f"{code(shlex.join(words))} prints these tables. The runs:"))

@@ -1,43 +1,32 @@
 """The report, problem by problem: what was found, as text, tables and figures; what is missing."""
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 
 from network.modeling import build_model
 from utils.report.charts import loss_name, percent
-from utils.report.contents import Findings, code, duration, points, spread
+from utils.report.contents import Findings, code, points
 from utils.report.markdown import bullets, heading, paragraph, table
 from utils.report.runs import (
     UNCOMPARED,
     all_settings,
-    class_mean,
     group_runs,
-    hardware,
-    images_of,
     list_notes,
     measured_on,
-    protocol,
+    name_of,
     runs_to_compare,
 )
-from utils.report.score_tables import PER_CLASS
+from utils.report.score_tables import class_table, summary
 from utils.run_records import Run, best_run
 
-SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 SETTINGS = (
-    "model", "output_stride", "backbone_weights", "loss", "lr", "backbone_lr_factor", "lr_policy",
-    "step_size", "total_itrs", "batch_size", "crop_size",
+    "image_set", "model", "output_stride", "backbone_weights", "loss", "lr", "backbone_lr_factor",
+    "lr_policy", "step_size", "total_itrs", "batch_size", "crop_size",
 )  # fmt: skip
-SCORES_CAPTION = (
-    "Scores in percent, at the best evaluation of each run; of runs that differ in the seed alone "
-    "mean ± half the range. Time is that of a whole run with its evaluations; memory is the peak "
-    "of what PyTorch had allocated on the GPU."
-)
 # The texts of `answers.md`, by the number of the problem.
 ANSWERS = {
     problem: text.strip()
@@ -112,7 +101,7 @@ def _accuracy_table(found: Findings) -> list[str]:
         on = f"{code(found.val_image_set)} ({found.val_images:,} images)"
         rows.append((f"{code(name)} everywhere", on, scores))
     if run:
-        rows.append((f"the best run, {found.key(run)}", measured_on(run), run.best))
+        rows.append((f"{code(run.name)}, the best run", measured_on(run), run.best))
     cells = [[what, on, points(by["pixel_acc"]), points(by["miou"])] for what, on, by in rows]
     caption = "Pixel accuracy and mIoU in percent."
     return [table(caption, ["", "on", "pixel acc.", "mIoU"], cells, "llrr")] if rows else []
@@ -137,24 +126,19 @@ def _runs(found: Findings) -> list[str]:
         blocks.append(paragraph(f"No run yet: {code(found.main_command)} makes one."))
         return [*blocks, *map(paragraph, found.notes)]
     compared = (
-        f"{found.key(run)} ({loss_name(run)}) with {points(run.best['miou'])} % mIoU on "
+        f"{code(run.name)} ({loss_name(run)}) with {points(run.best['miou'])} % mIoU on "
         f"{measured_on(run)}"
         for run in runs_to_compare(found.runs)
     )
-    names = [
-        [found.key(run), code(run.name), images_of(run, "train"), hardware(run)]
-        for run in found.runs
-    ]
     groups = group_runs(found.runs)
     return [
         *blocks,
         heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
-        table("Runs.", ["", "run", "trained on", "hardware"], names, "llll"),
-        _settings_table(found, groups),
-        _score_table(found, groups),
-        paragraph(" ".join([*_protocols(found), *list_notes(found.runs)])),
+        summary(groups),
+        _settings_table(groups),
+        *map(paragraph, list_notes(found.runs)),
         *([bullets(found.notes)] if found.notes else []),
-        _iou_table(found, groups),
+        class_table(groups),
         *_pictures(found, "curves"),
         heading(3, "Problem 3.4: which other loss, and why?"),
         ANSWERS["3.4"],
@@ -164,56 +148,20 @@ def _runs(found: Findings) -> list[str]:
     ]
 
 
-def _protocols(found: Findings) -> list[str]:
-    keys: dict[str, list[str]] = {}
-    for run in found.runs:
-        keys.setdefault(protocol(run), []).append(found.key(run))
-    texts = [f"Protocol of {', '.join(those)}: {text}." for text, those in keys.items()]
-    return [*texts, *["Scores of different protocols do not compare."] * (len(keys) > 1)]
-
-
-def _settings_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
+def _settings_table(groups: Sequence[Sequence[Run]]) -> str:
     """The settings of a recipe, and all others in which the runs differ; a column per group."""
     settings = [all_settings(group[0]) for group in groups]
     keys = sorted({key for each in settings for key in each} - UNCOMPARED - {*SETTINGS})
     differ = [key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings)]
     rows = [[code(key), *(_value(s.get(key)) for s in settings)] for key in (*SETTINGS, *differ)]
     caption = "Settings of the recipe, and every other one in which the runs differ."
-    header = ["", *(", ".join(map(found.key, group)) for group in groups)]
+    header = ["", *(code(name_of(group)) for group in groups)]
     return table(caption, header, rows, "l" * len(header))
 
 
 def _value(setting: Any) -> str:
     parts = setting if isinstance(setting, list) else [setting]
     return "-" if setting is None else " ".join(Path(str(part)).name for part in parts)
-
-
-def _score_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
-    rows = []
-    for group in groups:
-        seconds = fmean(run.log[-1]["seconds"] for run in group)
-        memory = [m for run in group for m in run.column("max_memory_mb") if math.isfinite(m)]
-        rows.append([
-            ", ".join(map(found.key, group)),
-            *(spread([run.best[key] for run in group]) for key in SCORES.values()),
-            ", ".join(f"{run.best['epoch']:g}".replace("nan", "-") for run in group),
-            duration(seconds),
-            f"{max(memory):,.0f} MB" if memory else "-",
-            ", ".join(sorted({images_of(run, "val") for run in group})),
-        ])  # fmt: skip
-    header = ["", *SCORES, "epoch", "time", "memory", "evaluated on"]
-    return table(SCORES_CAPTION, header, rows, "lrrrrrrrl")
-
-
-def _iou_table(found: Findings, groups: Sequence[Sequence[Run]]) -> str:
-    """The IoU of each class, a column for each group of runs."""
-    rows = [
-        [code(name), *(points(class_mean(group, name)) for group in groups)]
-        for name in found.class_names
-    ]
-    splits = ", ".join(sorted({images_of(run, "val") for run in found.runs}))
-    header = ["class", *(", ".join(map(found.key, group)) for group in groups)]
-    return table(f"{PER_CLASS}, on {splits}.", header, rows, "l" + "r" * len(groups))
 
 
 def _sam(found: Findings) -> list[str]:

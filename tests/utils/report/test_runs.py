@@ -251,7 +251,7 @@ def test_what_does_not_matter_is_no_difference(tmp_path):
     one = load_run(write_run(tmp_path / "a_s1", seed=1, **fast))
     # A step policy is what an older run had by default.
     two = load_run(write_run(tmp_path / "a_s0", seed=0, cache="none", lr_policy="step"))
-    assert group_runs([one, two]) == [[one, two]]
+    assert group_runs([one, two]) == [[two, one]]
     two.args["lr"] = 0.02
     assert group_runs([one, two]) == [[one], [two]]
 

@@ -76,15 +76,13 @@ def test_each_answer_names_its_problem_in_the_order_of_the_course(tmp_path):
 
 
 def test_every_score_says_on_what(tmp_path):
-    text = build_report(make_findings(tmp_path, 2))
-    rows = [line for line in text.splitlines() if line.startswith(("| R1 ", "| R2 "))]
-    assert rows[0].endswith("| `train` (1,464 images) | NVIDIA GeForce RTX 4090 |")
-    assert rows[2] == (
-        "| R1 | 50.00 | 90.00 | 50.00 | 80.00 | 4 | 3 min | - | `val` (1,449 images) |"
-    )
-    assert "Protocol of R1, R2: whole images at native size." in text
-    assert "with 51.00 % mIoU on `val` (1,449 images), whole images" in text
-    assert "at the best evaluation, mean over the seeds, on `val` (1,449 images)" in text
+    found = make_findings(tmp_path, 2)
+    text = build_report(found)
+    name, how = found.runs[0].name, "`val` (1,449 images), whole images at native size"
+    row = f"| voc | `deeplabv3plus_resnet50` | `{name}` | {how} | 50.00 | 90.00 | 50.00 | 80.00 |"
+    assert f"{row} 3 min | - | NVIDIA GeForce RTX 4090, - |" in text
+    assert f"with 51.00 % mIoU on {how}" in text
+    assert "voc: IoU of each class in percent, at the best evaluation" in text
     assert "SAM on 5 images of `train`, mIoU in percent over these images alone" in text
     assert "| mIoU of DeepLab | 90.00 |" in text
 
@@ -95,8 +93,8 @@ def test_seeds_have_a_row_of_their_mean_and_spread(tmp_path):
         run = write_run(tmp_path / f"a_s{seed}", (miou,), seed=seed, **SETTINGS)
         found.runs.append(load_run(run))
     text = build_report(found)
-    assert "| R1, R2 | 52.00 ± 2.00 | 90.00 ± 0.00 |" in text
-    assert "| class | R1, R2 |" in text and "| `cat` | 52.00 |" in text
+    assert "native size | 52.00 ± 2.00 | 90.00 ± 0.00 |" in text
+    assert "| class | `a_s{0,1}` |" in text and "| `cat` | 52.00 |" in text
 
 
 def test_settings_that_differ_are_told_and_no_others(tmp_path):
@@ -114,7 +112,7 @@ def test_settings_that_differ_are_told_and_no_others(tmp_path):
 def test_both_metrics_of_a_constant_and_of_the_best_run_stand_beside_each_other(tmp_path):
     text = build_report(make_findings(tmp_path, 2))
     assert "| `background` everywhere | `val` (1,449 images) | 70.00 | 3.00 |" in text
-    assert "| the best run, R2 | `val` (1,449 images), whole images at native size |" in text
+    assert "focal_1`, the best run | `val` (1,449 images), whole images at native size |" in text
 
 
 def test_sizes_are_those_of_both_heads_with_the_backbone_of_the_best_run(tmp_path):
@@ -138,7 +136,7 @@ def test_two_protocols_are_told_apart(tmp_path):
     found = make_findings(tmp_path, 2)
     found.runs[1].args["crop_val"] = True
     text = build_report(found)
-    assert "Protocol of R2: centre crops (short side 513, then the centre square)." in text
+    assert "centre crops (short side 513, then the centre square) | 51.00" in text
     assert "Scores of different protocols do not compare." in text
 
 
