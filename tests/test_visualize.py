@@ -94,8 +94,8 @@ def test_report_is_the_default_and_has_everything(show, data, tmp_path):
     report = (folder / "report.md").read_text()
     for name in FIGURES:
         assert f"]({name}.png)" in report
-    how = "`val`, whole images at native size"
-    assert f"| `voc_ce` | {how} | 65.12 | 90.00 | 50.00 | 80.00 |" in report
+    assert "- R1: `voc_ce`, " in report and "whole images at native size" in report
+    assert "| R1 | 65.12 | 90.00 | 50.00 | 80.00 |" in report
     assert "| `loss` | ce | focal |" in report
     assert "SAM's masks, classes from the ground truth | 80.00" in report
     assert "SAM's masks, classes from DeepLab | 55.00" in report

@@ -12,7 +12,7 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,7 @@ from utils.common.errors import UserError, run_script
 from utils.common.files import read_json
 from utils.options import HelpFormatter
 from utils.report.contents import code, duration, points, spread
-from utils.report.markdown import paragraph, table
+from utils.report.markdown import bullets, paragraph, table
 from utils.report.runs import (
     class_mean,
     data_name,
@@ -52,14 +52,19 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
     if baseline is not None and baseline not in names:
         raise UserError(f"--baseline {baseline}: no such variant; there are: {', '.join(names)}")
     groups.sort(key=lambda group: (data_name(group[0]), group[0].variant != baseline))
-    by_data: dict[tuple, list[list[Run]]] = {}
-    for group in groups:
-        by_data.setdefault((data_name(group[0]), *group[0].class_names), []).append(group)
-    blocks: list[str] = [summary(groups)]
+    by_data: dict[tuple, dict[str, list[Run]]] = {}
+    for key, group in with_keys(groups).items():
+        by_data.setdefault((data_name(group[0]), *group[0].class_names), {})[key] = group
+    blocks = summary(with_keys(groups))
     for of_data in by_data.values():
         blocks.append(class_table(of_data, baseline))
-        blocks += map(paragraph, list_notes([run for group in of_data for run in group]))
+        blocks += map(paragraph, list_notes([run for group in of_data.values() for run in group]))
     return blocks
+
+
+def with_keys(groups: Sequence[list[Run]]) -> dict[str, list[Run]]:
+    """R1, R2, ...: what tables call each group, since names are long."""
+    return {f"R{number}": group for number, group in enumerate(groups, 1)}
 
 
 def command_of(run: Run) -> str:
@@ -68,31 +73,38 @@ def command_of(run: Run) -> str:
     return stored or shlex.join(["python", "main.py", "--args", str(run.folder / ARGS_FILE)])
 
 
-def summary(groups: Sequence[Sequence[Run]]) -> str:
-    """A row per variant."""
-    scores = [[read_scores(run) for run in group] for group in groups]
-    evaluations = sorted({name for group in scores for by_name in group for name in by_name})
-    rows = []
-    for group, scored in zip(groups, scores, strict=True):
+def summary(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """What the runs are, and what they scored; a group is called by its key."""
+    scores = {key: [read_scores(run) for run in group] for key, group in groups.items()}
+    evaluations = sorted({name for group in scores.values() for by in group for name in by})
+    items, rows = [], []
+    for key, group in groups.items():
         memory = [m for run in group for m in run.column("max_memory_mb") if math.isfinite(m)]
         machines = {f"{hardware(run)}, {run.environment.get('precision', '-')}" for run in group}
+        items.append(
+            f"{key}: {code(name_of(group))}, {code(group[0].setting('model'))} on "
+            f"{data_name(group[0])}, evaluated on {sorted_text(map(measured_on, group))}; "
+            f"{sorted_text(machines)}"
+        )
         rows.append([
-            data_name(group[0]), code(group[0].setting("model")), code(name_of(group)),
-            " / ".join(sorted({measured_on(run) for run in group})),
-            *(spread([run.best[key] for run in group]) for key in SCORES.values()),
-            *(spread([by_name.get(name) for by_name in scored]) for name in evaluations),
+            key,
+            *(spread([run.best[name] for run in group]) for name in SCORES.values()),
+            *(spread([by.get(name) for by in scores[key]]) for name in evaluations),
             duration(fmean(run.log[-1]["seconds"] for run in group)),
             f"{max(memory):,.0f} MB" if memory else "-",
-            " / ".join(sorted(machines)),
         ])  # fmt: skip
     caption = (
         "Best evaluation of each run while it was trained, in percent: mean ± half the range over "
         "the seeds. Time is that of a whole run with its evaluations, the mean over the seeds; "
         "memory is the peak of the GPU's memory that PyTorch had allocated."
     )
-    header = ["data", "model", "run", "evaluated on", *SCORES]
-    header += [*(f"mIoU on {name}" for name in evaluations), "time", "memory", "machine"]
-    return table(caption, header, rows, "llll" + "r" * (len(header) - 5) + "l")
+    header = ["", *SCORES, *(f"mIoU on {name}" for name in evaluations), "time", "memory"]
+    return [bullets(items), table(caption, header, rows, "l" + "r" * (len(header) - 1))]
+
+
+def sorted_text(words: Iterable[str]) -> str:
+    """Each of the words once."""
+    return " / ".join(sorted(set(words)))
 
 
 def read_scores(run: Run) -> dict[str, float]:
@@ -127,13 +139,13 @@ def evaluation_name(scores: dict[str, Any], run: Run) -> str:
     return ", ".join(words)
 
 
-def class_table(groups: Sequence[Sequence[Run]], baseline: str | None = None) -> str:
-    """The IoU of each class and variant; behind it the difference to the first, the baseline."""
-    first = groups[0][0]
+def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None) -> str:
+    """The IoU of each class and group; behind it the difference to the first, the baseline."""
+    first = next(iter(groups.values()))[0]
     has_baseline = first.variant == baseline
     rows = []
     for name in [*first.class_names, "mIoU"]:
-        means = [class_mean(group, name) for group in groups]
+        means = [class_mean(group, name) for group in groups.values()]
         cells = [points(mean) for mean in means]
         for place, mean in enumerate(means):
             if has_baseline and place and math.isfinite(mean - means[0]):
@@ -144,9 +156,8 @@ def class_table(groups: Sequence[Sequence[Run]], baseline: str | None = None) ->
         "seeds"
     )
     if has_baseline and len(groups) > 1:
-        caption += f"; in brackets the difference to {code(baseline)}"
-    header = ["class", *(code(name_of(group)) for group in groups)]
-    return table(caption + ".", header, rows, "l" + "r" * len(groups))
+        caption += f"; in brackets the difference to {next(iter(groups))}"
+    return table(caption + ".", ["class", *groups], rows, "l" + "r" * len(groups))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The report, problem by problem: what was found, as text, tables and figures; what is missing."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from utils.report.runs import (
     group_runs,
     list_notes,
     measured_on,
-    name_of,
     runs_to_compare,
 )
-from utils.report.score_tables import class_table, summary
+from utils.report.score_tables import class_table, summary, with_keys
 from utils.run_records import Run, best_run
 
 SETTINGS = (
-    "image_set", "model", "output_stride", "backbone_weights", "loss", "lr", "backbone_lr_factor",
+    "image_set", "output_stride", "backbone_weights", "loss", "lr", "backbone_lr_factor",
     "lr_policy", "step_size", "total_itrs", "batch_size", "crop_size",
 )  # fmt: skip
 # The texts of `answers.md`, by the number of the problem.
@@ -130,11 +129,11 @@ def _runs(found: Findings) -> list[str]:
         f"{measured_on(run)}"
         for run in runs_to_compare(found.runs)
     )
-    groups = group_runs(found.runs)
+    groups = with_keys(group_runs(found.runs))
     return [
         *blocks,
         heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
-        summary(groups),
+        *summary(groups),
         _settings_table(groups),
         *map(paragraph, list_notes(found.runs)),
         *([bullets(found.notes)] if found.notes else []),
@@ -148,15 +147,14 @@ def _runs(found: Findings) -> list[str]:
     ]
 
 
-def _settings_table(groups: Sequence[Sequence[Run]]) -> str:
+def _settings_table(groups: Mapping[str, Sequence[Run]]) -> str:
     """The settings of a recipe, and all others in which the runs differ; a column per group."""
-    settings = [all_settings(group[0]) for group in groups]
-    keys = sorted({key for each in settings for key in each} - UNCOMPARED - {*SETTINGS})
+    settings = [all_settings(group[0]) for group in groups.values()]
+    keys = sorted({key for each in settings for key in each} - UNCOMPARED - {"model", *SETTINGS})
     differ = [key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings)]
     rows = [[code(key), *(_value(s.get(key)) for s in settings)] for key in (*SETTINGS, *differ)]
     caption = "Settings of the recipe, and every other one in which the runs differ."
-    header = ["", *(code(name_of(group)) for group in groups)]
-    return table(caption, header, rows, "l" * len(header))
+    return table(caption, ["", *groups], rows, "l" * (1 + len(groups)))
 
 
 def _value(setting: Any) -> str:

@@ -79,8 +79,9 @@ def test_every_score_says_on_what(tmp_path):
     found = make_findings(tmp_path, 2)
     text = build_report(found)
     name, how = found.runs[0].name, "`val` (1,449 images), whole images at native size"
-    row = f"| voc | `deeplabv3plus_resnet50` | `{name}` | {how} | 50.00 | 90.00 | 50.00 | 80.00 |"
-    assert f"{row} 3 min | - | NVIDIA GeForce RTX 4090, - |" in text
+    on = f"`deeplabv3plus_resnet50` on voc, evaluated on {how}; NVIDIA GeForce RTX 4090"
+    assert f"- R1: `{name}`, {on}, -\n" in text
+    assert "| R1 | 50.00 | 90.00 | 50.00 | 80.00 | 3 min | - |" in text
     assert f"with 51.00 % mIoU on {how}" in text
     assert "voc: IoU of each class in percent, at the best evaluation" in text
     assert "SAM on 5 images of `train`, mIoU in percent over these images alone" in text
@@ -93,8 +94,8 @@ def test_seeds_have_a_row_of_their_mean_and_spread(tmp_path):
         run = write_run(tmp_path / f"a_s{seed}", (miou,), seed=seed, **SETTINGS)
         found.runs.append(load_run(run))
     text = build_report(found)
-    assert "native size | 52.00 ± 2.00 | 90.00 ± 0.00 |" in text
-    assert "| class | `a_s{0,1}` |" in text and "| `cat` | 52.00 |" in text
+    assert "| R1 | 52.00 ± 2.00 | 90.00 ± 0.00 |" in text and "- R1: `a_s{0,1}`," in text
+    assert "| class | R1 |" in text and "| `cat` | 52.00 |" in text
 
 
 def test_settings_that_differ_are_told_and_no_others(tmp_path):
@@ -136,7 +137,7 @@ def test_two_protocols_are_told_apart(tmp_path):
     found = make_findings(tmp_path, 2)
     found.runs[1].args["crop_val"] = True
     text = build_report(found)
-    assert "centre crops (short side 513, then the centre square) | 51.00" in text
+    assert "centre crops (short side 513, then the centre square);" in text
     assert "Scores of different protocols do not compare." in text
 
 
