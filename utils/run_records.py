@@ -31,7 +31,7 @@ class Run:
         class_names: of its data set.
         environment: versions and machine, as in `args.json`.
         log: one record per evaluation, oldest first; a number that is missing is NaN.
-        notes: what was wrong with the log, one line each.
+        notes: what is wrong or unfinished, one line each.
     """
 
     folder: Path
@@ -91,6 +91,9 @@ def load_run(folder: Path) -> Run:
                 f"{path}: {' and '.join(wrong)} not a number at iteration {record['iteration']}: "
                 "left out"
             )
+    last, total = records[-1]["iteration"] if records else 0, args.get("total_itrs")
+    if isinstance(total, int) and last < total:
+        notes.append(f"{folder}: is not finished: evaluated at {last} of {total} iterations")
     if not any(math.isfinite(record["miou"]) for record in records):
         raise UserError(f"{folder}: has no evaluation yet: train it on with main.py --resume")
     return Run(folder, args, class_names, environment, records, notes)

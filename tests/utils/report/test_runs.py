@@ -56,6 +56,13 @@ def test_run_tells_settings_and_its_first_best_evaluation(tmp_path):
     assert run.notes == [] and run.best_checkpoint == tmp_path / "a" / "best.pth"
 
 
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    done = load_run(write_run(tmp_path / "done", (0.2, 0.4), total_itrs=20))
+    stopped = load_run(write_run(tmp_path / "stopped", (0.2, 0.4), total_itrs=30))
+    assert done.notes == []
+    assert stopped.notes == [f"{stopped.folder}: is not finished: evaluated at 20 of 30 iterations"]
+
+
 def test_broken_last_line_is_left_out_and_said(tmp_path):
     folder = write_run(tmp_path / "a")
     path = folder / "log.jsonl"
