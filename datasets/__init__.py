@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datasets.base import SegmentationDataset, Transform
 from datasets.class_counts import class_statistics, present_and_absent
 from datasets.custom import CustomSegmentation
-from datasets.lists import say_once
 from datasets.shapes import ShapesSegmentation
 from datasets.voc import VOCSegmentation
 from utils.common.errors import UserError
+from utils.common.progress import say_once
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
     "voc": lambda args, image_set, **options: VOCSegmentation(

@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.image_files import image_size, keeps_orientation, read_image, read_mask
-from datasets.lists import find_files, normalize, say_once
+from datasets.lists import find_files, normalize
 from utils.common.errors import UserError
-from utils.common.progress import progress
+from utils.common.progress import progress, say_once
 
 IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around an image
 

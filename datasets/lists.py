@@ -1,21 +1,13 @@
 """Lists of samples, and the files of each sample."""
 
-import functools
 import os
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.image_files import picture_suffixes
 from utils.common.errors import UserError
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    """Print a line to stderr: once in a process, and in the first of several processes alone."""
-    if os.environ.get("RANK", "0") == "0":  # set by torchrun
-        print(line, file=sys.stderr, flush=True)
+from utils.common.progress import say_once
 
 
 def read_lines(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ gradients where the batch has no valid pixel. A new loss is a class and a line i
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from utils.common.errors import UserError
 
 
-class SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module, ABC):
     """Base of all losses: checks the shapes, and hands float32 and int64 to `compute()`.
 
     Args:
@@ -46,9 +47,9 @@ class SegmentationLoss(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
         return self.compute(logits, target.long())
 
+    @abstractmethod
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of float logits (N, C, H, W) and an int64 target (N, H, W)."""
-        raise NotImplementedError
 
 
 class CrossEntropyLoss(SegmentationLoss):
@@ -174,12 +175,12 @@ class RegionLoss(SegmentationLoss):
         ]
         return torch.stack(losses).mean() if losses else logits[:0].sum()
 
+    @abstractmethod
     def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
         """One class: its probability at each valid pixel, float (P,), and where it is, bool (P,).
 
         `inside` is true at least once.
         """
-        raise NotImplementedError
 
 
 class DiceLoss(RegionLoss):

@@ -1,8 +1,6 @@
 """Which floating-point type the convolutions run in."""
 
 import contextlib
-import functools
-import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -11,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.common.errors import UserError
+from utils.common.progress import say_once
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -52,7 +51,7 @@ def choose_precision(name: str, device: torch.device) -> str:
             reason = textwrap.shorten(str(error), 100, placeholder=" ...")
             raise UserError(f"--precision {name}: {device} does not have it ({reason})") from None
         if name == "bf16" and not _has_bf16(device.type):
-            _say_once(f"--precision bf16: {device} only emulates it, far slower than fp32")
+            say_once(f"--precision bf16: {device} only emulates it, far slower than fp32")
         return name
     if _has_bf16(device.type):
         return "bf16"
@@ -74,11 +73,6 @@ def _has_bf16(device_type: str) -> bool:
     return device_type == "cpu" and any(
         getattr(torch.cpu, check, lambda: False)() for check in checks
     )
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

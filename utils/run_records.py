@@ -91,11 +91,11 @@ def load_run(folder: Path) -> Run:
                 f"{path}: {' and '.join(wrong)} not a number at iteration {record['iteration']}: "
                 "left out"
             )
-    last, total = records[-1]["iteration"] if records else 0, args.get("total_itrs")
-    if isinstance(total, int) and last < total:
-        notes.append(f"{folder}: is not finished: evaluated at {last} of {total} iterations")
     if not any(math.isfinite(record["miou"]) for record in records):
         raise UserError(f"{folder}: has no evaluation yet: train it on with main.py --resume")
+    last, total = records[-1]["iteration"], args.get("total_itrs")
+    if isinstance(total, int) and last < total:
+        notes.append(f"{folder}: is not finished: evaluated at {last} of {total} iterations")
     return Run(folder, args, class_names, environment, records, notes)
 
 

@@ -57,7 +57,7 @@ def test_other_errors_are_left_alone():
 @pytest.mark.parametrize("has_it", [True, False])
 def test_emulated_bf16_is_said_once(monkeypatch, capsys, has_it):
     monkeypatch.setattr(precision, "_has_bf16", lambda _: has_it)
-    precision._say_once.cache_clear()
+    precision.say_once.cache_clear()
     for _ in range(2):
         assert choose_precision("bf16", torch.device("cpu")) == "bf16"
     assert choose_precision("auto", torch.device("cpu")) == ("bf16" if has_it else "fp32")

@@ -1,5 +1,7 @@
-"""One kind of progress bar for everything that takes long."""
+"""One kind of progress bar for everything that takes long, and lines beside it."""
 
+import functools
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -32,3 +34,10 @@ def say(text: str) -> None:
         tqdm.write(text)
     else:
         print(text, flush=True)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line to stderr: once in a process, and in the first of several processes alone."""
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun
+        print(line, file=sys.stderr, flush=True)

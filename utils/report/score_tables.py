@@ -52,10 +52,10 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
     if baseline is not None and baseline not in names:
         raise UserError(f"--baseline {baseline}: no such variant; there are: {', '.join(names)}")
     groups.sort(key=lambda group: (data_name(group[0]), group[0].variant != baseline))
-    by_data: dict[tuple, dict[str, list[Run]]] = {}
-    for key, group in with_keys(groups).items():
+    keyed, by_data = with_keys(groups), dict[tuple, dict[str, list[Run]]]()
+    for key, group in keyed.items():
         by_data.setdefault((data_name(group[0]), *group[0].class_names), {})[key] = group
-    blocks = summary(with_keys(groups))
+    blocks = summary(keyed)
     for of_data in by_data.values():
         blocks.append(class_table(of_data, baseline))
         blocks += map(paragraph, list_notes([run for group in of_data.values() for run in group]))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from network.modeling import build_model
+from utils.common.flags import show
 from utils.report.charts import loss_name, percent
 from utils.report.contents import Findings, code, points
 from utils.report.markdown import bullets, heading, paragraph, table
@@ -152,14 +153,12 @@ def _settings_table(groups: Mapping[str, Sequence[Run]]) -> str:
     settings = [all_settings(group[0]) for group in groups.values()]
     keys = sorted({key for each in settings for key in each} - UNCOMPARED - {"model", *SETTINGS})
     differ = [key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings)]
-    rows = [[code(key), *(_value(s.get(key)) for s in settings)] for key in (*SETTINGS, *differ)]
+    rows = [
+        [code(key), *("-" if s.get(key) is None else show(s[key]) for s in settings)]
+        for key in (*SETTINGS, *differ)
+    ]
     caption = "Settings of the recipe, and every other one in which the runs differ."
     return table(caption, ["", *groups], rows, "l" * (1 + len(groups)))
-
-
-def _value(setting: Any) -> str:
-    parts = setting if isinstance(setting, list) else [setting]
-    return "-" if setting is None else " ".join(Path(str(part)).name for part in parts)
 
 
 def _sam(found: Findings) -> list[str]:
