@@ -223,8 +223,8 @@ def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
     Returns:
         (P,), in the order and type of `errors`, constant to autograd.
     """
-    # The bits of floats from 0 on rise with them, and torch sorts integers in a quarter of the time
-    # on a CPU; inverted, the largest error comes first.
+    # The bits of floats from 0 on rise with them, and torch sorts integers several times as fast on
+    # a CPU; inverted, the largest error comes first.
     order = (~errors.float().view(torch.int32)).argsort()
     inside = inside[order]
     seen_inside = inside.cumsum(0, dtype=torch.int32)
