@@ -1,10 +1,14 @@
 """Batches: which samples an iteration sees, and in what random form."""
 
+import contextlib
 import dataclasses
 import os
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from multiprocessing import Lock, RawArray
+from multiprocessing import Lock, RawArray, active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ Sample = tuple[torch.Tensor, torch.Tensor, int]  # image, target and index
 
 # What torch and Python say if /dev/shm is full, too small, or missing.
 SHARED_MEMORY_FAULTS = ("Bus error", "shared memory", "</torch_", "No space left on device")
+BUS_ERROR = -getattr(signal, "SIGBUS", 7)  # exit code of a worker that writes where no room is
 SHARED_MEMORY_ADVICE = (
     "/dev/shm: full, too small or unusable, but data workers pass batches through it: make it "
     "larger, or use --num_workers 0"
@@ -201,16 +206,40 @@ def build_val_loader(
     return _build_loader(dataset, size_batches(sizes, settings.batch_size), settings)
 
 
+@contextlib.contextmanager
+def child_signals_kept() -> Iterator[None]:
+    """Undo that torch handles SIGCHLD: it would raise a worker's fault wherever training is then.
+
+    Without it, asking for a batch that does not come says so, within five seconds.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or not hasattr(signal, "SIGCHLD"):  # torch leaves it alone there as well
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
 class Loader(DataLoader):
     """A DataLoader that says in one line why its workers failed."""
 
     dataset: Samples
+    workers: frozenset[BaseProcess] = frozenset()
 
     def __iter__(self) -> Any:
+        others = set(active_children())
         try:
-            yield from super().__iter__()
+            with child_signals_kept():
+                batches = super().__iter__()
+            self.workers |= set(active_children()) - others
+            yield from batches
         except (RuntimeError, OSError) as error:
-            if self.num_workers and any(text in str(error) for text in SHARED_MEMORY_FAULTS):
+            is_full = any(worker.exitcode == BUS_ERROR for worker in self.workers)
+            is_full = is_full or any(text in str(error) for text in SHARED_MEMORY_FAULTS)
+            if self.num_workers and is_full:
                 raise UserError(SHARED_MEMORY_ADVICE) from None
             if not str(error).startswith("DataLoader worker"):
                 raise

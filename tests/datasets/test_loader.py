@@ -1,5 +1,9 @@
+import os
+import signal
 import subprocess
 import sys
+import time
+from multiprocessing import active_children
 from unittest.mock import patch
 
 import numpy as np
@@ -250,6 +254,30 @@ def test_what_torch_says_of_shared_memory_is_understood(train_set, monkeypatch, 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fail)
     with pytest.raises(UserError, match=r"^/dev/shm: .*--num_workers 0$"):
         list(loader)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="no such signals there")
+@pytest.mark.parametrize("round_", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [("SIGKILL", r"^a data worker was killed.*2008_"), ("SIGBUS", r"^/dev/shm: ")],
+)
+def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
+    train_set, number, message, round_
+):
+    dataset = VOCSegmentation(train_set.folder, "val")
+    before, others = signal.getsignal(signal.SIGCHLD), set(active_children())
+    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(1, 0, num_workers=1))
+    for _ in range(round_ - 1):
+        list(loader)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = set(active_children()) - others
+    os.kill(worker.pid, getattr(signal, number))
+    time.sleep(0.5)  # here the model computes, and is not disturbed
+    with pytest.raises(UserError, match=message):
+        list(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_cached_samples_make_the_same_batches(train_set):
