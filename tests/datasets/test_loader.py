@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from datasets.loader import (
     LoaderSettings,
@@ -263,10 +264,13 @@ def test_what_torch_says_of_shared_memory_is_understood(train_set, monkeypatch, 
     [("SIGKILL", r"^a data worker was killed.*2008_"), ("SIGBUS", r"^/dev/shm: ")],
 )
 def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
-    train_set, number, message, round_
+    train_set, monkeypatch, number, message, round_
 ):
+    # As in a new process: torch installs its handler once, and other tests may have let it.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     dataset = VOCSegmentation(train_set.folder, "val")
-    before, others = signal.getsignal(signal.SIGCHLD), set(active_children())
+    others = set(active_children())
     loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(1, 0, num_workers=1))
     for _ in range(round_ - 1):
         list(loader)
@@ -277,7 +281,7 @@ def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
     time.sleep(0.5)  # here the model computes, and is not disturbed
     with pytest.raises(UserError, match=message):
         list(batches)
-    assert signal.getsignal(signal.SIGCHLD) == before
+    assert signal.signal(signal.SIGCHLD, found) == signal.SIG_DFL
 
 
 def test_cached_samples_make_the_same_batches(train_set):
