@@ -1,13 +1,17 @@
 """Batches: which samples an iteration sees, and in what random form."""
 
 import contextlib
+import copy
 import dataclasses
+import multiprocessing
 import os
 import signal
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from multiprocessing import Lock, RawArray, active_children
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -223,6 +227,31 @@ def child_signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
+class Flag:
+    """What torch tells workers to end with, without a lock: a killed worker could not give it back.
+
+    With Python's own `Event`, this process would wait for that lock forever.
+    """
+
+    def __init__(self) -> None:
+        self.value = RawArray("b", 1)
+
+    def set(self) -> None:
+        """Say it, for good."""
+        self.value[0] = 1
+
+    def is_set(self) -> bool:
+        """Whether it was said."""
+        return bool(self.value[0])
+
+
+def worker_context() -> BaseContext:
+    """Python's way to start processes, with a `Flag` for an `Event`."""
+    context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
+    context.Event = Flag  # type: ignore[assignment, method-assign]
+    return context
+
+
 class Loader(DataLoader):
     """A DataLoader that says in one line why its workers failed."""
 
@@ -236,12 +265,15 @@ class Loader(DataLoader):
                 batches = super().__iter__()
             self.workers |= set(active_children()) - others
             yield from batches
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
+            is_killed = str(error).startswith("DataLoader worker")
+            if isinstance(error, (ConnectionError, EOFError)):  # amid a batch
+                is_killed = bool(wait([worker.sentinel for worker in self.workers], timeout=5))
             is_full = any(worker.exitcode == BUS_ERROR for worker in self.workers)
             is_full = is_full or any(text in str(error) for text in SHARED_MEMORY_FAULTS)
             if self.num_workers and is_full:
                 raise UserError(SHARED_MEMORY_ADVICE) from None
-            if not str(error).startswith("DataLoader worker"):
+            if not is_killed:
                 raise
             ids = [self.dataset.dataset.ids[index] for index in self.dataset.in_work if index >= 0]
             raise UserError(
@@ -281,6 +313,7 @@ def _build_loader(
         samples,
         batch_sampler=batches,
         num_workers=settings.num_workers,
+        multiprocessing_context=worker_context() if settings.num_workers else None,
         pin_memory=settings.pin_memory,
         collate_fn=_collate,
         persistent_workers=settings.num_workers > 0,

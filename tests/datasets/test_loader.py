@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import active_children
 from unittest.mock import patch
@@ -282,6 +283,56 @@ def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
     with pytest.raises(UserError, match=message):
         list(batches)
     assert signal.signal(signal.SIGCHLD, found) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signals there")
+@pytest.mark.parametrize(
+    ("is_killed", "error", "message"),
+    [(True, UserError, r"^a data worker was killed.*2008_"), (False, ConnectionError, "^by peer$")],
+)
+def test_batch_that_breaks_off_is_one_line_if_its_worker_was_killed(
+    train_set, is_killed, error, message
+):
+    dataset = VOCSegmentation(train_set.folder, "val")
+    others = set(active_children())
+    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(1, 0, num_workers=1))
+    batches = iter(loader)
+    next(batches)
+    (worker,) = set(active_children()) - others
+
+    def break_off(*_):
+        if is_killed:
+            os.kill(worker.pid, signal.SIGKILL)
+        raise ConnectionResetError("by peer")
+
+    with (
+        patch("multiprocessing.resource_sharer._ResourceSharer.get_connection", break_off),
+        pytest.raises(error, match=message),
+    ):
+        list(batches)
+
+
+def ask(flag):
+    while not flag.is_set():
+        pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signals there")
+def test_worker_that_is_killed_keeps_no_lock(train_set):
+    settings = LoaderSettings(4, 0, num_workers=1)
+    context = build_train_loader(train_set, settings, 0, 2).multiprocessing_context
+    for _ in range(20):
+        flag = context.Event()
+        worker = context.Process(target=ask, args=(flag,), daemon=True)
+        worker.start()
+        time.sleep(0.02)
+        worker.kill()
+        worker.join()
+        end = threading.Thread(target=flag.set, daemon=True)
+        end.start()
+        end.join(5)
+        assert not end.is_alive()
+        assert flag.is_set()
 
 
 def test_cached_samples_make_the_same_batches(train_set):
