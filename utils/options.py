@@ -42,9 +42,14 @@ FROM_SCRATCH_DEFAULTS = {"backbone_lr_factor": 1.0, "bn_momentum": 0.1}
 # What `--recipe` changes, and what it changes without pretrained weights.
 RECIPES: dict[str, dict[str, Any]] = {
     "course": {},
-    "strong": {"lr_policy": "poly", "loss": "ce_lovasz"},
+    "strong": {
+        "lr_policy": "poly",
+        "loss": "ce_lovasz",
+        "lr": 0.05,
+        "backbone_lr_factor": 0.5,
+    },
 }
-RECIPES_FROM_SCRATCH: dict[str, dict[str, Any]] = {"strong": {"lr": 0.05}}
+RECIPES_FROM_SCRATCH: dict[str, dict[str, Any]] = {"strong": {"backbone_lr_factor": 1.0}}
 FOCAL_GAMMA = 2.0
 
 # Flags of one command, not of the run, and those of them that do not go together.

@@ -262,11 +262,16 @@ def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
     assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 900)
 
 
-def test_strong_recipe_has_a_higher_rate_from_scratch_alone():
-    args = parse_args("", ["--recipe", "strong"])
-    assert (args.loss, args.lr_policy, args.lr) == ("ce_lovasz", "poly", 0.01)
-    args = parse_args("", ["--recipe", "strong", "--backbone_weights", "none", "--loss", "focal"])
-    assert (args.loss, args.lr_policy, args.lr) == ("focal", "poly", 0.05)
+@pytest.mark.parametrize(
+    ("flags", "factor"),
+    [([], 0.5), (["--backbone_weights", "none"], 1), (["--dataset", "shapes"], 1)],
+)
+def test_strong_recipe_holds_the_backbone_back_where_it_is_pretrained(flags, factor):
+    args = parse_args("", ["--recipe", "strong", *flags])
+    assert (args.loss, args.lr_policy, args.lr) == ("ce_lovasz", "poly", 0.05)
+    assert args.backbone_lr_factor == factor
+    args = parse_args("", ["--recipe", "strong", *flags, "--loss", "focal", "--lr", "0.02"])
+    assert (args.loss, args.lr, args.backbone_lr_factor) == ("focal", 0.02, factor)
 
 
 def test_recipe_is_the_courses():
@@ -290,10 +295,11 @@ def test_stored_settings_win_over_defaults_and_the_data_sets(store):
 
 
 def test_an_explicit_recipe_wins_over_stored_settings(store):
-    path = store("--total_itrs", "77", "--loss", "dice", "--lr", "0.02")
+    path = store("--total_itrs", "77", "--loss", "dice", "--lr", "0.02", "--momentum", "0.8")
     args = given(path, "--recipe", "strong")
     assert (args.recipe, args.loss, args.lr_policy) == ("strong", "ce_lovasz", "poly")
-    assert (args.total_itrs, args.lr) == (77, 0.02)  # the recipe says nothing about them
+    assert (args.lr, args.backbone_lr_factor) == (0.05, 0.5)
+    assert (args.total_itrs, args.momentum) == (77, 0.8)  # the recipe says nothing about them
     args = given(path, "--recipe", "strong", "--loss", "focal")
     assert (args.loss, args.lr_policy) == ("focal", "poly")
 
@@ -478,8 +484,8 @@ def test_a_resume_goes_on_with_the_stored_settings(resume, tmp_path):
 
 
 def test_a_resume_may_name_the_runs_own_recipe_and_settings(resume):
-    args = resume(["--recipe", "strong", "--loss", "dice"], "--recipe", "strong", "--lr", "0.01")
-    assert (args.loss, args.lr) == ("dice", 0.01)
+    args = resume(["--recipe", "strong", "--loss", "dice"], "--recipe", "strong", "--lr", "0.05")
+    assert (args.loss, args.lr) == ("dice", 0.05)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@
 
 A run is reported by its `args.json`, its `log.jsonl` and, where its best weights were scored once
 more, by `scores*.json`, in a folder of its own. Runs that differ in the seed alone are one variant,
-`NAME_s{0,1}`. The commands of the runs follow; the report has the tables without them.
+`NAME_s{0,1}`.
 """
 
 import argparse
@@ -65,12 +65,6 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
 def with_keys(groups: Sequence[list[Run]]) -> dict[str, list[Run]]:
     """R1, R2, ...: what tables call each group, since names are long."""
     return {f"R{number}": group for number, group in enumerate(groups, 1)}
-
-
-def command_of(run: Run) -> str:
-    """The command line of a run as it was typed, or one that takes its stored settings."""
-    stored = read_json(run.folder / ARGS_FILE).get("command")
-    return stored or shlex.join(["python", "main.py", "--args", str(run.folder / ARGS_FILE)])
 
 
 def summary(groups: Mapping[str, Sequence[Run]]) -> list[str]:
@@ -171,11 +165,14 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.folder}: holds no run: copy args.json and log.jsonl of one there")
     for note in (note for run in runs for note in run.notes):
         print(f"note: {note}", file=sys.stderr)
-    blocks, commands = compare(runs, args.baseline), map(command_of, runs)
+    blocks = compare(runs, args.baseline)
     words = ["python", "-m", "utils.report.score_tables", args.folder]
     words += ["--baseline", args.baseline] if args.baseline else []
-    blocks.append(paragraph(f"{code(shlex.join(words))} prints these tables. The runs:"))
-    print("\n\n".join(blocks), "", "```bash", *commands, "```", sep="\n")
+    again = shlex.join(["python", "main.py", "--args", f"{args.folder}/NAME/{ARGS_FILE}"])
+    blocks.append(
+        paragraph(f"{code(shlex.join(words))} prints these tables; {code(again)} runs NAME again.")
+    )
+    print("\n\n".join(blocks))
 
 
 if __name__ == "__main__":
