@@ -39,7 +39,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Without pretrained weights there is nothing to protect in the backbone.
 FROM_SCRATCH_DEFAULTS = {"backbone_lr_factor": 1.0, "bn_momentum": 0.1}
-# What `--recipe` changes, and what it changes without pretrained weights.
+# What `--recipe` changes; without pretrained weights the values above stay.
 RECIPES: dict[str, dict[str, Any]] = {
     "course": {},
     "strong": {
@@ -49,7 +49,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "backbone_lr_factor": 0.5,
     },
 }
-RECIPES_FROM_SCRATCH: dict[str, dict[str, Any]] = {"strong": {"backbone_lr_factor": 1.0}}
 FOCAL_GAMMA = 2.0
 
 # Flags of one command, not of the run, and those of them that do not go together.
@@ -172,14 +171,12 @@ def merge_settings(
     if "ckpt" in given:  # brings its own backbone
         stored = {**stored, "backbone_weights": "none"}
     weights = merge(base, stored, given).backbone_weights
-    tables = [RECIPES]
-    if weights == "none" and not chosen.ckpt:
-        base |= FROM_SCRATCH_DEFAULTS
-        tables.append(RECIPES_FROM_SCRATCH)
+    from_scratch = FROM_SCRATCH_DEFAULTS if weights == "none" and not chosen.ckpt else {}
+    base |= from_scratch
     # A recipe also decides where it keeps the data set's value and another recipe does not.
-    recipe = {name: base[name] for table in tables for other in table.values() for name in other}
-    for table in tables:
-        recipe |= table.get(chosen.recipe, {})
+    recipe = {name: base[name] for other in RECIPES.values() for name in other}
+    own = RECIPES[chosen.recipe]
+    recipe |= {name: own[name] for name in own if name not in from_scratch}
     if "recipe" in given and "resume" not in given:
         return merge(base, stored, recipe, given)
     return merge(base, recipe, stored, given)

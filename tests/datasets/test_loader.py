@@ -258,6 +258,19 @@ def test_what_torch_says_of_shared_memory_is_understood(train_set, monkeypatch, 
         list(loader)
 
 
+def take_first_batch(train_set, round_=1):
+    """The other batches, and the worker that reads them."""
+    dataset = VOCSegmentation(train_set.folder, "val")
+    others = set(active_children())
+    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(1, 0, num_workers=1))
+    for _ in range(round_ - 1):
+        list(loader)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = set(active_children()) - others
+    return batches, worker
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="no such signals there")
 @pytest.mark.parametrize("round_", [1, 2])
 @pytest.mark.parametrize(
@@ -270,14 +283,7 @@ def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
     # As in a new process: torch installs its handler once, and other tests may have let it.
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    dataset = VOCSegmentation(train_set.folder, "val")
-    others = set(active_children())
-    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(1, 0, num_workers=1))
-    for _ in range(round_ - 1):
-        list(loader)
-    batches = iter(loader)
-    next(batches)
-    (worker,) = set(active_children()) - others
+    batches, worker = take_first_batch(train_set, round_)
     os.kill(worker.pid, getattr(signal, number))
     time.sleep(0.5)  # here the model computes, and is not disturbed
     with pytest.raises(UserError, match=message):
@@ -293,12 +299,7 @@ def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
 def test_batch_that_breaks_off_is_one_line_if_its_worker_was_killed(
     train_set, is_killed, error, message
 ):
-    dataset = VOCSegmentation(train_set.folder, "val")
-    others = set(active_children())
-    loader = build_val_loader(dataset, dataset.image_sizes(), LoaderSettings(1, 0, num_workers=1))
-    batches = iter(loader)
-    next(batches)
-    (worker,) = set(active_children()) - others
+    batches, worker = take_first_batch(train_set)
 
     def break_off(*_):
         if is_killed:
