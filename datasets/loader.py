@@ -214,13 +214,16 @@ def build_val_loader(
 def child_signals_kept() -> Iterator[None]:
     """Undo that torch handles SIGCHLD: it would raise a worker's fault wherever training is then.
 
-    Without it, asking for a batch that does not come says so, within five seconds.
+    Without it, asking for a batch that does not come says so, within five seconds. That holds for
+    every DataLoader, so a handler that torch left for an earlier one goes as well.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or not hasattr(signal, "SIGCHLD"):  # torch leaves it alone there as well
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "__module__", None) == "torch.utils.data._utils.signal_handling":
+        before = signal.SIG_DFL
     try:
         yield
     finally:

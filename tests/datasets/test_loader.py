@@ -258,6 +258,17 @@ def test_what_torch_says_of_shared_memory_is_understood(train_set, monkeypatch, 
         list(loader)
 
 
+@pytest.fixture(params=["unhandled", "handled"])
+def child_signals(request, monkeypatch):
+    """As in a new process, or as a DataLoader of torch's own leaves it for the whole process."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if request.param == "handled":
+        signal_handling._set_SIGCHLD_handler()
+    yield
+    assert signal.signal(signal.SIGCHLD, found) == signal.SIG_DFL
+
+
 def take_first_batch(train_set, round_=1):
     """The other batches, and the worker that reads them."""
     dataset = VOCSegmentation(train_set.folder, "val")
@@ -272,26 +283,24 @@ def take_first_batch(train_set, round_=1):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="no such signals there")
+@pytest.mark.usefixtures("child_signals")
 @pytest.mark.parametrize("round_", [1, 2])
 @pytest.mark.parametrize(
     ("number", "message"),
     [("SIGKILL", r"^a data worker was killed.*2008_"), ("SIGBUS", r"^/dev/shm: ")],
 )
 def test_worker_that_dies_while_the_model_computes_is_said_by_the_loader(
-    train_set, monkeypatch, number, message, round_
+    train_set, number, message, round_
 ):
-    # As in a new process: torch installs its handler once, and other tests may have let it.
-    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
-    found = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     batches, worker = take_first_batch(train_set, round_)
     os.kill(worker.pid, getattr(signal, number))
     time.sleep(0.5)  # here the model computes, and is not disturbed
     with pytest.raises(UserError, match=message):
         list(batches)
-    assert signal.signal(signal.SIGCHLD, found) == signal.SIG_DFL
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signals there")
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="no such signals there")
+@pytest.mark.usefixtures("child_signals")
 @pytest.mark.parametrize(
     ("is_killed", "error", "message"),
     [(True, UserError, r"^a data worker was killed.*2008_"), (False, ConnectionError, "^by peer$")],
