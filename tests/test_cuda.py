@@ -200,10 +200,16 @@ def test_one_process_under_torchrun_computes_the_same(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(data):
-    """Trained for a while, so that predictions are not all one class."""
-    state, batch = build_state(CUDA, "bf16"), batch_of(data)
-    losses(state, batch, 30)
-    return state.model
+    """Untrained, with logits that are 0 on average: its predictions hold many classes."""
+    torch.manual_seed(1)
+    model, images = build_model("deeplabv3plus_resnet50", 21), batch_of(data)[0]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # an average: the statistics of this batch
+    with torch.no_grad():
+        model.train()(images)
+        model.classifier.classifier[3].bias -= model.eval()(images).mean((0, 2, 3))
+    return model.to(CUDA)
 
 
 def on_both(model, **options):
@@ -221,7 +227,10 @@ def test_evaluation_counts_what_the_cpu_counts(data, model):
         settings = LoaderSettings(4, num_workers=1, pin_memory=predictor.device == CUDA)
         loader = build_val_loader(val_set, val_set.image_sizes(), settings)
         counts.append(evaluate(predictor, EvaluationData(val_set, loader)).confusion.cpu())
-    assert torch.equal(*counts) and (counts[0].sum(0) > 0).sum() > 1
+    cpu, cuda = counts
+    assert torch.equal(cpu.sum(1), cuda.sum(1)) and (cpu.sum(0) > 0).sum() > 5
+    # Rounding decides where two classes all but tie.
+    assert (cpu - cuda).abs().sum() < 0.002 * cpu.sum()
 
 
 @pytest.mark.parametrize(
@@ -232,11 +241,11 @@ def test_prediction_is_the_cpus(model, options):
     blocks = rng.integers(0, 256, (13, 17, 3), dtype=np.uint8)
     image = blocks.repeat(24, axis=0).repeat(24, axis=1)
     cpu, cuda = (predictor.predict_image(image) for predictor in on_both(model, **options))
-    assert np.mean(cpu == cuda) > 0.9999 and len(np.unique(cpu)) > 1
+    assert np.mean(cpu == cuda) > 0.9999 and len(np.unique(cpu)) > 5
 
 
 def test_evaluation_out_of_memory_halves_the_batch(model, capsys):
-    predictor = Predictor(model, "bf16")
+    predictor = Predictor(model, "fp32")
     images = torch.randint(0, 256, (8, 3, 512, 512), dtype=torch.uint8, device=CUDA)
     expected = torch.cat([predictor(part) for part in images.split(2)])
     torch.cuda.empty_cache()
