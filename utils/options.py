@@ -125,7 +125,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add("--save_interval", type=int, default=0, help=text)
     add("--num_workers", type=int, default=default_num_workers(), help="loaders")
     add_device_flags(group, "of the convolutions")
-    add("--compile", action="store_true", help="torch.compile: slow start, then fast")
+    add("--compile", action="store_true", help="torch.compile: slow start; measure whether it pays")
     add("--seed", type=int, default=0, help="of weights, order and augmentation")
     add("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
     return parser
