@@ -200,16 +200,18 @@ def test_one_process_under_torchrun_computes_the_same(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(data):
-    """Untrained, with logits that are 0 on average: its predictions hold many classes."""
-    torch.manual_seed(1)
-    model, images = build_model("deeplabv3plus_resnet50", 21), batch_of(data)[0]
+    """Trained for a while, with norms and a last bias that are sure to predict several classes."""
+    state, batch = build_state(CUDA, "bf16"), batch_of(data)
+    losses(state, batch, 30)
+    model, images = state.model, batch[0].to(CUDA)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
             module.momentum = None  # an average: the statistics of this batch
     with torch.no_grad():
         model.train()(images)
         model.classifier.classifier[3].bias -= model.eval()(images).mean((0, 2, 3))
-    return model.to(CUDA)
+    return model
 
 
 def on_both(model, **options):
@@ -227,25 +229,21 @@ def test_evaluation_counts_what_the_cpu_counts(data, model):
         settings = LoaderSettings(4, num_workers=1, pin_memory=predictor.device == CUDA)
         loader = build_val_loader(val_set, val_set.image_sizes(), settings)
         counts.append(evaluate(predictor, EvaluationData(val_set, loader)).confusion.cpu())
-    cpu, cuda = counts
-    assert torch.equal(cpu.sum(1), cuda.sum(1)) and (cpu.sum(0) > 0).sum() > 5
-    # Rounding decides where two classes all but tie.
-    assert (cpu - cuda).abs().sum() < 0.002 * cpu.sum()
+    assert torch.equal(*counts) and (counts[0].sum(0) > 0).sum() > 1
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"window": 128, "overlap": 64}, {"scales": (0.75, 1.25), "flip": True}]
 )
-def test_prediction_is_the_cpus(model, options):
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 256, (13, 17, 3), dtype=np.uint8)
-    image = blocks.repeat(24, axis=0).repeat(24, axis=1)
+def test_prediction_is_the_cpus(data, model, options):
+    crops = batch_of(data)[0].permute(0, 2, 3, 1).numpy()
+    image = np.concatenate([np.concatenate(list(crops), axis=1)] * 3)  # of several classes
     cpu, cuda = (predictor.predict_image(image) for predictor in on_both(model, **options))
-    assert np.mean(cpu == cuda) > 0.9999 and len(np.unique(cpu)) > 5
+    assert np.mean(cpu == cuda) > 0.9999 and len(np.unique(cpu)) > 1
 
 
 def test_evaluation_out_of_memory_halves_the_batch(model, capsys):
-    predictor = Predictor(model, "fp32")
+    predictor = Predictor(model, "bf16")
     images = torch.randint(0, 256, (8, 3, 512, 512), dtype=torch.uint8, device=CUDA)
     expected = torch.cat([predictor(part) for part in images.split(2)])
     torch.cuda.empty_cache()
