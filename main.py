@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets import build_dataset, check_training_data
+from datasets import DataSource, build_dataset, check_training_data
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import balanced_weights, class_statistics
 from datasets.loader import (
@@ -256,7 +256,7 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     crop_size = (args.crop_size[0], args.crop_size[-1])
     transform = train_transform(crop_size, args.resize, args.color_jitter)
     with main_first():  # what is downloaded or drawn comes once
-        train_set = build_dataset(args, args.image_set, transform)
+        train_set = build_dataset(DataSource.of(args), args.image_set, transform)
         val = build_val_data(args, pin_memory=device.type == "cuda")
     check_batch_size(train_set, args.batch_size)
     if args.cache == "ram":

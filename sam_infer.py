@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from datasets import build_dataset
+from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
 from datasets.image_files import read_image, save_png
 from utils.checkpoint import first_difference, load_checkpoint
@@ -58,7 +58,7 @@ def find_samples(
         path = Path(args.report_dir) / "picks.json"
         image_set = (read_picks(path) or {}).get("image_set", "train")
         ids = load_or_make_picks(path, args, image_set)["five"]
-    dataset = build_dataset(args, image_set)
+    dataset = build_dataset(DataSource.of(args), image_set)
     places = {name: index for index, name in enumerate(dataset.ids)}
     wanted = (dataset.ids if ids is None else ids)[: args.limit]
     if not wanted:

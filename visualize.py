@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from datasets import add_data_args, build_dataset
+from datasets import DataSource, add_data_args, build_dataset
 from datasets.base import SegmentationDataset
 from datasets.class_counts import class_statistics, distribution_csv
 from utils.common.errors import UserError, run_script
@@ -58,7 +58,7 @@ FOLDERS = {name: FLAGS[name]["default"] for name in ("output_dir", "runs_dir", "
 def show_classes(found: Findings, args: argparse.Namespace) -> None:
     """`classes`: an image of each class, and its target."""
     picked = get_picks(found, args)["classes"]
-    dataset = build_dataset(args, args.image_set)
+    dataset = build_dataset(DataSource.of(args), args.image_set)
     caption = f"An image of `{args.image_set}` for each class, and its ground truth."
     save(found, args, "classes", draw_classes(dataset, picked), caption)
     names = [dataset.class_names[index] for index in object_classes(dataset.class_names)]
@@ -82,7 +82,7 @@ def get_picks(found: Findings, args: argparse.Namespace) -> dict[str, Any]:
 
 def show_distribution(found: Findings, args: argparse.Namespace) -> None:
     """`distribution`: the share of each class, also as CSV, and what a constant scores."""
-    dataset = build_dataset(args, args.image_set, masks_only=True)
+    dataset = build_dataset(DataSource.of(args), args.image_set, masks_only=True)
     found.images, found.statistics = len(dataset), class_statistics(dataset)
     counts, void = found.statistics.pixel_counts, found.statistics.void_pixels
     name = f"{args.dataset} {args.image_set} ({len(dataset):,} images)"
@@ -102,7 +102,7 @@ def show_distribution(found: Findings, args: argparse.Namespace) -> None:
 def score_constant(found: Findings, args: argparse.Namespace, index: int) -> None:
     """What a class scores if it is predicted everywhere, into `found`."""
     try:
-        val_set = build_dataset(args, args.val_image_set, masks_only=True)
+        val_set = build_dataset(DataSource.of(args), args.val_image_set, masks_only=True)
     except UserError as error:
         command = command_of(f"visualize.py {args.figure}", args, output_dir="output_dir")
         command += " --val_image_set NAME"
@@ -138,7 +138,7 @@ def load_runs(found: Findings, args: argparse.Namespace) -> None:
     dataset = None
     if args.figure != "curves":  # they are in the logs
         image_set = getattr(args, "image_set", getattr(args, "val_image_set", "train"))
-        dataset = build_dataset(args, image_set, masks_only=True)
+        dataset = build_dataset(DataSource.of(args), image_set, masks_only=True)
     place = (Path(args.runs_dir), args.dataset, dataset)
     if args.runs:
         found.runs = load_named_runs(args.runs, *place)
@@ -160,7 +160,7 @@ def show_comparison(found: Findings, args: argparse.Namespace) -> None:
     picks = get_picks(found, args)
     classes = {sample: name for name, sample in picks["classes"].items()}
     ids = {sample: classes.get(sample, "") for sample in picks["five"]}
-    dataset = build_dataset(args, args.image_set)
+    dataset = build_dataset(DataSource.of(args), args.image_set)
     device = choose_device(args.device)
     models = ((run, load_predictor(run, device, args.precision)) for run in runs)
     figure = draw_comparison(dataset, ids, models, get_sam(found, args, dataset, ids))
@@ -224,7 +224,7 @@ def show_errors(found: Findings, args: argparse.Namespace) -> None:
     if args.figure == "errors" and args.runs and len(args.runs) > 1:
         raise UserError(f"--runs: {len(args.runs)} given: errors looks at one run")
     run = max(runs_to_compare(found.runs), key=lambda run: run.best["miou"])
-    dataset = build_dataset(args, args.val_image_set)
+    dataset = build_dataset(DataSource.of(args), args.val_image_set)
     predictor = load_predictor(run, choose_device(args.device), args.precision)
     analysis = analyse_errors(dataset, args.val_image_set, predictor, args.limit)
     caption = f"{code(run.name)}: worst and best of {analysis.measured_on}, as whole images."
@@ -247,7 +247,9 @@ def save(
 
 def report(found: Findings, args: argparse.Namespace) -> None:
     """`report`: everything; what cannot be made is named in it."""
-    found.class_names = build_dataset(args, args.image_set, masks_only=True).class_names
+    found.class_names = build_dataset(
+        DataSource.of(args), args.image_set, masks_only=True
+    ).class_names
     get_picks(found, args)  # wishes that cannot be fulfilled end here
     if not found.runs:
         reason = f"{args.runs_dir} holds no run on {args.dataset}"

@@ -1,6 +1,7 @@
 """The data sets that `--dataset` can name."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 
 from datasets.base import SegmentationDataset, Transform
@@ -12,39 +13,56 @@ from utils.common.errors import UserError
 from utils.common.progress import say_once
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
-    "voc": lambda args, image_set, **options: VOCSegmentation(
-        args.data_root,
+    "voc": lambda source, image_set, **options: VOCSegmentation(
+        source.data_root,
         image_set,
-        download=not args.no_download,
-        archive=args.voc_archive,
+        download=not source.no_download,
+        archive=source.voc_archive,
         **options,
     ),
-    "custom": lambda args, image_set, **options: CustomSegmentation(
-        args.data_root,
+    "custom": lambda source, image_set, **options: CustomSegmentation(
+        source.data_root,
         image_set,
-        val_fraction=args.val_fraction,
-        seed=args.split_seed,
+        val_fraction=source.val_fraction,
+        seed=source.split_seed,
         **options,
     ),
-    "shapes": lambda args, image_set, **options: ShapesSegmentation(
-        args.data_root, image_set, **options
+    "shapes": lambda source, image_set, **options: ShapesSegmentation(
+        source.data_root, image_set, **options
     ),
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """Where a data set is from: the flags of `add_data_args`, under their names."""
+
+    dataset: str = "voc"
+    data_root: str = "data"
+    no_download: bool = False
+    voc_archive: str | None = None
+    val_fraction: float = 0.2
+    split_seed: int = 0
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "DataSource":
+        """What the flags of a command line say."""
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
 def build_dataset(
-    args: argparse.Namespace,
+    source: DataSource,
     image_set: str,
     transform: Transform | None = None,
     masks_only: bool = False,
 ) -> SegmentationDataset:
-    """Build the data set that the flags of `add_data_args` name.
+    """Build a split of the data set that `source` names.
 
     Raises:
         UserError: it is not there, or not as it should be.
     """
-    build = DATASETS[args.dataset]
-    return build(args, image_set, transform=transform, masks_only=masks_only)
+    build = DATASETS[source.dataset]
+    return build(source, image_set, transform=transform, masks_only=masks_only)
 
 
 def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets import build_dataset
+from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
 from datasets.class_counts import present_and_absent
 from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
@@ -30,7 +30,7 @@ def build_val_data(args: argparse.Namespace, pin_memory: bool) -> EvaluationData
     """The evaluation's data: whole images, or the crops of `--crop_val`."""
     crop = args.crop_size[0]
     transform = ShortSideCenterCrop(crop) if args.crop_val else None
-    val_set = build_dataset(args, args.val_image_set, transform)
+    val_set = build_dataset(DataSource.of(args), args.val_image_set, transform)
     sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
     settings = LoaderSettings(
         args.val_batch_size, num_workers=args.num_workers, pin_memory=pin_memory

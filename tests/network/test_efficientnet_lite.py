@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise RuntimeError('nothing in the package is run')\n")
     file = package / "models" / "efficientnet-lite0-57934424.pth"
     file.write_bytes(b"something else")
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"57934424\.pth: not the published weights"):
         packaged_weights("efficientnet_lite0")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from datasets import build_dataset
+from datasets import DataSource, build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import available_cores
 from utils.common.errors import UserError
@@ -143,7 +143,7 @@ def make_picks(
     fixed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Choose images of the data set that the flags name, and keep the choice in a file."""
-    dataset = build_dataset(args, image_set, masks_only=True)
+    dataset = build_dataset(DataSource.of(args), image_set, masks_only=True)
     picks = {**_source(args, image_set), **pick_images(dataset, seed, fixed)}
     write_json(path, picks)
     return picks
@@ -165,7 +165,7 @@ def load_or_make_picks(
     picks = read_picks(path)
     source = _resolved(_source(args, image_set))
     if picks is not None and source.items() <= _resolved(picks).items():
-        dataset = build_dataset(args, image_set, masks_only=True)
+        dataset = build_dataset(DataSource.of(args), image_set, masks_only=True)
         fits = set(dataset.ids).issuperset([*picks["classes"].values(), *picks["five"]])
         if fits and set(picks["classes"]) <= set(dataset.class_names):
             return picks
