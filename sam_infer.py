@@ -23,6 +23,7 @@ import torch
 
 from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
+from datasets.colours import has_background
 from datasets.image_files import read_image, save_png
 from utils.checkpoint import first_difference, load_checkpoint
 from utils.common.errors import UserError, run_script
@@ -31,7 +32,7 @@ from utils.common.progress import progress
 from utils.precision import choose_device, choose_precision, is_out_of_memory
 from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
-from utils.report.image_choice import has_background, load_or_make_picks, read_picks
+from utils.report.image_choice import load_or_make_picks, read_picks
 from utils.run_records import best_run, default_checkpoint, find_runs
 from utils.sam.mask_files import Masks, draw_masks, image_checksum, load_masks, save_masks
 from utils.sam.mask_maker import MaskMaker, file_checksum, find_weights, load_sam, say

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from datasets import DataSource, add_data_args, build_dataset
 from datasets.base import SegmentationDataset
 from datasets.class_counts import class_statistics, distribution_csv
+from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
 from utils.precision import choose_device
@@ -37,7 +38,7 @@ from utils.report.figures import (
     load_predictor,
     sam_head,
 )
-from utils.report.image_choice import has_background, load_or_make_picks, make_picks, object_classes
+from utils.report.image_choice import load_or_make_picks, make_picks, object_classes
 from utils.report.image_grid import save_figure
 from utils.report.markdown import picture
 from utils.report.options import FLAGS, parse_args, parse_wishes

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets.colours import default_colours
 from datasets.image_files import image_size, keeps_orientation, read_image, read_mask
 from datasets.lists import find_files, normalize
 from utils.common.errors import UserError
@@ -56,6 +57,7 @@ class SegmentationDataset(Dataset):
         masks_only: do not ask for images (for statistics of the masks alone).
 
     Attributes:
+        colours: uint8 (C, 3), those that the classes are shown in.
         palette: uint8 (256, 3), the colours that a palette mask is expected to have; None where
             there is none. Other colours are taken, but not these under other indices.
 
@@ -77,6 +79,7 @@ class SegmentationDataset(Dataset):
         self.folder = folder
         self.ids = [normalize(sample) for sample in ids]
         self.class_names = tuple(class_names)
+        self.colours = default_colours(self.class_names)
         self.transform = transform
         self.target_paths = find_files(folder / target_folder, self.ids, "mask")
         self.image_paths: list[Path] = []

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from datasets.base import SegmentationDataset, Transform
+from datasets.colours import PALETTE
 from datasets.lists import list_files, read_ids
 from utils.common.download import (
     DownloadError,
@@ -35,20 +36,6 @@ VOC2012_URLS = (  # the official host is often down
     f"http://d2l-data.s3-accelerate.amazonaws.com/{VOC2012_NAME}",
     f"https://data.pjreddie.com/files/{VOC2012_NAME}",
 )
-
-
-def voc_palette() -> np.ndarray:
-    """VOC's colours for all 256 indices: uint8 (256, 3), RGB.
-
-    Bit k of red, green and blue is bit 3k', 3k'+1 and 3k'+2 of the index (k' counts down from the
-    highest bit), as in the VOC development kit. Index 255 is the cream of the void.
-    """
-    index, channel = np.arange(256)[:, None], np.arange(3)
-    bits = [((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)]
-    return np.stack(bits).sum(0).astype(np.uint8)
-
-
-PALETTE = voc_palette()
 
 
 def decode_target(target: torch.Tensor | np.ndarray) -> np.ndarray:

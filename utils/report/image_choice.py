@@ -18,6 +18,7 @@ import torch
 
 from datasets import DataSource, build_dataset
 from datasets.base import IGNORE_INDEX, SegmentationDataset
+from datasets.colours import has_background
 from datasets.loader import available_cores
 from utils.common.errors import UserError
 from utils.common.files import write_json
@@ -25,11 +26,6 @@ from utils.common.progress import progress
 
 MAX_VOID = 0.25  # of all pixels; above it an image is taken only if there is no other
 NUM_CANDIDATES = 10  # a seed other than 0 draws among so many of the best images of a class
-
-
-def has_background(class_names: Sequence[str]) -> bool:
-    """Whether class 0 is what is left beside the objects (labelme calls it `_background_`)."""
-    return class_names[0].strip("_").lower() == "background"
 
 
 def object_classes(class_names: Sequence[str]) -> list[int]:
