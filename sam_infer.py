@@ -58,7 +58,7 @@ def find_samples(
     if image_set is None:
         path = Path(args.report_dir) / "picks.json"
         image_set = (read_picks(path) or {}).get("image_set", "train")
-        ids = load_or_make_picks(path, args, image_set)["five"]
+        ids = load_or_make_picks(path, DataSource.of(args), image_set)["five"]
     dataset = build_dataset(DataSource.of(args), image_set)
     places = {name: index for index, name in enumerate(dataset.ids)}
     wanted = (dataset.ids if ids is None else ids)[: args.limit]

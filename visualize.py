@@ -38,7 +38,7 @@ from utils.report.figures import (
     load_predictor,
     sam_head,
 )
-from utils.report.image_choice import load_or_make_picks, make_picks, object_classes
+from utils.report.image_choice import load_or_make_picks, object_classes
 from utils.report.image_grid import save_figure
 from utils.report.markdown import picture
 from utils.report.options import FLAGS, parse_args, parse_wishes
@@ -73,11 +73,9 @@ def get_picks(found: Findings, args: argparse.Namespace) -> dict[str, Any]:
     if found.picks is None:
         path = Path(args.output_dir) / "picks.json"
         seed, wishes = getattr(args, "seed", None), getattr(args, "pick", None)
-        if seed is None and wishes is None:
-            found.picks = load_or_make_picks(path, args, args.image_set)
-        else:
-            fixed = parse_wishes(wishes or [])
-            found.picks = make_picks(path, args, args.image_set, seed or 0, fixed)
+        fixed = None if wishes is None else parse_wishes(wishes)
+        source = DataSource.of(args)
+        found.picks = load_or_make_picks(path, source, args.image_set, seed, fixed)
     return found.picks
 
 

@@ -7,9 +7,8 @@ The choice is a function of the masks, a seed and the wishes of a person, and is
      "classes": {"aeroplane": "2007_000032", ...}, "five": ["2007_000032", ...]}
 """
 
-import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,14 +69,23 @@ def pick_images(
             draw = int(torch.randint(len(order), (), generator=generator))
             chosen[names[index]] = int(order[draw])
     classes = {name: dataset.ids[chosen[name]] for name in names if name in chosen}
-    return {"classes": classes, "five": pick_five(classes)}
+    return {"classes": classes, "five": pick_five(classes, fixed or {})}
 
 
-def pick_five(classes: Mapping[str, str]) -> list[str]:
-    """Five of the picks, spread evenly over the classes: neighbours are often of one kind."""
-    ids = list(classes.values())
-    number = min(5, len(ids))
-    return [ids[place * len(ids) // number] for place in range(number)]
+def pick_five(classes: Mapping[str, str], fixed: Collection[str] = ()) -> list[str]:
+    """Five of the picks: those that a person wants, and others spread evenly over the classes.
+
+    Spread, since neighbours are often of one kind.
+
+    Args:
+        classes: {class name: id}.
+        fixed: names of the classes whose images a person decided.
+    """
+    wanted = [sample for name, sample in classes.items() if name in fixed][:5]
+    others = [sample for sample in classes.values() if sample not in wanted]
+    number = min(5 - len(wanted), len(others))
+    chosen = {*wanted, *(others[place * len(others) // number] for place in range(number))}
+    return [sample for sample in classes.values() if sample in chosen]
 
 
 def rate_images(dataset: SegmentationDataset) -> torch.Tensor:
@@ -131,41 +139,36 @@ def check_fixed(
     return chosen
 
 
-def make_picks(
-    path: Path,
-    args: argparse.Namespace,
-    image_set: str = "train",
-    seed: int = 0,
-    fixed: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Choose images of the data set that the flags name, and keep the choice in a file."""
-    dataset = build_dataset(DataSource.of(args), image_set, masks_only=True)
-    picks = {**_source(args, image_set), **pick_images(dataset, seed, fixed)}
-    write_json(path, picks)
-    return picks
-
-
 def load_or_make_picks(
-    path: Path, args: argparse.Namespace, image_set: str = "train"
+    path: Path,
+    source: DataSource,
+    image_set: str = "train",
+    seed: int | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Read the picks if they are of this data set; else choose images and write them.
 
     Args:
         path: `picks.json`.
-        args: the flags of `datasets.add_data_args`.
+        source: the data set.
         image_set: the split to choose from.
+        seed: see `pick_images`; if given, as with `fixed`, the choice is made anew.
+        fixed: see `pick_images`.
 
     Returns:
         `dataset`, `data_root`, `image_set`, `classes` ({class name: id}) and `five` (ids).
     """
+    dataset = build_dataset(source, image_set, masks_only=True)
+    place = {"dataset": source.dataset, "data_root": source.data_root, "image_set": image_set}
     picks = read_picks(path)
-    source = _resolved(_source(args, image_set))
-    if picks is not None and source.items() <= _resolved(picks).items():
-        dataset = build_dataset(DataSource.of(args), image_set, masks_only=True)
+    if picks is not None and seed is None and fixed is None:
         fits = set(dataset.ids).issuperset([*picks["classes"].values(), *picks["five"]])
-        if fits and set(picks["classes"]) <= set(dataset.class_names):
+        fits &= set(picks["classes"]) <= set(dataset.class_names)
+        if fits and _resolved(place).items() <= _resolved(picks).items():
             return picks
-    return make_picks(path, args, image_set)
+    picks = {**place, **pick_images(dataset, seed or 0, fixed)}
+    write_json(path, picks)
+    return picks
 
 
 def read_picks(path: Path) -> dict[str, Any] | None:
@@ -179,10 +182,6 @@ def read_picks(path: Path) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _source(args: argparse.Namespace, image_set: str) -> dict[str, str]:
-    return {"dataset": args.dataset, "data_root": str(args.data_root), "image_set": image_set}
 
 
 def _resolved(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The choice of images, on hand-made masks."""
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -8,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import add_data_args
+from datasets import DataSource
 from datasets.base import SegmentationDataset
 from datasets.voc import CLASS_NAMES, VOCSegmentation
 from tests.conftest import save_mask, write_list
 from utils.common.errors import UserError
-from utils.report.image_choice import load_or_make_picks, make_picks, pick_five, pick_images
+from utils.report.image_choice import load_or_make_picks, pick_five, pick_images
 
 NAMES = ("background", "cat", "dog", "cow")
 
@@ -103,6 +102,14 @@ def test_five_are_spread_over_the_classes():
     assert pick_five({"cat": "a", "dog": "b"}) == ["a", "b"] and pick_five({}) == []
 
 
+def test_images_that_a_person_wants_are_among_the_five():
+    ids = {name: f"id_{name}" for name in CLASS_NAMES[1:]}
+    assert pick_five(ids, ["sofa", "cat"]) == [
+        f"id_{name}" for name in ("aeroplane", "car", "cat", "motorbike", "sofa")
+    ]  # of 18 others those at 0, 6 and 12
+    assert pick_five(ids, CLASS_NAMES[3:8]) == [f"id_{name}" for name in CLASS_NAMES[3:8]]
+
+
 def test_an_image_that_is_mostly_void_is_the_last_choice(tmp_path):
     void = box(1, 5, 5, 12, 12, np.full((40, 40), 255, np.uint8))  # all that is labelled is cat
     masks = {"void": void, "small": box(1, 15, 15, 3, 3), "dog": box(2, 0, 0, 9, 9)}
@@ -145,27 +152,26 @@ def test_picks_of_voc_have_little_void_where_a_class_has_such_an_image(image_set
 
 
 @pytest.fixture
-def args(tmp_path):
+def source(tmp_path):
     folder = tmp_path / "data"
     make_set(folder, {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 9, 9), "c": box(1, 0, 0, 9, 9)})
     (folder / "class_names.txt").write_text("\n".join(NAMES))
     write_list(folder, "train", ["a", "b", "c"])
-    parser = argparse.ArgumentParser()
-    add_data_args(parser)
-    return parser.parse_args(["--dataset", "custom", "--data_root", str(folder)])
+    return DataSource("custom", str(folder))
 
 
-def test_stored_picks_are_read_again(args, tmp_path):
+def test_stored_picks_are_read_again_unless_there_is_a_wish(source, tmp_path):
     path = tmp_path / "report" / "picks.json"
-    picks = load_or_make_picks(path, args)
+    picks = load_or_make_picks(path, source)
     assert picks == {
-        "dataset": "custom", "data_root": args.data_root, "image_set": "train",
+        "dataset": "custom", "data_root": source.data_root, "image_set": "train",
         "classes": {"cat": "a", "dog": "b"}, "five": ["a", "b"],
     }  # fmt: skip
     assert json.loads(path.read_text()) == picks
-    wanted = make_picks(path, args, fixed={"cat": "c"})
-    assert wanted["classes"] == {"cat": "c", "dog": "b"}
-    assert load_or_make_picks(path, args) == wanted
+    wanted = load_or_make_picks(path, source, fixed={"cat": "c"})
+    assert wanted["classes"] == {"cat": "c", "dog": "b"} and wanted["five"] == ["c", "b"]
+    assert load_or_make_picks(path, source) == wanted
+    assert load_or_make_picks(path, source, seed=0) == picks == load_or_make_picks(path, source)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +181,8 @@ def test_stored_picks_are_read_again(args, tmp_path):
         {"classes": {"cat": "zzz"}}, {"classes": {"horse": "a"}}, {"classes": 3}, None,
     ],
 )  # fmt: skip
-def test_picks_that_do_not_fit_are_made_anew(args, tmp_path, change):
+def test_picks_that_do_not_fit_are_made_anew(source, tmp_path, change):
     path = tmp_path / "picks.json"
-    picks = make_picks(path, args, fixed={"cat": "c"})
+    picks = load_or_make_picks(path, source, fixed={"cat": "c"})
     path.write_text("{" if change is None else json.dumps({**picks, **change}))
-    assert load_or_make_picks(path, args)["classes"] == {"cat": "a", "dog": "b"}
+    assert load_or_make_picks(path, source)["classes"] == {"cat": "a", "dog": "b"}
