@@ -135,6 +135,7 @@ def test_landscape_images_of_a_cameras_proportions_are_preferred(tmp_path):
     assert pick_images(make_set(tmp_path, masks))["classes"] == {"cat": "usual"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
 @pytest.mark.parametrize("image_set", ["train", "val"])
 def test_picks_of_voc_have_little_void_where_a_class_has_such_an_image(image_set):
