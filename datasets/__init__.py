@@ -49,6 +49,15 @@ class DataSource:
         """What the flags of a command line say."""
         return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
 
+    def flags(self) -> list[str]:
+        """The words that name it on a command line: all that are not the default."""
+        words = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                words += [f"--{field.name}", *([] if value is True else [str(value)])]
+        return words
+
 
 def build_dataset(
     source: DataSource,

@@ -1,9 +1,11 @@
+import argparse
 import os
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from datasets import DataSource, add_data_args
 from datasets.custom import CustomSegmentation, read_class_names, split_ids
 from tests.conftest import save_sample, write_list
 from utils.common.errors import UserError
@@ -120,3 +122,10 @@ def test_real_data_sets_are_read_as_they_are(name, image_set, size, num_classes)
     for index in range(0, size, 50):
         image, target = dataset[index]
         assert image.shape[1:] == target.shape
+
+
+def test_a_source_names_itself_on_a_command_line():
+    parser = argparse.ArgumentParser()
+    add_data_args(parser)
+    for source in (DataSource(), DataSource("custom", "my data", no_download=True, split_seed=3)):
+        assert DataSource.of(parser.parse_args(source.flags())) == source
