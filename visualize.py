@@ -24,6 +24,7 @@ from datasets.class_counts import class_statistics, distribution_csv
 from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
+from utils.common.flags import Parser
 from utils.precision import choose_device
 from utils.report.charts import percent, plot_confusion, plot_curves, plot_distribution
 from utils.report.contents import Findings, Missing, code, points
@@ -284,7 +285,7 @@ def command_of(script: str, args: argparse.Namespace, **folders: str) -> str:
         args: the flags of this command line.
         folders: flags of that script, each with the name of the flag here that has its value.
     """
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_data_args(parser)
     values = {
         name: (getattr(args, name, None), parser.get_default(name))

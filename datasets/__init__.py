@@ -10,6 +10,7 @@ from datasets.custom import CustomSegmentation
 from datasets.shapes import ShapesSegmentation
 from datasets.voc import VOCSegmentation
 from utils.common.errors import UserError
+from utils.common.flags import SEED, Parser, real
 from utils.common.progress import say_once
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
@@ -99,8 +100,17 @@ def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDat
         )
 
 
-def add_data_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+DATA_FLAGS = {field.name for field in dataclasses.fields(DataSource)}
+
+
+def add_data_args(parser: Parser) -> argparse._ArgumentGroup:
     """Add the flags that name a data set; every script has the same."""
+    parser.needs |= {
+        "no_download": ("dataset", "voc"),
+        "voc_archive": ("dataset", "voc"),
+        "val_fraction": ("dataset", "custom"),
+        "split_seed": ("dataset", "custom"),
+    }
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="voc", help="data set")
@@ -108,6 +118,7 @@ def add_data_args(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add("--no_download", action="store_true", help="never download VOC; say that it is missing")
     add("--voc_archive", help="VOCtrainval_11-May-2012.tar on disk, in place of a download")
     custom = "custom data without ImageSets/"
-    add("--val_fraction", type=float, default=0.2, help=f"{custom}: share of val")
-    add("--split_seed", type=int, default=0, help=f"{custom}: seed of the split")
+    text = f"{custom}: share of val"
+    add("--val_fraction", type=real(0, 1, "()"), default=0.2, help=text)
+    add("--split_seed", type=SEED, default=0, help=f"{custom}: seed of the split")
     return group

@@ -504,7 +504,7 @@ def test_spoiled_data_is_named(run, data, tmp_path, spoil, num_workers):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--batch_size", 1], ["--batch_size 1", "at least 2"]),
+        (["--batch_size", 1], ["--batch_size: ", "at least 2", "not 1"]),
         (["--batch_size", 7], ["--batch_size 7", "only 6 images"]),
         (["--ckpt", "nowhere.pth"], ["nowhere.pth"]),
         (["--test_only", "--ckpt", "nowhere.pth"], ["nowhere.pth"]),

@@ -321,7 +321,7 @@ def bad_checkpoints(folder, ckpt):
         "page.pth": "web page",
         "cut.pth": "cut off",
         "nowhere.pth": "--ckpt",
-        "": "--ckpt ''",
+        "": "--ckpt: is empty",
     }
 
 

@@ -309,9 +309,3 @@ def test_sams_head_says_what_its_scores_are_of(data, tmp_path):
     assert small == (
         "mIoU on 2 images of train: with DeepLab's classes 55.0, with the true classes 80.0"
     )
-
-
-def test_flags_that_a_figure_does_not_heed_are_refused(run, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["classes", "--x", "epochs"])
-    assert stopped.value.code == 2 and "--x" in capsys.readouterr().err

@@ -7,20 +7,12 @@ from typing import Any
 
 import torch
 
-from datasets import add_data_args
+from datasets import DATA_FLAGS, add_data_args
 from datasets.loader import default_num_workers
 from network.modeling import MODELS
 from utils.common.errors import UserError
 from utils.common.files import read_json
-from utils.common.flags import (
-    DATA_FLAGS,
-    HelpFormatter,
-    check_needs,
-    check_values,
-    merge,
-    parse,
-    show,
-)
+from utils.common.flags import SEED, SHARE, SIDE, Parser, real, refuse, show, whole
 from utils.loss import CLASS_WEIGHTS, LOSSES, build_criterion
 from utils.optim import LR_POLICIES
 from utils.precision import PRECISIONS
@@ -53,35 +45,40 @@ FOCAL_GAMMA = 2.0
 
 # Flags of one command, not of the run, and those of them that do not go together.
 ONE_TIME = {"args", "resume", "overwrite", "test_only"}
-EXCLUSIVE = [
-    ("resume", "args"), ("resume", "overwrite"), ("test_only", "resume"), ("test_only", "overwrite")
-]  # fmt: skip
+EXCLUSIVE = {"resume": ("args", "overwrite", "test_only"), "test_only": ("overwrite",)}
 # Settings that do not change what a run computes: where things are, and how fast they go.
 IRRELEVANT_SETTINGS = {
     "data_root", "no_download", "voc_archive", "runs_dir", "run_name", "device", "num_workers",
     "val_batch_size", "save_interval", "cache", "compile",
 }  # fmt: skip
-# What `--test_only` heeds; `--crop_size` as well with `--crop_val`.
+# What `--test_only` heeds; `--crop_size` as well with `--crop_val`. Training alone heeds the rest.
 EVALUATION_SETTINGS = DATA_FLAGS | {
     "val_image_set", "crop_val", "output_stride", "ckpt", "run_name", "runs_dir",
     "val_batch_size", "num_workers", "device", "precision",
 }  # fmt: skip
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
+def build_parser(description: str) -> Parser:
     """All flags, in groups; choices come from the tables."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = Parser(description=description)
     add = add_data_args(parser).add_argument
     add("--image_set", default="train", help="split to train on")
     add("--val_image_set", default="val", help="split to evaluate on")
     text = "training crop: side, or height width"
-    add("--crop_size", type=int, nargs="+", default=[513], help=text)
+    add("--crop_size", type=SIDE, nargs="+", default=[513], help=text)
     add("--crop_val", action="store_true", help="evaluate centre crops (the public ancestor's way)")
-    add("--resize", type=float, default=1.0, help="factor that images are resized by at first")
-    add("--color_jitter", type=float, default=0.0, help="strength, from 0 to 1")
+    text = "factor that images are resized by at first"
+    add("--resize", type=real(0, 16, "(]"), default=1.0, help=text)
+    add("--color_jitter", type=SHARE, default=0.0, help="strength, from 0 to 1")
     add("--balanced_sampling", action="store_true", help="show images with rare classes more often")
     add("--cache", choices=["none", "ram"], default="none", help="keep decoded images in memory")
+    _add_model_args(parser)
+    _add_optimization_args(parser)
+    _add_run_args(parser)
+    return parser
 
+
+def _add_model_args(parser: Parser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture")
     text = "of the backbone (default: 16; with --test_only what the checkpoint says)"
@@ -89,28 +86,36 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add("--separable_conv", action="store_true", help="separable head convolutions")
     text = "imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights"
     add("--backbone_weights", default="imagenet1k_v1", help=text)
-    add("--bn_momentum", type=float, default=0.01, help="of the backbone's BN")
-    add("--aux_weight", type=float, default=0.0, help="of an auxiliary head's loss; 0 for no head")
+    add("--bn_momentum", type=SHARE, default=0.01, help="of the backbone's BN")
+    add("--aux_weight", type=real(), default=0.0, help="of an auxiliary head's loss; 0 for no head")
     add("--ckpt", help="start from these weights (with --test_only: evaluate them)")
 
+
+def _add_optimization_args(parser: Parser) -> None:
+    parser.needs |= {"focal_gamma": ("loss", "focal"), "step_size": ("lr_policy", "step")}
     add = parser.add_argument_group("optimization").add_argument
     add("--recipe", choices=list(RECIPES), default="course", help="set of defaults")
     add("--loss", choices=list(LOSSES), default="ce", help="training loss")
-    add("--focal_gamma", type=float, help=f"focusing of the focal loss (default: {FOCAL_GAMMA:g})")
+    text = f"focusing of the focal loss (default: {FOCAL_GAMMA:g})"
+    add("--focal_gamma", type=real(0, 100), help=text)
     choices = ["none", *CLASS_WEIGHTS]
     add("--class_weights", choices=choices, default="none", help="for ce and focal")
-    add("--lr", type=float, default=0.01, help="learning rate of the head")
-    add("--backbone_lr_factor", type=float, default=0.1, help="backbone's learning rate / --lr")
-    add("--momentum", type=float, default=0.9, help="of SGD")
-    add("--weight_decay", type=float, default=1e-4, help="of SGD")
+    add("--lr", type=real(ends="()"), default=0.01, help="learning rate of the head")
+    text = "backbone's learning rate / --lr"
+    add("--backbone_lr_factor", type=real(), default=0.1, help=text)
+    add("--momentum", type=real(0, 1, "[)"), default=0.9, help="of SGD")
+    add("--weight_decay", type=real(), default=1e-4, help="of SGD")
     add("--lr_policy", choices=LR_POLICIES, default="step", help="schedule")
-    add("--step_size", type=int, default=1000, help="step: iterations per x0.1")
-    add("--warmup_itrs", type=int, default=0, help="iterations of rising lr")
+    add("--step_size", type=whole(1), default=1000, help="step: iterations per x0.1")
+    add("--warmup_itrs", type=whole(), default=0, help="iterations of rising lr")
     text = "evaluate an average of the weights; 0: do not"
-    add("--ema_decay", type=float, default=0.0, help=text)
-    add("--total_itrs", type=int, default=5000, help="iterations in all")
-    add("--batch_size", type=int, default=8, help="images per iteration")
+    add("--ema_decay", type=real(0, 1, "[)"), default=0.0, help=text)
+    add("--total_itrs", type=whole(1), default=5000, help="iterations in all")
+    # ASPP's pooling branch normalises one value per image.
+    add("--batch_size", type=whole(2, 4096), default=8, help="images per iteration")
 
+
+def _add_run_args(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--run_name", help="folder below --runs_dir (default: data_model_loss)")
@@ -119,16 +124,22 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="delete the run of this name first")
     add("--args", metavar="FILE", help="take all settings from a run's args.json")
     add("--test_only", action="store_true", help="evaluate, do not train")
-    add("--val_interval", type=int, default=1, help="epochs between evaluations")
-    add("--val_batch_size", type=int, default=8, help="images of one size at a time")
+    add("--val_interval", type=whole(1), default=1, help="epochs between evaluations")
     text = "iterations between saves of last.pth; 0: after evaluations, at most every few minutes"
-    add("--save_interval", type=int, default=0, help=text)
-    add("--num_workers", type=int, default=default_num_workers(), help="loaders")
+    add("--save_interval", type=whole(), default=0, help=text)
+    add_loader_flags(group)
     add_device_flags(group, "of the convolutions")
     add("--compile", action="store_true", help="torch.compile: slow start; measure whether it pays")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation")
+    add("--seed", type=SEED, default=0, help="of weights, order and augmentation")
     add("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")
-    return parser
+
+
+def add_loader_flags(group: argparse._ArgumentGroup) -> None:
+    """Add `--val_batch_size` and `--num_workers`; every script that scores a split has the same."""
+    text = "images of one size at a time"
+    group.add_argument("--val_batch_size", type=whole(1, 4096), default=8, help=text)
+    default = default_num_workers()
+    group.add_argument("--num_workers", type=whole(0, 64), default=default, help="loaders")
 
 
 def add_device_flags(group: argparse._ArgumentGroup, precision_of: str) -> None:
@@ -144,17 +155,16 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
         UserError: flags that do not go together, or not with the run to resume or to evaluate.
     """
     parser = build_parser(description)
-    defaults, given = parse(parser, argv)
-    for one, other in EXCLUSIVE:
-        if {one, other} <= given.keys():
-            raise UserError(f"--{other}: does not go together with --{one}: leave one of them out")
-    stored = read_stored_args(parser, merge_settings(defaults, {}, given))
-    args = merge_settings(defaults, stored, given)
-    check_needs(args, given)
+    given = parser.given(argv)
+    for flag, others in EXCLUSIVE.items():
+        if flag in given:
+            refuse(others, given, f"does not go together with --{flag}: leave one of them out")
+    stored = read_stored_args(parser, merge_settings(parser.defaults(), {}, given))
+    args = merge_settings(parser.defaults(), stored, given)
+    parser.check_needs(args, given)
     complete_args(args, given)
     if args.resume or args.test_only:
-        kept = merge_settings(defaults, stored, {})
-        (check_resume if args.resume else check_test)(args, given, vars(kept))
+        check_unchanged(args, given, vars(merge_settings(parser.defaults(), stored, {})))
     return args
 
 
@@ -163,23 +173,22 @@ def merge_settings(
 ) -> argparse.Namespace:
     """Defaults, the data set's, those of a stored run, an explicit recipe's, explicit flags.
 
-    Later ones win. What a recipe decides lies below the stored settings if nobody named the recipe
-    now, and if a run is resumed, which goes on as it was.
+    Later ones win; but a run that is resumed goes on as it was, whatever recipe is named.
     """
-    chosen = merge(defaults, stored, given)
-    base = {**defaults, **DATASET_DEFAULTS.get(chosen.dataset, {})}
     if "ckpt" in given:  # brings its own backbone
         stored = {**stored, "backbone_weights": "none"}
-    weights = merge(base, stored, given).backbone_weights
-    from_scratch = FROM_SCRATCH_DEFAULTS if weights == "none" and not chosen.ckpt else {}
+    chosen = {**defaults, **stored, **given}
+    base = {**defaults, **DATASET_DEFAULTS.get(chosen["dataset"], {})}
+    weights = {**base, **stored, **given}["backbone_weights"]
+    from_scratch = FROM_SCRATCH_DEFAULTS if weights == "none" and not chosen["ckpt"] else {}
     base |= from_scratch
-    # A recipe also decides where it keeps the data set's value and another recipe does not.
-    recipe = {name: base[name] for other in RECIPES.values() for name in other}
-    own = RECIPES[chosen.recipe]
-    recipe |= {name: own[name] for name in own if name not in from_scratch}
-    if "recipe" in given and "resume" not in given:
-        return merge(base, stored, recipe, given)
-    return merge(base, recipe, stored, given)
+    recipe = {}
+    if "recipe" in given:  # decides too where it keeps the data set's value and another does not
+        recipe = {name: base[name] for other in RECIPES.values() for name in other}
+        own = RECIPES[given["recipe"]]
+        recipe |= {name: own[name] for name in own if name not in from_scratch}
+    lower, upper = (recipe, stored) if "resume" in given else (stored, recipe)
+    return argparse.Namespace(**{**base, **lower, **upper, **given})
 
 
 def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
@@ -187,14 +196,15 @@ def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in ONE_TIME}
 
 
-def read_stored_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+def read_stored_args(parser: Parser, args: argparse.Namespace) -> dict[str, Any]:
     """The settings of `--args FILE`, or of the run to go on with, or of the one to evaluate."""
     if args.args:
         path = Path(args.args)
     elif args.resume or (args.test_only and not args.ckpt):
-        path, flag = run_dir_of(args) / ARGS_FILE, "--resume" if args.resume else "--test_only"
+        folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
+        path, flag = folder / ARGS_FILE, "--resume" if args.resume else "--test_only"
         if not path.exists():
-            raise UserError(f"{flag}: {path.parent} holds no run: see --run_name and --runs_dir")
+            raise UserError(f"{flag}: {folder} holds no run: see --run_name and --runs_dir")
     elif args.test_only and not Path(args.ckpt).exists():
         raise UserError(f"--ckpt {args.ckpt}: no such file")
     elif args.test_only and (Path(args.ckpt).parent / ARGS_FILE).exists():
@@ -204,40 +214,33 @@ def read_stored_args(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     settings = read_json(path).get("args")
     if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no settings of a run")
-    known = settings_to_store(args)
-    stored = {key: value for key, value in settings.items() if key in known and value is not None}
-    check_values(parser, stored, f"{path}: ")
+    kept = {key: value for key, value in settings.items() if key not in ONE_TIME}
+    stored = parser.stored(kept, str(path))
     if args.test_only:
         stored.pop("ckpt", None)  # the run began with it, and its end is evaluated
     if not args.args:  # the folder may have been moved or renamed
         stored |= {"runs_dir": args.runs_dir, "run_name": args.run_name or path.parent.name}
-    elif stored.get("run_name") == default_run_name(merge(vars(args), stored)):
+    elif stored.get("run_name") == default_run_name(argparse.Namespace(**vars(args) | stored)):
         del stored["run_name"]  # follows from what may be changed now
     return stored
 
 
-def check_resume(
-    args: argparse.Namespace, given: Mapping[str, Any], stored: Mapping[str, Any]
+def check_unchanged(
+    args: argparse.Namespace, given: Mapping[str, Any], kept: Mapping[str, Any]
 ) -> None:
-    """A resumed run computes what it would have: refuse flags that would change that."""
-    # Steps do not depend on where the run ends, polynomial decay does.
-    free = IRRELEVANT_SETTINGS | ONE_TIME | ({"total_itrs"} if args.lr_policy == "step" else set())
+    """Refuse what `--resume` would not go on with, and what `--test_only` has no use for."""
+    if args.resume:
+        # Steps do not depend on where the run ends, polynomial decay does.
+        heeded = IRRELEVANT_SETTINGS | ({"total_itrs"} if args.lr_policy == "step" else set())
+        reason = (
+            "the run was started with {}: leave the flag out, or start a new run with --run_name"
+        )
+    else:
+        heeded = EVALUATION_SETTINGS | ({"crop_size"} if args.crop_val else set())
+        reason = "does nothing with --test_only: leave it out"
     for key, value in given.items():
-        if key not in free and stored[key] != value:
-            raise UserError(
-                f"--{key} {show(value)}: the run was started with {show(stored[key])}: leave the "
-                "flag out, or start a new run with --run_name"
-            )
-
-
-def check_test(
-    args: argparse.Namespace, given: Mapping[str, Any], stored: Mapping[str, Any]
-) -> None:
-    """An evaluation has no use for flags of the training: they must be those of the run."""
-    heeded = EVALUATION_SETTINGS | ONE_TIME | ({"crop_size"} if args.crop_val else set())
-    for key, value in given.items():
-        if key not in heeded and stored[key] != value:
-            raise UserError(f"--{key} {show(value)}: does nothing with --test_only: leave it out")
+        if key not in heeded | ONE_TIME and kept[key] != value:
+            raise UserError(f"--{key} {show(value)}: {reason.format(show(kept[key]))}")
 
 
 def complete_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:

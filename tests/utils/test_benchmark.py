@@ -101,9 +101,9 @@ def test_large_product_is_the_limit_of_the_same_precision(setup):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--repeats", "0"], "--repeats 0: at least 1"),
-        (["--batch_size", "1"], "--batch_size 1: at least 2"),
-        (["--crop_size", "0"], "--crop_size 0: at least 1"),
+        (["--repeats", "0"], "--repeats: must be a whole number, at least 1"),
+        (["--batch_size", "1"], "--batch_size: must be a whole number, at least 2"),
+        (["--crop_size", "0"], "--crop_size: must be a whole number, at least 1"),
         (["--compile"], "--compile: "),
         (["--data_root", "nowhere"], "nowhere: no such folder"),
     ],

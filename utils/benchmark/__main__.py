@@ -35,7 +35,7 @@ from utils.benchmark.contenders import (
 from utils.benchmark.depthwise import compare_depthwise
 from utils.benchmark.inputs import draw_inputs
 from utils.common.errors import UserError, run_script
-from utils.common.flags import HelpFormatter, merge, parse
+from utils.common.flags import SIDE, Parser, whole
 from utils.common.timing import measure, table_row
 from utils.precision import PRECISIONS, choose_device, choose_precision, out_of_memory_explained
 
@@ -57,19 +57,19 @@ QUICK = {"model": "deeplabv3plus_mobilenet", "crop_size": 65, "batch_size": 2, "
          "iterations": 1, "images": 6, "predict_images": 2, "matrix": 0}  # fmt: skip
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All flags; what depends on the device has no default yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=list(WORKLOADS), help="(default: all but depthwise)")
     add("--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture")
-    add("--crop_size", type=int, default=513, help="side of a training crop")
-    add("--batch_size", type=int, help="of training (default: 8 on a GPU, else 2)")
+    add("--crop_size", type=SIDE, default=513, help="side of a training crop")
+    add("--batch_size", type=whole(2, 4096), help="of training (default: 8 on a GPU, else 2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="of this project")
     add("--compile", action="store_true", help="train this project with torch.compile; CUDA only")
     add("--data_root", help="a data set as for --dataset custom (default: inputs are drawn)")
-    add("--repeats", type=int, default=5, help="rounds that are measured")
+    add("--repeats", type=whole(1, 10**4), default=5, help="rounds that are measured")
     add("--quick", action="store_true", help="tiny sizes; other flags still win")
     return parser
 
@@ -80,11 +80,12 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device
     Raises:
         UserError: a flag is out of range, or does not apply here.
     """
-    defaults, given = parse(build_parser(), argv)
-    device = choose_device(merge(defaults, given).device)
-    defaults["only"] = [name for name in WORKLOADS if name != "depthwise"]
+    parser = build_parser()
+    given = parser.given(argv)
+    defaults = parser.defaults() | {"only": [name for name in WORKLOADS if name != "depthwise"]}
+    device = choose_device({**defaults, **given}["device"])
     sizes = SIZES["cpu" if device.type == "cpu" else "gpu"]
-    args = merge(defaults, sizes, QUICK if "quick" in given else {}, given)
+    args = argparse.Namespace(**defaults | sizes | (QUICK if "quick" in given else {}) | given)
     if args.compile and (device.type != "cuda" or "train" not in args.only):
         raise UserError("--compile: is for training on CUDA: leave it out")
     if "depthwise" in args.only and device.type != "cpu":

@@ -20,7 +20,7 @@ from torch import nn
 
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
-from utils.common.flags import HelpFormatter, merge, parse
+from utils.common.flags import SIDE, Parser
 from utils.common.timing import Contender, measure
 from utils.export.formats import CAN_EXPORT, FORMATS, Run
 from utils.export.program import HalfWeightConv2d, Program
@@ -155,9 +155,9 @@ def export(args: argparse.Namespace) -> None:
             print(f"{one.name:20}{one.ms:8.1f} ms")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--ckpt", required=True, help='a checkpoint, or "torchvision"')
     add("--output", required=True, help="the file: .onnx or .pt2")
@@ -165,22 +165,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--logits", action="store_true", help="give logits in place of classes")
     add("--float_input", action="store_true", help="take normalised floats in place of bytes")
     add("--fp16_weights", action="store_true", help="half the size; computes in fp32")
-    add("--time", type=int, help="time it on images of this side (pixels)")
+    add("--time", type=SIDE, help="time it on images of this side (pixels)")
     return parser
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the flags.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    return merge(*parse(build_parser(), argv))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export as the flags say."""
-    export(parse_args(argv))
+    export(build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

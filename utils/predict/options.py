@@ -4,20 +4,11 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import add_data_args
+from datasets import DATA_FLAGS, add_data_args
 from datasets.image_files import MAX_PIXELS
-from datasets.loader import default_num_workers
 from utils.common.errors import UserError
-from utils.common.flags import (
-    DATA_FLAGS,
-    HelpFormatter,
-    check_needs,
-    check_values,
-    merge,
-    parse,
-    refuse,
-)
-from utils.options import add_device_flags
+from utils.common.flags import SIDE, Parser, real, refuse, whole
+from utils.options import add_device_flags, add_loader_flags
 from utils.predictor import OVERLAP, WINDOW
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.
@@ -28,32 +19,35 @@ SCORE_FLAGS = DATA_FLAGS | {
 }  # fmt: skip
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
+def build_parser(description: str) -> Parser:
     """All flags, in groups."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument("inputs", nargs="*", default=[], help="images, and folders of images")
     add = parser.add_argument_group("model").add_argument
     add("--ckpt", help="weights, if not those of a run or torchvision's")
     add("--runs_dir", default="runs", help="where to look for a run")
     add("--output_stride", type=int, choices=[8, 16], help="if not what the checkpoint says")
-    add("--scales", type=float, nargs="+", default=[1.0], help="average over these")
+    scale = real(0, 16, "(]")
+    add("--scales", type=scale, nargs="+", default=[1.0], help="average over these")
     add("--flip", action="store_true", help="average over mirrored images as well")
-    add("--window", type=int, default=WINDOW, help="images of more than twice its area go in parts")
-    add("--overlap", type=int, default=OVERLAP, help="pixels that windows share")
+    text = "images of more than twice its area go in parts"
+    add("--window", type=whole(32, 2**16), default=WINDOW, help=text)
+    add("--overlap", type=whole(0, 2**16), default=OVERLAP, help="pixels that windows share")
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="predictions", help="folder of the results")
     add_device_flags(run, "of the convolutions")
     text = "refuse larger images as bombs"
-    run.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help=text)
+    run.add_argument("--max_pixels", type=whole(1, 10**12), default=MAX_PIXELS, help=text)
 
-    add = parser.add_argument_group("scores").add_argument
+    scores = parser.add_argument_group("scores")
+    add = scores.add_argument
     add("--split", dest="val_image_set", metavar="NAME", help="score this split, such as val")
     add("--crop_val", action="store_true", help="score centre crops (the public ancestor's way)")
-    add("--crop_size", type=int, nargs="+", default=[513], help="of --crop_val, if not the run's")
+    text = "of --crop_val, if not the run's"
+    add("--crop_size", type=SIDE, nargs="+", default=[513], help=text)
     add("--save_predictions", action="store_true", help="write <id>.png as well")
-    add("--val_batch_size", type=int, default=8, help="images of one size at a time")
-    add("--num_workers", type=int, default=default_num_workers(), help="loaders")
+    add_loader_flags(scores)
     add_data_args(parser)
     return parser
 
@@ -70,17 +64,16 @@ def parse_args(
         UserError: flags that do not go together.
     """
     parser = build_parser(description)
-    defaults, given = parse(parser, argv)
-    known = {key: value for key, value in (stored or {}).items() if value is not None}
-    settings = {key: known[key] for key in STORED_SETTINGS if key in known}
-    check_values(parser, settings, "the checkpoint's settings: ")
+    given = parser.given(argv)
+    settings = {key: value for key, value in (stored or {}).items() if key in STORED_SETTINGS}
     if "dataset" in given and given["dataset"] != settings.get("dataset"):
         # The others are about another data set.
         settings = {key: value for key, value in settings.items() if key == "crop_size"}
-    args = merge(defaults, settings, given)
+    known = parser.stored(settings, "the checkpoint's settings")
+    args = argparse.Namespace(**parser.defaults() | known | given)
     check_flags(args, given)
     if stored is not None or "dataset" in given:  # otherwise the checkpoint will name it
-        check_needs(args, given)
+        parser.check_needs(args, given)
     return args
 
 

@@ -7,18 +7,18 @@ from typing import Any
 
 from datasets import DATASETS, add_data_args
 from utils.common.errors import UserError
-from utils.common.flags import HelpFormatter, check_needs, merge, parse
+from utils.common.flags import SEED, Parser, whole
 from utils.precision import PRECISIONS
 
 FLAGS: dict[str, dict[str, Any]] = {
     "output_dir": {"default": "report", "help": "folder of the figures"},
     "format": {"choices": ["png", "pdf", "svg"], "default": "png", "help": "of figures"},
-    "dpi": {"type": int, "default": 200, "help": "dots per inch of what is 8 in wide"},
+    "dpi": {"type": whole(1, 1200), "default": 200, "help": "dots per inch of what is 8 in wide"},
     "dataset": {"choices": list(DATASETS), "help": "only runs on this data set"},
     "image_set": {"default": "train", "help": "split to show"},
     "val_image_set": {"default": "val", "help": "split of the scores"},
     "seed": {
-        "type": int,
+        "type": SEED,
         "help": "another choice of images; 0 is the first (default: as stored)",
     },
     "pick": {
@@ -32,7 +32,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "sam_dir": {"default": "sam_results", "help": "what sam_infer.py has left"},
     "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, mps"},
     "precision": {"choices": PRECISIONS, "default": "auto", "help": "of the models"},
-    "limit": {"type": int, "default": 0, "help": "errors: look at so many images; 0 for all"},
+    "limit": {"type": whole(), "default": 0, "help": "errors: look at so many images; 0 for all"},
     "author": {"help": "who wrote the report (default: left open)"},
     "date": {"help": "of the report (default: left open)"},
 }  # fmt: skip
@@ -60,18 +60,12 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def build_parsers(
-    description: str,
-) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parsers(description: str) -> tuple[Parser, dict[str, Parser]]:
     """The parser that names the figures, and each figure's own."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     figures = parser.add_subparsers(dest="figure", metavar="FIGURE")
     for name, (text, flags) in FIGURES.items():
-        figure = figures.add_parser(
-            name, help=text, description=text, formatter_class=HelpFormatter
-        )
+        figure = figures.add_parser(name, help=text, description=text)
         if name != "curves":  # are in the logs: they need no data set on the disk
             add_data_args(figure)
         for flag in (*OUTPUT, *flags):
@@ -90,9 +84,9 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     if words and words[0] in ("-h", "--help"):
         parser.parse_args(words)
     name, words = (words[0], words[1:]) if words and words[0] in FIGURES else ("report", words)
-    defaults, given = parse(figures[name], words)
-    args = merge({"figure": name}, defaults, given)
-    check_needs(args, given)
+    given = figures[name].given(words)
+    args = argparse.Namespace(figure=name, **figures[name].defaults() | given)
+    figures[name].check_needs(args, given)
     return args
 
 

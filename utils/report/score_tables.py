@@ -8,7 +8,6 @@ more, by `scores*.json`, in a folder of its own. Runs that differ in the seed al
 `NAME_s{0,1}`.
 """
 
-import argparse
 import math
 import shlex
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from utils.common.errors import UserError, run_script
 from utils.common.files import read_json
-from utils.options import HelpFormatter
+from utils.common.flags import Parser
 from utils.report.contents import code, duration, points, spread
 from utils.report.markdown import bullets, paragraph, table
 from utils.report.runs import (
@@ -156,7 +155,7 @@ def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None
 
 def main(argv: list[str] | None = None) -> None:
     """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", nargs="?", default="results", help="where the runs are")
     parser.add_argument("--baseline", metavar="NAME", help="variant to compare the others with")
     args = parser.parse_args(argv)

@@ -4,22 +4,23 @@ import argparse
 import importlib.util
 from typing import Any
 
-from datasets import add_data_args
+from datasets import DATA_FLAGS, add_data_args
 from utils.common.errors import UserError
-from utils.common.flags import DATA_FLAGS, HelpFormatter, check_needs, merge, parse, refuse
+from utils.common.flags import SHARE, Parser, refuse, whole
 from utils.options import add_device_flags
 from utils.sam.mask_maker import SAM_MODELS
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
+def build_parser(description: str) -> Parser:
     """All flags, in groups."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = Parser(description=description)
     text = "images and folders, if not the report's five"
     parser.add_argument("images", nargs="*", default=[], help=text)
     data = add_data_args(parser)
     data.add_argument("--split", help="take the images of this split, such as val")
-    data.add_argument("--limit", type=int, help="take the first so many images alone")
+    data.add_argument("--limit", type=whole(1), help="take the first so many images alone")
 
+    parser.needs |= {"points_per_side": ("prompts", "grid")}
     add = parser.add_argument_group("SAM").add_argument
     add("--sam_model", choices=list(SAM_MODELS), default="vit_b", help="its size")
     add("--sam_checkpoint", help="its weights, if not the official ones")
@@ -29,15 +30,15 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     add("--prompts", choices=["grid", "deeplab"], default="grid", help=text)
     # Thresholds and numbers are the package's own defaults.
-    add("--points_per_side", type=int, default=32, help="of the grid")
+    add("--points_per_side", type=whole(1, 256), default=32, help="of the grid")
     text = "prompts at a time, fewer for large images"
-    add("--points_per_batch", type=int, default=64, help=text)
+    add("--points_per_batch", type=whole(1, 4096), default=64, help=text)
     text = "lowest predicted IoU of a mask, 0 for all"
-    add("--pred_iou_thresh", type=float, default=0.88, help=text)
+    add("--pred_iou_thresh", type=SHARE, default=0.88, help=text)
     text = "lowest stability of a mask, 0 for all"
-    add("--stability_score_thresh", type=float, default=0.95, help=text)
+    add("--stability_score_thresh", type=SHARE, default=0.95, help=text)
     text = "remove smaller holes and islands, in pixels; needs OpenCV"
-    add("--min_mask_region_area", type=int, default=0, help=text)
+    add("--min_mask_region_area", type=whole(), default=0, help=text)
 
     add = parser.add_argument_group("DeepLab").add_argument
     add("--ckpt", help="checkpoint, if not that of the data set's best run")
@@ -58,11 +59,10 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     Raises:
         UserError: flags that cannot work, or not together.
     """
-    defaults, given = parse(build_parser(description), argv)
-    args = merge(defaults, given)
-    check_needs(args, given)
-    if args.limit == 0:
-        raise UserError("--limit 0: at least 1")
+    parser = build_parser(description)
+    given = parser.given(argv)
+    args = argparse.Namespace(**parser.defaults() | given)
+    parser.check_needs(args, given)
     if args.images and args.split:
         raise UserError(f"--split {args.split}: give images or a split, not both")
     if args.images:

@@ -196,7 +196,7 @@ def test_a_file_that_differs_is_not_kept(run, tmp_path, ckpt, monkeypatch):
 def test_missing_packages_and_unknown_suffixes_are_one_line(ckpt, tmp_path, monkeypatch):
     def arguments(name):
         words = ["--ckpt", str(ckpt), "--output", str(tmp_path / name)]
-        return export.parse_args(words)
+        return export.build_parser().parse_args(words)
 
     with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
         export.export(arguments("model.tflite"))
