@@ -38,7 +38,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Resolve `auto`: bf16 where the hardware has it, fp16 on older CUDA GPUs, else fp32.
 
     Raises:
-        UserError: the device cannot compute in the type that `name` asks for.
+        UserError: there is no such type, or the device cannot compute in it.
     """
     if name != "auto":
         try:
@@ -60,9 +60,28 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context for forward passes in `precision` ("bf16", "fp16" or "fp32")."""
-    if precision == "fp32":
+    dtype = dtype_of(precision)
+    if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
+    return torch.autocast(device.type, dtype)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of the convolutions in "bf16", "fp16" or "fp32".
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"--precision {precision}: unknown: choose from {', '.join(PRECISIONS)}")
+    return DTYPES[precision]
+
+
+def describe_precision(precision: str, device: torch.device) -> str:
+    """Precision and device as people read them: torch's fp32 is not all fp32 on NVIDIA's GPUs."""
+    uses_tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not torch.version.hip
+    tf32 = " (TF32 in convolutions, where the GPU has it)"
+    return f"{precision}{tf32 if precision == 'fp32' and uses_tf32 else ''} on {device}"
 
 
 def _has_bf16(device_type: str) -> bool:

@@ -1,7 +1,7 @@
 """From images to class indices: test-time augmentation, and windows where an image is large."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,40 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from datasets.image_files import read_image, to_rgb
-from datasets.voc import PALETTE
+from datasets.colours import default_colours
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from utils.common.errors import UserError
 from utils.common.progress import progress
-from utils.precision import DTYPES, autocast, choose_device, choose_precision
-from utils.windows import ALIGNMENT, place_windows, upsampled_argmax, window_weights
+from utils.precision import autocast, choose_device, choose_precision, dtype_of
+from utils.windows import ALIGNMENT, place_windows, upsample_in_strips, window_weights
 
 WINDOW, OVERLAP = 1025, 256  # pixels
 SILENT_SECONDS = 10  # before the windows of an image get a progress bar
 
 AnyImage = str | Path | Image.Image | np.ndarray | torch.Tensor
+Decide = Callable[[torch.Tensor], torch.Tensor]  # scores (N, C, H, W) to uint8 (N, ..., H, W)
+
+
+def best_class(scores: torch.Tensor) -> torch.Tensor:
+    """Scores (N, C, H, W) to class indices uint8 (N, H, W)."""
+    return scores.argmax(1).byte()
 
 
 class Predictor:
     """Class indices of images of any size, in bounded memory.
 
     Images of up to two windows' area (2.1 megapixels with the default window) pass through the
-    model whole. Larger ones are predicted in overlapping parts of at most that area. Their logits
+    model whole. Larger ones are predicted in overlapping squares of about that area. Their logits
     are blended before the upsampling, on the grid that the head has for the whole image, with
-    weights that fall linearly towards the borders of a part; the upsampling is then the whole
+    weights that fall linearly towards the borders of a square; the upsampling is then the whole
     image's, a strip of rows at a time. The logits of the grid are kept: 4 bytes per class for every
     16 pixels (V3+) or for every 64 or 256 (V3).
 
     Test-time augmentation (V3, section 4.1: "multi-scale inputs" and "left-right flipped") averages
     the softmax over all scales, each with and without a flip: at the image's size, or on the grid
-    of a part. With a single view the logits decide.
+    of a square. With a single view the logits decide.
 
     Args:
         model: on the device of the images to come. What predicts is a copy of it with folded batch
@@ -52,13 +58,20 @@ class Predictor:
         overlap: pixels that neighbouring parts share, at least.
 
     Attributes:
-        checkpoint: what the model is from, if `from_checkpoint` made it.
-        class_names: one name per class then.
-        output_stride: that of the model then.
+        checkpoint: what the model is from, if `from_checkpoint` made it, as the next three.
+        class_names: one name per class.
+        palette: the colour of each class, uint8 (C, 3).
+        output_stride: that of the model.
 
     Raises:
         UserError: a scale, the window or the overlap is out of range.
+        TypeError: the scales are no sequence.
     """
+
+    checkpoint: Checkpoint
+    class_names: Sequence[str] = ()
+    palette: np.ndarray
+    output_stride: int | None = None
 
     def __init__(
         self,
@@ -70,7 +83,9 @@ class Predictor:
         window: int = WINDOW,
         overlap: int = OVERLAP,
     ) -> None:
-        if not all(0 < scale < math.inf for scale in scales):
+        if not isinstance(scales, Sequence) or isinstance(scales, str):
+            raise TypeError(f"scales must be a list of factors, such as [0.5, 1.0], not {scales!r}")
+        if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UserError(f"--scales {' '.join(map(str, scales))}: must be positive numbers")
         if window < 2 * ALIGNMENT:
             raise UserError(f"--window {window}: must be at least {2 * ALIGNMENT} (pixels)")
@@ -79,7 +94,7 @@ class Predictor:
                 f"--overlap {overlap}: must be from 0 to {window - 2 * ALIGNMENT} with --window "
                 f"{window}"
             )
-        self.model = fuse_for_inference(model, DTYPES[precision])
+        self.model = fuse_for_inference(model, dtype_of(precision))
         self.device = next(model.parameters()).device
         self.precision = precision
         self.scales = tuple(scales)
@@ -87,10 +102,8 @@ class Predictor:
         self.flip = flip
         self.overlap = overlap
         self.whole_pixels = 2 * window**2
-        self.class_names: list[str] = []
-        self.output_stride: int | None = None
-
-    checkpoint: Checkpoint  # of `from_checkpoint` alone
+        self.side = math.isqrt(self.whole_pixels) // ALIGNMENT * ALIGNMENT  # of a square
+        self.views = len(self.scales) * (1 + flip)
 
     @classmethod
     def from_checkpoint(
@@ -111,23 +124,19 @@ class Predictor:
             options: `scales`, `flip`, `window` and `overlap`.
 
         Raises:
-            UserError: see `load_checkpoint` and `model_from_checkpoint`.
+            UserError: see `load_checkpoint`, `model_from_checkpoint` and `choose_precision`.
         """
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         device = choose_device(str(device or "auto"))
+        precision = choose_precision(precision, device)
         model = model_from_checkpoint(checkpoint, output_stride)
         model = model.to(device).to(memory_format=torch.channels_last)
-        precision = choose_precision(precision, device)
         predictor = cls(model, precision, resize=checkpoint.resize, **options)
         predictor.checkpoint = checkpoint
         predictor.output_stride = output_stride or checkpoint.output_stride
         predictor.class_names = checkpoint.shown_names
+        predictor.palette = default_colours(checkpoint.shown_names)
         return predictor
-
-    @property
-    def palette(self) -> np.ndarray:
-        """VOC's colour of each class: uint8 (C, 3)."""
-        return PALETTE[: len(self.class_names)]
 
     def predict_image(self, image: AnyImage) -> np.ndarray:
         """Class indices, uint8 (H, W), of an image in one of the usual forms.
@@ -143,31 +152,47 @@ class Predictor:
         """
         return self(to_tensor(image)[None].to(self.device))[0].cpu().numpy()
 
-    @torch.inference_mode()
+    def predict_with_confidence(self, image: AnyImage) -> tuple[np.ndarray, np.ndarray]:
+        """What `predict_image` gives, and beside it the softmax of these classes.
+
+        Returns:
+            Class indices, and their probabilities from 0 to 255 (averaged over the views), both
+            uint8 (H, W).
+        """
+        images = to_tensor(image)[None].to(self.device)
+        pred, confidence = self._predict(images, self._best_and_confidence)[0].cpu().numpy()
+        return pred, confidence
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Uint8 images (N, 3, H, W), RGB, to class indices uint8 (N, H, W).
 
         Raises:
             TypeError: the images are not of bytes.
         """
+        return self._predict(images, best_class)
+
+    @torch.inference_mode()
+    def _predict(self, images: torch.Tensor, decide: Decide) -> torch.Tensor:
+        """Images as above to what `decide` makes of their scores."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 in [0, 255], not {images.dtype}")
         size = images.shape[-2:]
         if size.numel() > self.whole_pixels:
-            return torch.stack([self.predict_in_windows(image) for image in images])
+            return torch.stack([self.predict_in_windows(image, decide) for image in images])
         # A batch may take the memory of two whole images of the largest size.
         parts = images.split(max(2 * self.whole_pixels // size.numel(), 1))
-        preds = [self._scores(part, size).argmax(1) for part in parts]
-        return torch.cat(preds).to(torch.uint8)
+        return torch.cat([decide(self._scores(part, size)) for part in parts])
 
     @torch.inference_mode()
-    def predict_in_windows(self, image: torch.Tensor) -> torch.Tensor:
-        """Uint8 image (3, H, W) to class indices uint8 (H, W), whatever its size."""
+    def predict_in_windows(
+        self, image: torch.Tensor, decide: Decide = best_class
+    ) -> torch.Tensor:
+        """The same of one image (3, H, W), whatever its size."""
         size, (num_classes, stride) = image.shape[1:], self._grid
         grid = [math.ceil(length / stride) for length in size]
         total = torch.zeros(num_classes, *grid, device=image.device)
         weight = torch.zeros(grid, device=image.device)
-        windows = place_windows(size, self.whole_pixels, self.overlap)
+        windows = place_windows(size, self.side, self.overlap)
         for rows, columns in progress(windows, "windows", leave=False, delay=SILENT_SECONDS):
             y, x = (
                 slice(part.start // stride, math.ceil(part.stop / stride))
@@ -177,7 +202,17 @@ class Predictor:
             scores = self._scores(image[None, :, rows, columns], ramps.shape, on_grid=True)[0]
             total[:, y, x] += scores * ramps
             weight[y, x] += ramps
-        return upsampled_argmax(total.div_(weight), size)
+        strips = upsample_in_strips(total.div_(weight), size)
+        return torch.cat([decide(strip)[0] for strip in strips], dim=-2)
+
+    def _best_and_confidence(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (N, C, H, W) to class indices and their probability: uint8 (N, 2, H, W)."""
+        classes = scores.argmax(1, keepdim=True)
+        probability = scores.gather(1, classes)
+        if self.views == 1:
+            probability = (probability - scores.logsumexp(1, keepdim=True)).exp()
+        confidence = (255 / self.views * probability).round()
+        return torch.cat([classes.byte(), confidence.byte()], dim=1)
 
     @cached_property
     def _grid(self) -> tuple[int, int]:
@@ -198,7 +233,7 @@ class Predictor:
     def _scores(
         self, images: torch.Tensor, size: Sequence[int], on_grid: bool = False
     ) -> torch.Tensor:
-        """Mean softmax over the views, or the logits of a single one.
+        """The sum of the softmax over the views, or the logits of a single one.
 
         Args:
             images: uint8 (N, 3, H, W).
@@ -210,25 +245,30 @@ class Predictor:
         """
         total: torch.Tensor | None = None
         for scale in self.scales:
-            factor, view = self.resize * scale, images
-            if factor != 1:
-                scaled = [max(round(length * factor), 1) for length in images.shape[-2:]]
-                view = F.interpolate(images.float(), scaled, mode="bilinear", antialias=True)
-            scores = self._view_scores(view, size, on_grid)
-            if self.flip:
-                scores += self._view_scores(view.flip(-1), size, on_grid).flip(-1)
-            total = scores if total is None else total.add_(scores)
+            view = resize_images(images, self.resize * scale)
+            for mirrored in (False, True)[: 1 + self.flip]:
+                logits = self._logits(view.flip(-1) if mirrored else view, on_grid)
+                if logits.shape[-2:] != torch.Size(size):
+                    logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+                if self.views == 1:
+                    return logits
+                scores = logits.softmax(dim=1)
+                scores = scores.flip(-1) if mirrored else scores
+                total = scores if total is None else total.add_(scores)
         assert total is not None  # there is a scale
         return total
 
-    def _view_scores(
-        self, images: torch.Tensor, size: Sequence[int], on_grid: bool
-    ) -> torch.Tensor:
-        logits = self._logits(images, on_grid)
-        if logits.shape[-2:] != torch.Size(size):
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        is_single = len(self.scales) == 1 and not self.flip
-        return logits if is_single else logits.softmax(dim=1)
+
+def resize_images(images: torch.Tensor, factor: float) -> torch.Tensor:
+    """Uint8 (N, 3, H, W) to float, bilinear and without aliasing; at factor 1 as they are."""
+    if factor == 1:
+        return images
+    size = [max(round(length * factor), 1) for length in images.shape[-2:]]
+    try:
+        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    except NotImplementedError:  # on Apple's GPUs with torch 2.6
+        on_cpu = images.cpu().float()
+        return F.interpolate(on_cpu, size, mode="bilinear", antialias=True).to(images.device)
 
 
 def to_tensor(image: AnyImage) -> torch.Tensor:
@@ -242,7 +282,7 @@ def to_tensor(image: AnyImage) -> torch.Tensor:
             raise ValueError(f"an array must be (H, W, 3), RGB, not {image.shape}")
         if image.dtype != np.uint8:
             raise TypeError(f"an array must be uint8 in [0, 255], not {image.dtype}")
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     if not isinstance(image, torch.Tensor):
         raise TypeError(f"{type(image).__name__}: give a path, a PIL image, an array or a tensor")
     if image.dim() != 3 or len(image) != 3:

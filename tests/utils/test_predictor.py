@@ -1,7 +1,10 @@
 """Test-time augmentation and windows, against plain passes through the model."""
 
 import copy
+import itertools
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ from datasets.voc import CLASS_NAMES
 from network._deeplab import DeepLab
 from network.modeling import build_model
 from tests.utils.test_checkpoint import randomize
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoint import describe_checkpoint, describe_model, save_checkpoint
 from utils.common.errors import UserError
+from utils.precision import describe_precision
 from utils.predictor import Predictor
-from utils.windows import place_windows, split_axis, upsampled_argmax, window_weights
+from utils.windows import place_windows, upsample_in_strips, window_weights
 
 
 @pytest.fixture(scope="module", params=["deeplabv3plus_mobilenet", "deeplabv3_mobilenet"])
@@ -115,7 +119,7 @@ def test_batch_gives_what_single_images_give(model, precision):
 
 def test_image_of_two_windows_area_is_still_predicted_whole(model, monkeypatch):
     predictor = Predictor(model, "fp32", window=64, overlap=16)
-    monkeypatch.setattr(predictor, "predict_in_windows", lambda image: torch.zeros(1))
+    monkeypatch.setattr(predictor, "predict_in_windows", lambda image, decide: torch.zeros(1))
     assert predictor(draw_image(64, 128)).shape == (1, 64, 128)
     assert predictor(draw_image(64, 129)).shape == (1, 1)
 
@@ -132,11 +136,10 @@ def test_one_window_gives_the_whole_images_prediction(model, size, precision):
 @pytest.mark.parametrize("options", [{}, {"flip": True}, {"scales": [0.5, 1.25]}, {"resize": 2.0}])
 def test_windows_agree_with_the_whole_image(size, options, precision):
     model, image = LocalModel(), draw_image(*size)
-    pred = Predictor(model, precision, window=129, overlap=48, **options)(image)[0]
+    predictor = Predictor(model, precision, window=129, overlap=48, **options)
     whole = Predictor(model, "fp32", **options)(image)[0]
-    assert share(pred, whole) > 0.98
-    least = math.prod(size) / (2 * 129**2)
-    assert len(place_windows(size, 2 * 129**2, 48)) > least > 1
+    assert share(predictor(image)[0], whole) > 0.98
+    assert len(place_windows(size, predictor.side, 48)) > math.prod(size) / (2 * 129**2) > 1
 
 
 def test_flipped_large_image_gives_the_flipped_result(precision):
@@ -196,9 +199,13 @@ def test_every_form_of_an_image_gives_the_same_classes(tmp_path):
     turned.getexif()[0x0112] = 6
     expected = predictor(image[None])[0].numpy()
     assert expected.shape == (33, 50) and len(np.unique(expected)) > 1
-    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", picture, turned, array, image]
-    for form in forms:
-        pred = predictor.predict_image(form)
+    read_only = np.asarray(picture)
+    assert not read_only.flags.writeable
+    name = str(tmp_path / "a.png")
+    for form in (name, tmp_path / "a.png", picture, turned, array, read_only, image):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pred = predictor.predict_image(form)
         assert isinstance(pred, np.ndarray) and pred.dtype == np.uint8
         assert np.array_equal(pred, expected)
     grey = predictor.predict_image(picture.convert("L"))
@@ -216,12 +223,17 @@ def test_what_is_no_image_is_a_type_error():
         Predictor(LocalModel(), "fp32").predict_image([[0]])
 
 
-def test_from_checkpoint_brings_names_and_colours(tmp_path):
-    model = build_model("deeplabv3plus_mobilenet", num_classes=3)
+def own_checkpoint(names=("background", "road", "car"), path=Path("best.pth")):
+    model = build_model("deeplabv3plus_mobilenet", num_classes=len(names))
     args = {"model": "deeplabv3plus_mobilenet", "output_stride": 16}
-    save_checkpoint(tmp_path / "best.pth", describe_model(model, args, ["sky", "road", "car"]))
+    return describe_checkpoint(path, describe_model(model, args, names))
+
+
+def test_from_checkpoint_brings_names_and_colours(tmp_path):
+    checkpoint = own_checkpoint(path=tmp_path / "best.pth")
+    save_checkpoint(checkpoint.path, checkpoint.content)
     predictor = Predictor.from_checkpoint(str(tmp_path / "best.pth"), "cpu", "fp32")
-    assert predictor.class_names == ["sky", "road", "car"]
+    assert predictor.class_names == ["background", "road", "car"]
     assert predictor.palette.dtype == np.uint8
     assert predictor.palette.tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
     assert predictor.predict_image(np.zeros((9, 7, 3), np.uint8)).shape == (9, 7)
@@ -254,11 +266,11 @@ class CallNumber(nn.Module):
 def test_overlap_goes_over_from_one_window_to_the_next_in_a_ramp(monkeypatch):
     kept = []
     monkeypatch.setattr(
-        "utils.predictor.upsampled_argmax", lambda scores, size: kept.append(scores) or size
+        "utils.predictor.upsample_in_strips", lambda scores, size: kept.append(scores) or [scores]
     )
     predictor = Predictor(CallNumber(), "fp32", window=96, overlap=64)
-    predictor.whole_pixels = 16 * 128
-    predictor.predict_in_windows(torch.zeros(3, 16, 192, dtype=torch.uint8))
+    predictor.side = 128
+    predictor.predict_in_windows(torch.zeros(3, 16, 192, dtype=torch.uint8), torch.Tensor.byte)
     assert predictor.model.calls == 2
     row = kept[0][0, 0]  # 48 columns: 16 of window 1 alone, 16 shared, 16 of window 2 alone
     assert torch.allclose(row[:16], torch.tensor(1.0))
@@ -270,7 +282,7 @@ def test_windows_of_a_slow_image_show_their_progress(monkeypatch, capsys):
     monkeypatch.setattr("utils.predictor.SILENT_SECONDS", 0)
     monkeypatch.setattr("utils.common.progress.LOG_SECONDS", 0)
     Predictor(LocalModel(), "fp32", window=64, overlap=0)(draw_image(256, 256))
-    assert "windows: 3 of 8" in capsys.readouterr().err
+    assert "windows: 3 of 16" in capsys.readouterr().err
     monkeypatch.setattr("utils.predictor.SILENT_SECONDS", 100)
     Predictor(LocalModel(), "fp32", window=64, overlap=0)(draw_image(256, 256))
     assert capsys.readouterr().err == ""
@@ -283,50 +295,33 @@ def area(windows):
     return sum((y.stop - y.start) * (x.stop - x.start) for y, x in windows)
 
 
-@given(lengths, lengths, st.integers(32, 700), st.floats(0, 1))
-def test_windows_cover_an_image_and_overlap_enough(height, width, window, fraction):
-    overlap = int(fraction * (window - 32))
-    placed = place_windows((height, width), 2 * window**2, overlap)
-    assert all(area([part]) <= 2 * window**2 for part in placed)
+@given(lengths, lengths, st.integers(2, 50), st.floats(0, 1))
+def test_windows_cover_an_image_and_overlap_enough(height, width, sixteens, fraction):
+    side = 16 * sixteens
+    overlap = int(fraction * (side - 16))
+    placed = place_windows((height, width), side, overlap)
     rows, columns = (
         sorted({(p.start, p.stop) for p in axis}) for axis in zip(*placed, strict=True)
     )
     assert len(placed) == len(rows) * len(columns)
     for parts, length in ((rows, height), (columns, width)):
         assert parts[0][0] == 0 and parts[-1][1] == length
+        assert all(stop - start <= side for start, stop in parts)
         for (start, stop), (next_start, next_stop) in zip(parts, parts[1:], strict=False):
             assert next_start % 16 == 0 and start < next_start and stop < next_stop
             assert stop - next_start >= overlap
 
 
-@pytest.mark.parametrize(
-    ("size", "most"),
-    [((3000, 4000), 1.59), ((1080, 1960), 1.58), ((6000, 8000), 1.59), ((1500, 1500), 1.2)],
-)
-def test_windows_compute_few_pixels_twice(size, most):
-    """1.74 and 2.95 times the pixels of the first two were those of windows of a fixed side."""
-    assert area(place_windows(size, 2 * 1025**2, 256)) / math.prod(size) <= most
-
-
-def test_time_does_not_jump_where_windows_begin():
-    """An image just above the threshold costs a quarter more than one at it, at the most."""
-    for aspect in (1, 4 / 3, 16 / 9, 3):
-        height = math.isqrt(int(2 * 1025**2 / aspect)) + 1
-        size = (height, math.ceil(height * aspect))
-        assert len(place_windows(size, 2 * 1025**2, 256)) == 2
-        assert area(place_windows(size, 2 * 1025**2, 256)) < 1.25 * math.prod(size)
-
-
-@pytest.mark.parametrize("count", [2, 3, 7])
-@pytest.mark.parametrize("length", [1000, 1024, 1999])
-def test_no_shorter_windows_cover_an_axis(length, count):
-    """Tried by hand: with 16 pixels less, a window of some start at 16 leaves too little."""
-    parts = split_axis(length, count, 100)
-    window = parts[0].stop - 16
-    starts = [0]
-    for _ in range(count - 1):  # each as far right as the overlap allows
-        starts.append((starts[-1] + window - 100) // 16 * 16)
-    assert starts[-1] + window < length
+@pytest.mark.parametrize("size", [(3000, 4000), (3024, 4032), (6000, 8000), (5304, 7952)])
+def test_photos_are_computed_in_few_more_pixels_than_could_be(size):
+    """Tried: every even cover by parts of the same area, their sides of any length."""
+    side = Predictor(LocalModel(), "fp32").side
+    fewest = math.inf
+    for counts in itertools.product(range(1, 20), repeat=2):
+        sums = [length + (n - 1) * 256 for length, n in zip(size, counts, strict=True)]
+        if math.prod(sums) / math.prod(counts) <= 2 * 1025**2:
+            fewest = min(fewest, math.prod(sums))
+    assert fewest <= area(place_windows(size, side, 256)) < 1.1 * fewest
 
 
 @given(st.integers(1, 80), st.floats(0, 60))
@@ -342,29 +337,59 @@ def test_weights_are_positive_symmetric_and_without_jumps(length, overlap):
 def test_upsampling_in_strips_is_interpolates(height, width, new_height, new_width):
     scores = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height))
     size = (new_height, new_width)
-    whole = F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+    whole = F.interpolate(scores[None], size, mode="bilinear", align_corners=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.windows.STRIP_PIXELS", 7 * new_width)
-        pred = upsampled_argmax(scores, size)
-    assert pred.dtype == torch.uint8
-    best = whole.gather(0, pred.long()[None])[0]
-    assert torch.allclose(best, whole.amax(0), atol=1e-5)
+        strips = list(upsample_in_strips(scores, size))
+    assert max(strip.shape[2] for strip in strips) <= 7
+    assert torch.allclose(torch.cat(strips, 2), whole, atol=1e-5)
 
 
-def test_logits_of_the_grid_bound_the_memory_of_large_images(monkeypatch):
-    """Nothing of the size (C, H, W) is ever made: 100 classes at 4 million pixels are 1.6 GB."""
+@pytest.mark.parametrize("confidence", [False, True])
+def test_logits_of_the_grid_bound_the_memory_of_large_images(monkeypatch, confidence):
+    """Nothing of the size (C, H, W) is ever made: 100 classes at 4 megapixels are 1.6 GB."""
     model = LocalModel(num_classes=100)
-    largest = 0
+    kept = []
 
     def spy(scores, size):
-        nonlocal largest
-        largest = max(largest, scores.numel())
-        return torch.zeros(size)
+        kept.append(scores.numel())
+        strip = torch.zeros(1, 100, 10, size[1])
+        return [strip] * (size[0] // 10)
 
-    monkeypatch.setattr("utils.predictor.upsampled_argmax", spy)
+    monkeypatch.setattr("utils.predictor.upsample_in_strips", spy)
     monkeypatch.setattr(model, "forward", None)
-    Predictor(model, "fp32", window=512, overlap=32)(draw_image(2000, 2000))
-    assert largest == 100 * 500 * 500
+    predictor = Predictor(model, "fp32", window=256, overlap=32)
+    predict = predictor.predict_with_confidence if confidence else predictor.predict_image
+    predict(draw_image(800, 800)[0])
+    assert kept == [100 * 200 * 200]
+
+
+@pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1.0], "flip": True}])
+def test_confidence_is_the_softmax_of_the_class_averaged_over_the_views(views):
+    model, image = LocalModel(), draw_image(160, 224)
+    predictor = Predictor(model, "fp32", **views)
+    pred, confidence = predictor.predict_with_confidence(image[0])
+    assert np.array_equal(pred, predictor.predict_image(image[0])) and len(np.unique(pred)) > 1
+    passes = []
+    for scale in predictor.scales:
+        scaled = F.interpolate(image.float(), scale_factor=scale, mode="bilinear", antialias=True)
+        for axis in ((), (-1,)) if predictor.flip else ((),):
+            logits = logits_of(model, scaled.flip(axis)).flip(axis)
+            logits = F.interpolate(logits, (160, 224), mode="bilinear", align_corners=False)
+            passes.append(logits.softmax(1))
+    expected = 255 * torch.stack(passes).mean(0).amax(1)[0].numpy()
+    assert confidence.dtype == np.uint8 and np.abs(confidence - expected).max() < 0.51
+
+
+@pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1.0], "flip": True}])
+def test_confidence_in_windows_is_that_of_the_whole_image(views):
+    image = draw_image(300, 400)[0]
+    predictor = Predictor(LocalModel(), "fp32", window=129, overlap=48, **views)
+    pred, confidence = predictor.predict_with_confidence(image)
+    assert np.array_equal(pred, predictor.predict_image(image))
+    _, whole = Predictor(LocalModel(), "fp32", **views).predict_with_confidence(image)
+    difference = np.abs(confidence.astype(int) - whole)
+    assert np.ptp(whole) > 20 and difference.mean() < 1 and np.quantile(difference, 0.99) <= 5
 
 
 @pytest.mark.parametrize(
@@ -375,8 +400,41 @@ def test_logits_of_the_grid_bound_the_memory_of_large_images(monkeypatch):
         ({"window": 16}, "--window"),
         ({"window": 128, "overlap": 128}, "--overlap"),
         ({"overlap": -1}, "--overlap"),
+        ({"precision": "fp64"}, "--precision fp64: unknown: choose from auto, bf16"),
     ],
 )
 def test_values_out_of_range_name_their_flag(options, flag):
     with pytest.raises(UserError, match=flag):
-        Predictor(LocalModel(), "fp32", **options)
+        Predictor(LocalModel(), **{"precision": "fp32", **options})
+    with pytest.raises(UserError, match=flag):
+        Predictor.from_checkpoint(own_checkpoint(), "cpu", **{"precision": "fp32", **options})
+
+
+@pytest.mark.parametrize("scales", [0.5, "0.5"])
+def test_scales_that_are_no_list_say_so(scales):
+    with pytest.raises(TypeError, match=r"scales must be a list of factors, such as \[0.5, 1.0\]"):
+        Predictor(LocalModel(), "fp32", scales=scales)
+
+
+def test_fp32_of_a_gpu_is_said_to_be_tf32_in_convolutions(monkeypatch):
+    assert "TF32 in convolutions" in describe_precision("fp32", torch.device("cuda"))
+    assert describe_precision("bf16", torch.device("cuda")) == "bf16 on cuda"
+    assert describe_precision("fp32", torch.device("cpu")) == "fp32 on cpu"
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
+    assert describe_precision("fp32", torch.device("cuda")) == "fp32 on cuda"
+
+
+def test_resizing_does_without_an_antialiased_kernel_of_the_device(monkeypatch):
+    """MPS has none in torch 2.6: there it raises NotImplementedError."""
+    expected = Predictor(LocalModel(), "fp32", resize=0.5)(draw_image(40, 60))
+    interpolate, refused = F.interpolate, []
+
+    def lacking(images, *args, antialias=False, **options):
+        if antialias and not refused:
+            refused.append(images)
+            raise NotImplementedError("aten::_upsample_bilinear2d_aa.out")
+        return interpolate(images, *args, antialias=antialias, **options)
+
+    monkeypatch.setattr(F, "interpolate", lacking)
+    assert torch.equal(Predictor(LocalModel(), "fp32", resize=0.5)(draw_image(40, 60)), expected)
+    assert len(refused) == 1
