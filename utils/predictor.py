@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from datasets.image_files import read_image, to_rgb
 from datasets.colours import default_colours
+from datasets.image_files import read_image, to_rgb
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
@@ -184,9 +184,7 @@ class Predictor:
         return torch.cat([decide(self._scores(part, size)) for part in parts])
 
     @torch.inference_mode()
-    def predict_in_windows(
-        self, image: torch.Tensor, decide: Decide = best_class
-    ) -> torch.Tensor:
+    def predict_in_windows(self, image: torch.Tensor, decide: Decide = best_class) -> torch.Tensor:
         """The same of one image (3, H, W), whatever its size."""
         size, (num_classes, stride) = image.shape[1:], self._grid
         grid = [math.ceil(length / stride) for length in size]
