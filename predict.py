@@ -6,7 +6,7 @@
     python predict.py --split val --scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip
     python predict.py --split val --crop_val --save_predictions
 
-Images give `<stem>.png` (class indices in VOC's palette, at the image's size) and
+Images give `<stem>.png` (class indices as a palette PNG, at the image's size) and
 `<stem>_overlay.png` in --output_dir; a split gives `scores_<split>.json` there.
 """
 
@@ -93,8 +93,9 @@ def predict_images(paths: list[Path], output_dir: Path, predictor: Predictor) ->
     def save(prediction: tuple[Path, torch.Tensor, np.ndarray]) -> list[int]:
         path, image, pred = prediction
         mask, overlay = (output_dir / file for file in output_files(names[path]))
-        save_pred(mask, pred)
-        save_png(overlay, draw_overlay(image, pred, predictor.class_names))
+        save_pred(mask, pred, predictor.palette)
+        picture = draw_overlay(image, pred, predictor.class_names, predictor.palette)
+        save_png(overlay, picture)
         return classes_in(pred)
 
     done: list[list[int]] = []
@@ -132,7 +133,8 @@ def score_split(args: argparse.Namespace, predictor: Predictor, output_dir: Path
     with ThreadPoolExecutor(THREADS) as pool:
 
         def save(sample: str, pred: np.ndarray) -> None:
-            pending.append(pool.submit(save_pred, output_dir / f"{sample}.png", pred))
+            path = output_dir / f"{sample}.png"
+            pending.append(pool.submit(save_pred, path, pred, predictor.palette))
             if len(pending) > AHEAD:
                 pending.popleft().result()
 

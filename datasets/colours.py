@@ -34,6 +34,11 @@ def default_colours(class_names: Sequence[str]) -> np.ndarray:
     return colours[: len(class_names)]
 
 
+def full_palette(colours: np.ndarray) -> np.ndarray:
+    """The colours of classes, uint8 (C, 3), and VOC's for all other indices: uint8 (256, 3)."""
+    return np.concatenate([colours, PALETTE[len(colours) :]])
+
+
 @functools.cache
 def distinct_colours() -> np.ndarray:
     """255 colours, uint8 (255, 3), of which the first few are as unlike as can be.

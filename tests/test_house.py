@@ -71,7 +71,7 @@ def test_only_the_packages_of_the_requirements_are_imported(module):
     if "segment_anything" in foreign:
         assert module.startswith("utils.sam."), module
     if "matplotlib" in foreign:
-        assert module.startswith(("utils.report.", "visualize")), module
+        assert module.startswith(("utils.report.", "visualize", "utils.common.fonts")), module
 
 
 @pytest.mark.parametrize("module", ["utils.loss", "utils.metrics"])

@@ -1,57 +1,78 @@
 """Predictions as palette masks, and laid over their images with a legend."""
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from datasets.colours import full_palette, has_background
 from datasets.image_files import save_png
-from datasets.voc import PALETTE
+from utils.common.fonts import find_font
 from utils.predictor import AnyImage, to_tensor
 
 STRIP = 256  # rows that are blended at a time
+MIN_SHARE = 0.001  # of the pixels; a class that has less is not in the legend
 
 
-def save_pred(path: Path, pred: np.ndarray) -> None:
-    """Write class indices, uint8 (H, W), as a palette PNG in VOC's colours, as its server takes."""
+def save_pred(path: Path, pred: np.ndarray, colours: np.ndarray) -> None:
+    """Write class indices, uint8 (H, W), as a palette PNG; colours are uint8 (C, 3)."""
     image = Image.fromarray(pred)
-    image.putpalette(PALETTE.tobytes())
+    image.putpalette(full_palette(colours).tobytes())
     save_png(path, image)
 
 
-def classes_in(pred: np.ndarray) -> list[int]:
+def classes_in(pred: np.ndarray, min_share: float = 0) -> list[int]:
     """The values that occur in uint8 (H, W), in order; Pillow counts them without a copy."""
-    return [index for index, count in enumerate(Image.fromarray(pred).histogram()) if count]
+    least = max(min_share * pred.size, 1)
+    return [i for i, count in enumerate(Image.fromarray(pred).histogram()) if count >= least]
 
 
-def draw_overlay(image: AnyImage, pred: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """The prediction over the image, half and half, and below it a legend of the classes in it.
+def draw_overlay(
+    image: AnyImage, pred: np.ndarray, class_names: Sequence[str], colours: np.ndarray
+) -> Image.Image:
+    """The classes over the image, half and half with white borders, and below it their legend.
+
+    A background is left as it is.
 
     Args:
         image: whatever `Predictor.predict_image` takes.
         pred: uint8 (H, W), class indices: what it gives.
         class_names: one name per index.
+        colours: uint8 (C, 3).
 
     Returns:
         RGB; the upper left (H, W) is the picture. Narrow images are filled up with white, so that
         the longest name has room.
     """
-    pixels = to_tensor(image)
+    pixels, background = to_tensor(image), 0 if has_background(class_names) else -1
     height, width = pred.shape
-    entries = [(class_names[i], tuple(PALETTE[i].tolist())) for i in classes_in(pred)]
-    legend = draw_legend(entries, width)
+    shown = [index for index in classes_in(pred, MIN_SHARE) if index != background]
+    legend = draw_legend([(class_names[i], tuple(colours[i].tolist())) for i in shown], width)
     canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
-    half = PALETTE // 2
+    half, border = colours // 2, find_borders(pred, max(round(max(pred.shape) / 1000), 1))
     for top in range(0, height, STRIP):  # a strip at a time: large photos have large copies
         rows = slice(top, top + STRIP)
-        part = pixels[:, rows].permute(1, 2, 0).numpy() // 2 + half[pred[rows]]
+        part = pixels[:, rows].permute(1, 2, 0).numpy()
+        untouched = (pred[rows] == background)[..., None]
+        part = np.where(untouched, part, part // 2 + half[pred[rows]])
+        part[border[rows]] = 255
         canvas.paste(Image.fromarray(part), (0, top))
     canvas.paste(legend, (0, height))
     return canvas
+
+
+def find_borders(pred: np.ndarray, thickness: int) -> np.ndarray:
+    """The rims of the regions of uint8 (H, W): bool (H, W).
+
+    Of two neighbours the one of the higher class has the rim: a background has none.
+    """
+    border = np.zeros(pred.shape, bool)
+    for values, rim in ((pred, border), (pred.T, border.T)):
+        rim[:-thickness] |= values[:-thickness] > values[thickness:]
+        rim[thickness:] |= values[thickness:] > values[:-thickness]
+    return border
 
 
 def draw_legend(
@@ -64,23 +85,16 @@ def draw_legend(
         image_width: width in pixels to fill; the panel is wider if a name needs it.
     """
     size = max(12, image_width // 50)  # of the letters, in pixels
-    font = ImageFont.truetype(str(find_font()), size)
-    cell = 3 * size + math.ceil(max(font.getlength(name) for name, _ in entries))
+    fonts = [ImageFont.truetype(str(find_font(name)), size) for name, _ in entries]
+    lengths = [font.getlength(name) for font, (name, _) in zip(fonts, entries, strict=True)]
+    cell = 3 * size + math.ceil(max(lengths, default=0))
     columns = max(1, image_width // cell)
     rows = math.ceil(len(entries) / columns)
     panel = Image.new("RGB", (max(image_width, cell), 2 * size * rows), "white")
     draw = ImageDraw.Draw(panel)
-    for number, (name, colour) in enumerate(entries):
+    for number, (font, (name, colour)) in enumerate(zip(fonts, entries, strict=True)):
         row, column = divmod(number, columns)
         left, top = column * cell + size // 2, 2 * size * row + size // 2
         draw.rectangle((left, top, left + size, top + size), fill=colour, outline="black")
         draw.text((left + size * 3 // 2, top + size // 2), name, "black", font, anchor="lm")
     return panel
-
-
-@cache
-def find_font() -> Path:
-    """Matplotlib's DejaVu Sans: Pillow's own font has no Cyrillic and no Greek letters."""
-    package = importlib.util.find_spec("matplotlib")  # importing it takes a second
-    assert package is not None and package.origin is not None  # it is in requirements.txt
-    return Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"

@@ -1,4 +1,4 @@
-"""What is written of a prediction reads back, and its legend can be read."""
+"""What is written of a prediction reads back, and overlays show what was predicted."""
 
 import subprocess
 import sys
@@ -6,51 +6,85 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
-from datasets.voc import PALETTE
+from datasets.colours import PALETTE, default_colours
 from tests.conftest import ROOT
 from utils.common.errors import UserError
-from utils.predict.overlay import classes_in, draw_legend, draw_overlay, find_font, save_pred
+from utils.predict.overlay import classes_in, draw_overlay, find_borders, save_pred
+
+STREETS = ("sky", "building", "pole", "road")
+OBJECTS = ("background", "cat", "dog", "cow")
 
 
-def test_saved_prediction_reads_back_as_indices_in_vocs_colours(tmp_path):
-    pred = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    save_pred(tmp_path / "a.png", pred)
+@pytest.mark.parametrize("names", [OBJECTS, STREETS])
+def test_saved_prediction_reads_back_as_indices_in_the_classes_colours(tmp_path, names):
+    pred, colours = np.arange(256, dtype=np.uint8).reshape(8, 32), default_colours(names)
+    save_pred(tmp_path / "a.png", pred, colours)
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == "P" and image.format == "PNG"
         assert np.array_equal(np.array(image), pred)
-        assert np.array_equal(np.array(image.convert("RGB")), PALETTE[pred])
+        shown = np.array(image.convert("RGB")).reshape(-1, 3)
+    assert np.array_equal(shown[:4], colours) and np.array_equal(shown[4:], PALETTE[4:])
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_overlay_is_half_image_half_colour_over_a_legend_of_the_classes_present():
-    names = [f"name{index}" for index in range(21)]
-    image = torch.full((3, 300, 400), 100, dtype=torch.uint8)  # more rows than one strip
+def test_overlay_is_half_image_half_colour_within_white_borders_and_background_is_untouched():
+    image = torch.full((3, 300, 400), 101, dtype=torch.uint8)  # more rows than one strip
     pred = np.zeros((300, 400), np.uint8)
-    pred[280:, 200:] = 15
-    overlay = np.asarray(draw_overlay(image, pred, names))
-    assert classes_in(pred) == [0, 15]
+    pred[240:290, 200:] = 1
+    pred[250:270, 250:300] = 2
+    colours = np.array([(9, 60, 9), (200, 100, 0), (0, 0, 255), (90, 1, 1)], np.uint8)
+    expected = np.full((300, 400, 3), 101)
+    expected[240:290, 200:] = (150, 100, 50)
+    expected[240, 200:] = expected[289, 200:] = expected[240:290, 200] = 255
+    expected[250:270, 250:300] = 255
+    expected[251:269, 251:299] = (50, 50, 177)
+    overlay = np.asarray(draw_overlay(image, pred, OBJECTS, colours))
     assert overlay.shape[1] == 400
-    assert np.array_equal(overlay[:300], 50 + (PALETTE // 2)[pred])
+    assert np.array_equal(overlay[:300], expected)
     legend = overlay[300:].reshape(-1, 3).tolist()
-    assert PALETTE[15].tolist() in legend and PALETTE[0].tolist() in legend
-    assert PALETTE[14].tolist() not in legend
+    assert [colour.tolist() in legend for colour in colours] == [False, True, True, False]
+
+
+def test_without_a_background_all_is_painted():
+    pred = np.array([[0, 0, 0, 1, 1]], np.uint8)
+    colours = np.array([(100, 0, 0), (0, 100, 0), (0, 0, 100), (7, 7, 7)], np.uint8)
+    overlay = np.asarray(draw_overlay(np.zeros((1, 5, 3), np.uint8), pred, STREETS, colours))
+    assert overlay[0, :5].tolist() == [[50, 0, 0]] * 3 + [[255] * 3, [0, 50, 0]]
+
+
+def test_borders_are_thicker_in_larger_images():
+    pred = np.zeros((9, 9), np.uint8)
+    pred[2:, 2:] = 3
+    expected = np.zeros((9, 9), bool)
+    expected[2:, 2:] = True
+    expected[4:, 4:] = False
+    assert np.array_equal(find_borders(pred, 2), expected)
+    assert find_borders(pred, 1).sum() == 13
+
+
+def test_a_class_of_a_few_stray_pixels_is_not_in_the_legend():
+    pred = np.zeros((100, 100), np.uint8)
+    pred[0, :9], pred[50, :10] = 1, 2
+    assert classes_in(pred) == [0, 1, 2] and classes_in(pred, 0.001) == [0, 2]
+    overlay = draw_overlay(torch.zeros(3, 100, 100).byte(), pred, OBJECTS, PALETTE[:4])
+    colours = np.asarray(overlay)[100:].reshape(-1, 3).tolist()
+    assert PALETTE[2].tolist() in colours and PALETTE[1].tolist() not in colours
 
 
 def test_overlay_takes_what_the_predictor_takes(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     pred = np.zeros((9, 7), np.uint8)
-    expected = pixels // 2  # background is black
     for image in (pixels, Image.fromarray(pixels), tmp_path / "photo.png"):
-        overlay = np.asarray(draw_overlay(image, pred, ["background"]))
-        assert np.array_equal(overlay[:9, :7], expected)
+        overlay = np.asarray(draw_overlay(image, pred, ["background"], PALETTE[:1]))
+        assert np.array_equal(overlay[:9, :7], pixels) and len(overlay) == 9  # no legend
 
 
 def test_legend_of_a_narrow_image_has_room_for_its_names():
-    image = torch.zeros(3, 5, 2, dtype=torch.uint8)
-    overlay = draw_overlay(image, np.ones((5, 2), np.uint8), ["", "a_rather_long_class_name"])
+    image, names = torch.zeros(3, 5, 2, dtype=torch.uint8), ["a", "a_rather_long_class_name"]
+    overlay = draw_overlay(image, np.ones((5, 2), np.uint8), names, PALETTE[:2])
     assert overlay.width > 100 and overlay.height > 5 + 12
     assert overlay.getpixel((50, 2)) == (255, 255, 255)
 
@@ -58,18 +92,7 @@ def test_legend_of_a_narrow_image_has_room_for_its_names():
 def test_disk_errors_name_the_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"a\.png: cannot be written"):
-        save_pred(tmp_path / "file" / "a.png", np.zeros((2, 2), np.uint8))
-
-
-@pytest.mark.parametrize("name", ["небо", "δρόμος", "Straße", "đường"])
-def test_letters_of_many_scripts_are_drawn_and_not_as_boxes(name):
-    """A font draws one and the same box for each letter that it has not."""
-    font = ImageFont.truetype(str(find_font()), 20)
-    box = bytes(font.getmask("\ue123"))
-    assert all(bytes(font.getmask(letter)) != box for letter in name)
-    legend = np.asarray(draw_legend([(name, (255, 0, 0))], 200))
-    other = np.asarray(draw_legend([("\ue123" * len(name), (255, 0, 0))], 200))
-    assert legend.shape != other.shape or not np.array_equal(legend, other)
+        save_pred(tmp_path / "file" / "a.png", np.zeros((2, 2), np.uint8), PALETTE[:1])
 
 
 def test_overlays_do_not_wait_for_matplotlib():

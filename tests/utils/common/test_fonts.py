@@ -1,0 +1,58 @@
+"""Names in any script are drawn in a font that has their letters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+from PIL import ImageFont
+
+from tests.conftest import ROOT
+from utils.common import fonts
+
+BUNDLED = Path(matplotlib.get_data_path()) / "fonts/ttf"
+OTHER, BOXES = BUNDLED / "STIXGeneral.ttf", BUNDLED / "LastResortHE-Regular.ttf"
+
+
+@pytest.mark.parametrize("name", ["road", "небо", "δρόμος", "Straße", "đường"])
+def test_letters_of_many_scripts_are_in_the_font(name):
+    """A font draws one and the same box for each letter that it has not."""
+    path = fonts.find_font(name)
+    font = ImageFont.truetype(str(path), 20)
+    box = bytes(font.getmask("\ue123"))
+    assert path.name == "DejaVuSans.ttf"
+    assert all(bytes(font.getmask(letter)) != box for letter in name)
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """A computer with a broken font, one of boxes for every letter, and one that has an Ⓐ."""
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    files = [str(tmp_path / "broken.ttf"), str(BOXES), str(OTHER)]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: files)
+    monkeypatch.setattr(fonts, "say_once", print)
+    fonts._find_font.cache_clear()
+    yield
+    fonts._find_font.cache_clear()
+
+
+def test_an_installed_font_helps_out(installed, capsys):
+    assert fonts.find_font("Ⓐ or b") == OTHER
+    assert capsys.readouterr().out == ""
+
+
+def test_letters_that_no_font_has_are_said_in_one_line(installed, capsys):
+    assert fonts.find_font("Ⓐ天空") == OTHER  # has one of three
+    assert fonts.find_font("天空").name == "DejaVuSans.ttf"
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and first.startswith("note: no font here has 天 空: boxes are drawn")
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_a_notebooks_backend_does_not_stop_matplotlib(backend):
+    code = "from utils.common.fonts import find_font; print(find_font('небо').name)"
+    env = {**os.environ, "MPLBACKEND": backend}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+    assert ended.stdout.strip() == b"DejaVuSans.ttf", ended.stderr
