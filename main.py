@@ -20,32 +20,31 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from datasets import DataSource, build_dataset, check_training_data
+from datasets import DataSource, build_dataset, build_val_set, check_training_data
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.class_counts import balanced_weights, class_statistics
+from datasets.class_counts import class_statistics
 from datasets.loader import (
-    EvaluationData,
-    LoaderSettings,
+    TrainBatches,
     batches_per_epoch,
     build_train_loader,
+    build_val_loader,
     check_batch_size,
     derive_seed,
+    worker_faults_explained,
 )
 from datasets.transforms import train_transform
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
 from utils.common.errors import UserError, run_script
 from utils.common.files import read_json, write_json
+from utils.common.processes import get_rank, get_world_size, is_main, print_main
 from utils.common.progress import progress, say
 from utils.distributed import (
     end_distributed,
-    get_rank,
-    get_world_size,
     init_distributed,
-    is_main,
     main_first,
-    print_main,
     sync_buffers,
     wait_for_all,
 )
@@ -57,7 +56,7 @@ from utils.precision import choose_device, choose_precision, out_of_memory_expla
 from utils.predictor import Predictor
 from utils.run_folder import ARGS_FILE, BEST_FILE, RunFolder, describe_environment
 from utils.run_records import load_run, summarise
-from utils.scores import build_val_data, protocol, score_checkpoint
+from utils.scores import protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
 from utils.training_state import TrainingState
 
@@ -69,9 +68,9 @@ class Data:
     """What a run trains on, what it is evaluated on, and the iterations of an epoch."""
 
     train_set: SegmentationDataset
-    val: EvaluationData
+    val_set: SegmentationDataset
+    val_loader: DataLoader
     per_epoch: int
-    sample_weights: torch.Tensor | None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -167,6 +166,7 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     return signals.exit_status
 
 
+@worker_faults_explained()
 def train(state: TrainingState, data: Data, folder: RunFolder, signals: StopSignals) -> None:
     """Train to `--total_itrs`, evaluating every `--val_interval` epochs and at the end.
 
@@ -174,13 +174,11 @@ def train(state: TrainingState, data: Data, folder: RunFolder, signals: StopSign
         Stopped: a signal came; the state is that after the last whole iteration.
     """
     args = state.args
-    settings = LoaderSettings(
-        args.batch_size, args.seed, args.num_workers, pin_memory=state.device.type == "cuda"
+    planned = TrainBatches(
+        len(data.train_set), args.batch_size, state.cur_itrs, args.total_itrs, args.seed
     )
-    loader = build_train_loader(
-        data.train_set, settings, state.cur_itrs, args.total_itrs, data.sample_weights
-    )
-    batches = iter(loader)
+    pin_memory = state.device.type == "cuda"
+    batches = iter(build_train_loader(data.train_set, planned, args.num_workers, pin_memory))
     options = {"initial": state.cur_itrs, "unit": "it", "disable": not is_main()}
     with progress(None, "train", args.total_itrs, **options) as bar:
         while True:
@@ -208,7 +206,9 @@ def validate(state: TrainingState, data: Data, folder: RunFolder, signals: StopS
     train_loss = state.mean_loss()
     sync_buffers(state.evaluated_model)
     predictor = Predictor(state.evaluated_model, state.precision, resize=state.args.resize)
-    scores = evaluate(predictor, data.val, should_stop=signals.stop_alone).compute()
+    scores = evaluate(
+        predictor, data.val_set, data.val_loader, should_stop=signals.stop_alone
+    ).compute()
     class_iou = dict(zip(state.class_names, scores.pop("class_iou"), strict=True))
     is_best = scores["miou"] > state.best_score or state.evaluated_itrs == 0
     state.evaluated(scores["miou"])
@@ -257,15 +257,15 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     transform = train_transform(crop_size, args.resize, args.color_jitter)
     with main_first():  # what is downloaded or drawn comes once
         train_set = build_dataset(DataSource.of(args), args.image_set, transform)
-        val = build_val_data(args, pin_memory=device.type == "cuda")
+        crop = args.crop_size[0] if args.crop_val else None
+        val_set, sizes = build_val_set(DataSource.of(args), args.val_image_set, crop)
     check_batch_size(train_set, args.batch_size)
-    if args.cache == "ram":
-        for dataset in (train_set, val.dataset):
-            dataset.cache_in_ram()
     if is_main():
-        check_training_data(train_set, val.dataset)
-    weights = balanced_weights(train_set) if args.balanced_sampling else None
-    return Data(train_set, val, batches_per_epoch(train_set, args.batch_size), weights)
+        check_training_data(train_set, val_set)
+    val_loader = build_val_loader(
+        val_set, sizes, args.val_batch_size, args.num_workers, device.type == "cuda"
+    )
+    return Data(train_set, val_set, val_loader, batches_per_epoch(train_set, args.batch_size))
 
 
 def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:
@@ -289,7 +289,7 @@ def settings_of(
         command = stored.get("command", command)
     elif "command" in stored:
         command = f"{stored['command']} && {command}"
-    sets = {"train": data.train_set, "val": data.val.dataset}
+    sets = {"train": data.train_set, "val": data.val_set}
     described = {name: {"images": len(s), "ids": s.ids_hash} for name, s in sets.items()}
     for name, before in stored.get("data", {}).items():
         if before != described[name]:
@@ -319,7 +319,7 @@ def settings_of(
 
 def print_settings(args: argparse.Namespace, data: Data, device: torch.device) -> None:
     """Say what applies, defaults included."""
-    train_set, val_set = data.train_set, data.val.dataset
+    train_set, val_set = data.train_set, data.val_set
     print_main(
         f"{args.model}, output stride {args.output_stride}, backbone weights "
         f"{args.backbone_weights} (lr x{args.backbone_lr_factor:g}, BN momentum "

@@ -8,6 +8,7 @@ from datasets.base import SegmentationDataset, Transform
 from datasets.class_counts import class_statistics, present_and_absent
 from datasets.custom import CustomSegmentation
 from datasets.shapes import ShapesSegmentation
+from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from utils.common.errors import UserError
 from utils.common.flags import SEED, Parser, real
@@ -73,6 +74,21 @@ def build_dataset(
     """
     build = DATASETS[source.dataset]
     return build(source, image_set, transform=transform, masks_only=masks_only)
+
+
+def build_val_set(
+    source: DataSource, image_set: str, crop: int | None = None
+) -> tuple[SegmentationDataset, list[tuple[int, int]]]:
+    """What an evaluation sees: whole images, or `--crop_val`'s centre squares of side `crop`.
+
+    Returns:
+        The data set, and (height, width) of each of its samples.
+    """
+    if crop is None:
+        dataset = build_dataset(source, image_set)
+        return dataset, dataset.image_sizes()
+    dataset = build_dataset(source, image_set, ShortSideCenterCrop(crop))
+    return dataset, [(crop, crop)] * len(dataset)
 
 
 def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import available_cores
-from utils.common.errors import UserError
 from utils.common.progress import progress
 
 _counted: WeakKeyDictionary[SegmentationDataset, torch.Tensor] = WeakKeyDictionary()
@@ -67,27 +66,6 @@ def present_and_absent(
     """
     counts = list(zip(class_names, pixel_counts.tolist(), strict=True))
     return [name for name, count in counts if count], [name for name, count in counts if not count]
-
-
-def balanced_weights(dataset: SegmentationDataset) -> torch.Tensor:
-    """How often to show each image so that every class is drawn equally often.
-
-    A draw is a class that occurs, and then one of the images that hold it, all alike.
-
-    Returns:
-        float64 (len(dataset),), with a mean of 1; images without a valid pixel have 0.
-
-    Raises:
-        UserError: no target has a valid pixel.
-    """
-    present = count_pixels(dataset)[:, : dataset.num_classes] > 0
-    if not present.any():
-        raise UserError(
-            f"--balanced_sampling: no target in {dataset.folder} holds a valid pixel: check them"
-        )
-    images = present.sum(0)
-    weights = (present / images.clamp(min=1)).double().sum(1)
-    return weights / weights.mean()
 
 
 def distribution_csv(class_names: Sequence[str], statistics: ClassStatistics) -> str:

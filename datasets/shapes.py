@@ -20,8 +20,8 @@ from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
 from datasets.lists import read_ids
 from datasets.voc import PALETTE
-from utils.common.download import locked
 from utils.common.errors import UserError
+from utils.common.locks import locked
 from utils.common.progress import progress
 
 VERSION = 3  # of the folder's name: raise it with every change to what is drawn

@@ -16,9 +16,9 @@ from utils.common.download import (
     check_space,
     disk_errors,
     download_file,
-    locked,
 )
 from utils.common.errors import UserError
+from utils.common.locks import locked
 from utils.common.progress import progress
 
 CLASS_NAMES = (

@@ -1,9 +1,11 @@
 """Small data sets in VOC's layout, and a way to run a script as a user does."""
 
+import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -62,6 +64,16 @@ def make_voc(root: Path, num_train: int = 6, num_val: int = 5, num_classes: int 
         write_list(folder, image_set, ids)
     write_list(folder, "trainval", names["train"] + names["val"])
     return folder
+
+
+@contextlib.contextmanager
+def as_process(rank: int, world_size: int) -> Iterator[None]:
+    """What loads data takes this process for one of several."""
+    with (
+        patch("datasets.loader.get_rank", lambda: rank),
+        patch("datasets.loader.get_world_size", lambda: world_size),
+    ):
+        yield
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 
 import predict
 import visualize
-from datasets.loader import EvaluationData, LoaderSettings, build_train_loader, build_val_loader
+from datasets.loader import TrainBatches, build_train_loader, build_val_loader
 from datasets.transforms import train_transform
 from datasets.voc import VOCSegmentation
 from main import main
@@ -98,8 +98,8 @@ def build_state(device, precision="fp32", compiled=False):
 
 def batch_of(data, pin_memory=False):
     train_set = VOCSegmentation(data, "train", transform=train_transform((65, 65)))
-    settings = LoaderSettings(4, num_workers=1, pin_memory=pin_memory)
-    return next(iter(build_train_loader(train_set, settings, 0, 1)))
+    batches = TrainBatches(len(train_set), 4, 0, 1)
+    return next(iter(build_train_loader(train_set, batches, 1, pin_memory)))
 
 
 def losses(state, batch, count):
@@ -226,9 +226,8 @@ def test_evaluation_counts_what_the_cpu_counts(data, model):
     val_set = VOCSegmentation(data, "val")
     counts = []
     for predictor in on_both(model):
-        settings = LoaderSettings(4, num_workers=1, pin_memory=predictor.device == CUDA)
-        loader = build_val_loader(val_set, val_set.image_sizes(), settings)
-        counts.append(evaluate(predictor, EvaluationData(val_set, loader)).confusion.cpu())
+        loader = build_val_loader(val_set, val_set.image_sizes(), 4, 1, predictor.device == CUDA)
+        counts.append(evaluate(predictor, val_set, loader).confusion.cpu())
     assert torch.equal(*counts) and (counts[0].sum(0) > 0).sum() > 1
 
 

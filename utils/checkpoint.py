@@ -25,7 +25,7 @@ from utils.common.checkpoint_files import (
 )
 from utils.common.errors import UserError
 from utils.common.imagenet import MEAN, STD
-from utils.distributed import is_main
+from utils.common.processes import is_main
 from utils.foreign_weights import AUX_HEAD, check_weights, find_state_dict, recognise
 
 FORMAT = "deeplab 1"  # of own files, under the key "format"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.common.errors import UserError
+from utils.common.processes import get_rank, get_world_size, is_main
 
 CHECK_EVERY = 10  # iterations between two waits for a GPU
 TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may download VOC while the others wait
@@ -61,27 +62,6 @@ def end_distributed() -> None:
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
-
-
-def get_rank() -> int:
-    """Number of this process, 0 for the one that writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def get_world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    """Whether this process writes and prints."""
-    return get_rank() == 0
-
-
-def print_main(text: str) -> None:
-    """Print in rank 0 alone."""
-    if is_main():
-        print(text, flush=True)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.base import IGNORE_INDEX
-from datasets.loader import EvaluationData
+from datasets.base import IGNORE_INDEX, SegmentationDataset
+from datasets.loader import worker_faults_explained
+from utils.common.processes import get_world_size, is_main
 from utils.common.progress import progress
-from utils.distributed import CHECK_EVERY, all_reduce_sum, get_world_size, is_main
+from utils.distributed import CHECK_EVERY, all_reduce_sum
 from utils.metrics import StreamSegMetrics
 from utils.precision import is_out_of_memory
 from utils.predictor import Predictor
@@ -67,17 +69,20 @@ class LossMeter:
         self.latest = values[-1]
 
 
+@worker_faults_explained()
 def evaluate(
     predictor: Predictor,
-    data: EvaluationData,
+    dataset: SegmentationDataset,
+    loader: DataLoader,
     visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StreamSegMetrics:
-    """Count the predictions for the images of `data`, against targets of their own size.
+    """Count the predictions for the images of `dataset`, against targets of their own size.
 
     Args:
         predictor: maps uint8 (N, 3, H, W) on its `device` to classes uint8 (N, H, W).
-        data: images, targets, and batches of images of one size.
+        dataset: images and targets.
+        loader: its batches, each of images of one size (`build_val_loader`).
         visit: called with each sample's index, its image uint8 (3, H, W), its target and its
             prediction, both uint8 (H, W); the prediction is on the device, the others are not.
         should_stop: asked between two batches.
@@ -89,8 +94,8 @@ def evaluate(
         Stopped: `should_stop()` returned True.
     """
     device = predictor.device
-    metrics = StreamSegMetrics(data.dataset.num_classes, IGNORE_INDEX, device)
-    batches = progress(data.loader, "evaluate", leave=False, disable=not is_main())
+    metrics = StreamSegMetrics(dataset.num_classes, IGNORE_INDEX, device)
+    batches = progress(loader, "evaluate", leave=False, disable=not is_main())
     # Its search pays for one size of crops, and not for VOC's 258 of images: on an H200, 43 of them
     # took over a minute with it and 3 s without (DeepLabV3+ with a ResNet-50, 210 images).
     searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False

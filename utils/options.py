@@ -49,7 +49,7 @@ EXCLUSIVE = {"resume": ("args", "overwrite", "test_only"), "test_only": ("overwr
 # Settings that do not change what a run computes: where things are, and how fast they go.
 IRRELEVANT_SETTINGS = {
     "data_root", "no_download", "voc_archive", "runs_dir", "run_name", "device", "num_workers",
-    "val_batch_size", "save_interval", "cache", "compile",
+    "val_batch_size", "save_interval", "compile",
 }  # fmt: skip
 # What `--test_only` heeds; `--crop_size` as well with `--crop_val`. Training alone heeds the rest.
 EVALUATION_SETTINGS = DATA_FLAGS | {
@@ -70,8 +70,6 @@ def build_parser(description: str) -> Parser:
     text = "factor that images are resized by at first"
     add("--resize", type=real(0, 16, "(]"), default=1.0, help=text)
     add("--color_jitter", type=SHARE, default=0.0, help="strength, from 0 to 1")
-    add("--balanced_sampling", action="store_true", help="show images with rare classes more often")
-    add("--cache", choices=["none", "ram"], default="none", help="keep decoded images in memory")
     _add_model_args(parser)
     _add_optimization_args(parser)
     _add_run_args(parser)

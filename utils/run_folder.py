@@ -1,9 +1,7 @@
 """The folder of a run: settings, log and checkpoints, each written whole or not at all."""
 
 import contextlib
-import importlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -16,12 +14,12 @@ import torchvision
 
 from utils.common.errors import UserError
 from utils.common.files import write_text
-from utils.distributed import is_main
-
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+from utils.common.locks import HeldError, locked
+from utils.common.processes import is_main
 
 ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 BEST_FILE, LAST_FILE = "best.pth", "last.pth"
+LOCK_FILE = ".lock"
 RUN_FILES = (ARGS_FILE, LOG_FILE, BEST_FILE, LAST_FILE)
 
 
@@ -37,8 +35,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best, self.last = path / BEST_FILE, path / LAST_FILE
-        self._lock: int | None = None
-        os.register_at_fork(after_in_child=self._unlock)  # data workers hold no lock
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Make sure that no run is lost: a folder that holds one is only entered on demand.
@@ -66,43 +62,28 @@ class RunFolder:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / LOCK_FILE, timeout=0))
+            except HeldError:
+                raise UserError(
+                    f"{self.path}: another process trains in it: wait for its end, or take another "
+                    "--run_name"
+                ) from None
+            except UserError as error:  # some network file systems
+                print(f"{error}; until then start no second run in it", flush=True)
             self.check(resume, overwrite)  # another run may have come and gone
             old = [*RUN_FILES, "scores*.json"] if not resume else []
             for pattern in (".*.partial", *old):
                 for path in self.path.glob(pattern):
                     path.unlink(missing_ok=True)
             yield
-        finally:
-            self._unlock()
-
-    def _take_lock(self) -> None:
-        """Lock the folder; the lock ends with the process, however that ends."""
-        if fcntl is None:
-            print(f"{self.path}: not locked on this system: start no second run in it", flush=True)
-            return
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._unlock()
-            raise UserError(
-                f"{self.path}: another process trains in it: wait for its end, or take another "
-                "--run_name"
-            ) from None
-        except OSError as error:  # some network file systems
-            print(f"{self.path}: cannot be locked ({error.strerror}): start no second run in it")
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add the record of an evaluation."""
         if is_main():
-            write_log(self.path, [*read_log(self.path), record])
+            with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def drop_log_after(self, iteration: int) -> None:
         """Take out what was logged later: a resumed run will log it again."""
@@ -147,7 +128,7 @@ def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def write_log(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Write the log anew: it is small, and so never half a line."""
+    """Write the log anew."""
     write_text(folder / LOG_FILE, "".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets import DataSource, build_dataset
+from datasets import DataSource, build_val_set
 from datasets.base import SegmentationDataset
 from datasets.class_counts import present_and_absent
-from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
-from datasets.transforms import ShortSideCenterCrop
+from datasets.loader import build_val_loader
 from utils.checkpoint import Checkpoint, first_difference
 from utils.common.errors import UserError
 from utils.common.files import read_json, write_json
-from utils.distributed import is_main, print_main
+from utils.common.processes import is_main, print_main
 from utils.engine import evaluate
 from utils.metrics import format_scores
 from utils.precision import out_of_memory_explained
@@ -24,18 +23,6 @@ from utils.predictor import Predictor
 from utils.run_folder import ARGS_FILE
 
 Keep = Callable[[str, np.ndarray], None]
-
-
-def build_val_data(args: argparse.Namespace, pin_memory: bool) -> EvaluationData:
-    """The evaluation's data: whole images, or the crops of `--crop_val`."""
-    crop = args.crop_size[0]
-    transform = ShortSideCenterCrop(crop) if args.crop_val else None
-    val_set = build_dataset(DataSource.of(args), args.val_image_set, transform)
-    sizes = [(crop, crop)] * len(val_set) if args.crop_val else val_set.image_sizes()
-    settings = LoaderSettings(
-        args.val_batch_size, num_workers=args.num_workers, pin_memory=pin_memory
-    )
-    return EvaluationData(val_set, build_val_loader(val_set, sizes, settings))
 
 
 def protocol(args: argparse.Namespace) -> str:
@@ -63,10 +50,14 @@ def score_checkpoint(
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
     """
     checkpoint, device = predictor.checkpoint, predictor.device
-    data = build_val_data(args, pin_memory=device.type == "cuda")
-    val_set, name = data.dataset, f"{args.dataset}, {args.val_image_set}"
+    crop = args.crop_size[0] if args.crop_val else None
+    val_set, sizes = build_val_set(DataSource.of(args), args.val_image_set, crop)
+    name = f"{args.dataset}, {args.val_image_set}"
     check_classes(checkpoint, val_set, args.dataset)
     say_other_images(checkpoint, args, val_set)
+    loader = build_val_loader(
+        val_set, sizes, args.val_batch_size, args.num_workers, pin_memory=device.type == "cuda"
+    )
 
     def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
         if keep:
@@ -74,7 +65,7 @@ def score_checkpoint(
 
     remedy = "lower --val_batch_size, or use --precision bf16 or fp16"
     with out_of_memory_explained(device, remedy):
-        metrics = evaluate(predictor, data, visit)
+        metrics = evaluate(predictor, val_set, loader, visit)
     present, absent = present_and_absent(metrics.confusion.sum(1), val_set.class_names)
     if len(present) < 2:
         raise UserError(

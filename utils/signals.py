@@ -6,7 +6,8 @@ from types import FrameType
 
 import torch
 
-from utils.distributed import CHECK_EVERY, all_reduce_sum, get_world_size, is_main
+from utils.common.processes import get_world_size, is_main
+from utils.distributed import CHECK_EVERY, all_reduce_sum
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

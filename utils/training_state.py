@@ -21,7 +21,8 @@ from network._deeplab import DeepLab
 from utils.checkpoint import describe_model, load_weights
 from utils.common.checkpoint_files import read_file, save_checkpoint
 from utils.common.errors import UserError
-from utils.distributed import get_rank, is_main, loss_of_all, wrap_model
+from utils.common.processes import get_rank, is_main
+from utils.distributed import loss_of_all, wrap_model
 from utils.engine import LossMeter
 from utils.precision import autocast
 

@@ -1,15 +1,9 @@
-import os
-import shutil
-from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
-from pickle import loads
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from datasets.base import IGNORE_INDEX, available_memory
+from datasets.base import IGNORE_INDEX
 from datasets.voc import CLASS_NAMES, PALETTE, VOCSegmentation, decode_target
 from tests.conftest import make_voc, save_mask, write_list
 from utils.common.errors import UserError
@@ -180,47 +174,3 @@ def test_images_that_are_not_rgb_come_as_rgb(voc_root, name, value):
     image.save(folder / "2007_000000.png")
     pixels = VOCSegmentation(voc_root, "train")[0][0]
     assert pixels.shape == (3, 48, 64) and pixels.unique().tolist() == [value]
-
-
-def test_cached_samples_are_those_of_the_files_and_need_them_no_more(voc_root):
-    folder = voc_root / "VOCdevkit" / "VOC2012"
-    expected = [VOCSegmentation(voc_root, "train")[index] for index in range(6)]
-    dataset = VOCSegmentation(voc_root, "train")
-    dataset.cache_in_ram()
-    shutil.rmtree(folder)
-    # As a spawned worker gets it: in one piece of shared memory.
-    copy = loads(ForkingPickler.dumps(dataset))
-    assert copy.cache.memory.is_shared()
-    for cached in (dataset, copy):
-        for index, (image, target) in enumerate(expected):
-            assert torch.equal(cached[index][0], image)
-            assert torch.equal(cached[index][1], target)
-            assert torch.equal(cached.read_target(index), target)
-    dataset.transform = lambda image, target: (255 - image, target)
-    assert torch.equal(dataset[1][0], 255 - expected[1][0])
-
-
-def test_cache_names_the_broken_file_and_leaves_no_cache(voc_root):
-    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000003.png"
-    save_mask(mask, np.full((50, 50), 21))
-    dataset = VOCSegmentation(voc_root, "train")
-    with pytest.raises(UserError, match=r"2007_000003\.png.*value 21"):
-        dataset.cache_in_ram()
-    assert dataset.cache is None
-
-
-def test_cache_larger_than_memory_is_refused(voc_root, monkeypatch):
-    dataset = VOCSegmentation(voc_root, "train")
-    needed = 4 * (5 * 48 * 64 + 50 * 50)
-    assert sum(4 * height * width for height, width in dataset.image_sizes()) == needed
-    monkeypatch.setattr("datasets.base.available_memory", lambda: needed - 1)
-    with pytest.raises(UserError, match=r"--cache ram: the 6 images.*--cache none"):
-        dataset.cache_in_ram()
-    monkeypatch.setattr("datasets.base.available_memory", lambda: needed)
-    dataset.cache_in_ram()
-    assert len(dataset.cache.memory) == needed
-
-
-def test_available_memory_is_a_part_of_the_machines():
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0.001 * total < available_memory() <= total or not Path("/proc/meminfo").exists()

@@ -24,9 +24,9 @@ FLAGS = (
 GRADIENTS = """
 import sys, torch
 from tests.utils.test_distributed import gradients
+from utils.common.processes import get_rank
 from utils.distributed import (
-    all_reduce_sum, end_distributed, get_rank, init_distributed, loss_of_all, wait_for_all,
-    wrap_model,
+    all_reduce_sum, end_distributed, init_distributed, loss_of_all, wait_for_all, wrap_model,
 )
 
 def main():

@@ -1,14 +1,12 @@
-from unittest.mock import patch
-
 import pytest
 import torch
 from torch import nn
 
-from datasets.loader import EvaluationData, LoaderSettings, build_val_loader
+from datasets.loader import build_val_loader
 from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from network.modeling import build_model
-from tests.conftest import make_voc
+from tests.conftest import as_process, make_voc
 from utils.engine import LossMeter, NonFiniteLossError, evaluate
 from utils.predictor import Predictor
 
@@ -33,10 +31,9 @@ def model():
 def confusion(model, dataset, sizes, batch_size, world_size=1):
     total = torch.zeros(21, 21, dtype=torch.int64)
     for rank in range(world_size):
-        with patch("datasets.loader.process_share", return_value=(rank, world_size)):
-            loader = build_val_loader(dataset, sizes, LoaderSettings(batch_size))
-        predictor = Predictor(model, "fp32")
-        total += evaluate(predictor, EvaluationData(dataset, loader)).confusion
+        with as_process(rank, world_size):
+            loader = build_val_loader(dataset, sizes, batch_size)
+        total += evaluate(Predictor(model, "fp32"), dataset, loader).confusion
     return total
 
 

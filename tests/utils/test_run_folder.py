@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,7 +27,7 @@ def fill(folder):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.path.iterdir())
+    return sorted(path.name for path in folder.path.iterdir() if path.name != ".lock")
 
 
 @pytest.mark.parametrize("name", ["args.json", "log.jsonl", "best.pth", "last.pth"])
@@ -106,21 +108,13 @@ def test_lock_ends_with_the_process_even_if_its_workers_live_on(folder):
         process.stdout.close()
 
 
-def test_system_without_locks_is_said_once(folder, monkeypatch, capsys):
-    monkeypatch.setattr("utils.run_folder.fcntl", None)
+def test_folder_without_locks_is_said(folder, monkeypatch, capsys):
+    connection = Mock(in_transaction=False)
+    connection.execute.side_effect = sqlite3.OperationalError("disk I/O error")
+    monkeypatch.setattr("utils.common.locks.sqlite3.connect", lambda *_, **__: connection)
     with folder.held(False, False):
         pass
-    assert f"{folder.path}: not locked" in capsys.readouterr().out
-
-
-def test_file_system_without_locks_is_said_once(folder, monkeypatch, capsys):
-    def refuse(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("utils.run_folder.fcntl.flock", refuse)
-    with folder.held(False, False):
-        pass
-    assert "cannot be locked (No locks available)" in capsys.readouterr().out
+    assert "no locks there (disk I/O error)" in capsys.readouterr().out
 
 
 RECORD = {"iteration": 5, "miou": 0.5}

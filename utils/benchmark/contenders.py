@@ -15,8 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import (
-    EvaluationData,
-    LoaderSettings,
     Samples,
     TrainBatches,
     build_train_loader,
@@ -184,10 +182,11 @@ def compare_evaluation(setup: Setup) -> Iterator[list[Contender]]:
         return lambda: ancestor.evaluate(model, loader, val_set.num_classes)
 
     def build_project(precision: str) -> Run:
-        settings = LoaderSettings(VAL_BATCH_SIZE, SEED, workers, setup.device.type == "cuda")
-        loader = build_val_loader(val_set, val_set.image_sizes(), settings)
-        model, data = setup.copy_model(), EvaluationData(val_set, loader)
-        return lambda: evaluate(Predictor(model, precision), data)
+        pin_memory = setup.device.type == "cuda"
+        sizes = val_set.image_sizes()
+        loader = build_val_loader(val_set, sizes, VAL_BATCH_SIZE, workers, pin_memory)
+        model = setup.copy_model()
+        return lambda: evaluate(Predictor(model, precision), val_set, loader)
 
     gflop = forward_gflop(setup, val_set)
     yield compare_models(setup, len(val_set), gflop, build_ancestor, build_project)
@@ -225,23 +224,23 @@ def first_samples(dataset: SegmentationDataset, number: int) -> SegmentationData
 
 def compare_data(setup: Setup) -> Iterator[list[Contender]]:
     """Training samples from the files to batches, by one worker process."""
-    settings = LoaderSettings(setup.args.batch_size, SEED, num_workers=1)
-    count = len(setup.train_set) // settings.batch_size  # of batches
-    number = count * settings.batch_size  # of images
+    size = setup.args.batch_size
+    count = len(setup.train_set) // size  # of batches
+    number = count * size  # of images
+    batches = TrainBatches(len(setup.train_set), size, 0, count, SEED)
 
     def decode() -> None:
         for path in setup.train_set.image_paths[:number]:
             Image.open(path).convert("RGB")
 
     def build_project() -> Run:
-        loader = build_train_loader(setup.train_set, settings, 0, count)
+        loader = build_train_loader(setup.train_set, batches, num_workers=1)
         return lambda: sum(len(images) for images, *_ in loader)
 
     def build_ancestor() -> Run:
         samples = ancestor.AncestorSamples(setup.train_set, setup.args.crop_size)
-        batches = TrainBatches(len(samples), settings, 0, count)
         loader = DataLoader(
-            Samples(samples, SEED, 1), batch_sampler=batches, num_workers=1, persistent_workers=True
+            Samples(samples, SEED), batch_sampler=batches, num_workers=1, persistent_workers=True
         )
         return lambda: sum(len(images) for images, *_ in loader)
 

@@ -4,8 +4,6 @@ import contextlib
 import http.client
 import os
 import shutil
-import sqlite3
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -14,10 +12,10 @@ from pathlib import Path
 from torchvision.datasets.utils import calculate_md5
 
 from utils.common.errors import UserError
+from utils.common.locks import locked
 from utils.common.progress import progress
 
 TIMEOUT = 10.0  # seconds without an answer or a byte, after which a connection counts as cut
-LOCK_TIMEOUT = 7200.0  # seconds
 CHUNK = 1 << 16  # bytes
 
 
@@ -102,36 +100,6 @@ def check_space(folder: Path, size: int) -> None:
 def file_size(path: Path) -> int:
     """Bytes of a file, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
-
-
-@contextlib.contextmanager
-def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
-    """Hold a lock file; while another process holds it, wait and say so.
-
-    The lock is SQLite's on an empty file: on every system it ends with the process that holds it,
-    so a killed run leaves nothing that would block the next one. The file stays: a lock on one that
-    was removed would exclude nobody.
-
-    Raises:
-        UserError: the wait was in vain, or the folder has no working locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
-    start, told = time.monotonic(), False
-    with contextlib.closing(connection):
-        while not connection.in_transaction:
-            try:
-                connection.execute("BEGIN EXCLUSIVE")
-            except sqlite3.Error as error:
-                if "locked" not in str(error):
-                    raise UserError(f"{path}: no locks there ({error}): choose a folder") from None
-                if time.monotonic() - start > timeout:
-                    raise UserError(f"{path}: another process holds it: end that one") from None
-                if not told:
-                    print(f"{path}: held by another process, waiting for it to finish", flush=True)
-                told = True
-        yield
 
 
 def _download_from(url: str, part: Path, size: int, md5: str | None) -> None:

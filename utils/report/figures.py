@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import class_statistics
 from datasets.image_files import image_size, read_image
-from datasets.loader import EvaluationData, LoaderSettings, build_val_loader, default_num_workers
+from datasets.loader import build_val_loader, default_num_workers
 from utils.common.errors import UserError
 from utils.engine import evaluate
 from utils.metrics import confusion_matrix, scores_from_confusion
@@ -221,9 +221,8 @@ def analyse_errors(
         if scores:
             scored.append((*scores, index))
 
-    settings = LoaderSettings(BATCH_SIZE, num_workers=default_num_workers())
-    loader = build_val_loader(data, data.image_sizes(), settings)
-    metrics = evaluate(predictor, EvaluationData(data, loader), visit)
+    loader = build_val_loader(data, data.image_sizes(), BATCH_SIZE, default_num_workers())
+    metrics = evaluate(predictor, data, loader, visit)
     if not scored:
         raise UserError(f"{dataset.folder}: no labelled pixel in these images: see --val_image_set")
     return ErrorAnalysis(data, measured_on, sorted(scored), metrics.confusion.cpu())

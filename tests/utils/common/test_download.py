@@ -23,9 +23,9 @@ from utils.common.download import (
     DownloadError,
     check_space,
     download_file,
-    locked,
 )
 from utils.common.errors import UserError
+from utils.common.locks import locked
 
 DATA = bytes(range(251)) * 1000  # 251,000 bytes
 DATA_MD5 = hashlib.md5(DATA).hexdigest()
@@ -533,7 +533,7 @@ def test_of_two_processes_one_installs_and_the_other_waits(serve, tar, root):
 def test_lock_excludes_another_process_until_that_is_killed(tmp_path):
     path = tmp_path / "x.lock"
     code = """
-with download.locked(Path(sys.argv[1])):
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(30)
 """

@@ -254,10 +254,10 @@ def test_runs_evaluated_on_other_lists_are_not_compared(tmp_path):
 
 
 def test_what_does_not_matter_is_no_difference(tmp_path):
-    fast = {"cache": "ram", "compile": True, "device": "cpu"}
+    fast = {"num_workers": 3, "compile": True, "device": "cpu"}
     one = load_run(write_run(tmp_path / "a_s1", seed=1, **fast))
     # A step policy is what an older run had by default.
-    two = load_run(write_run(tmp_path / "a_s0", seed=0, cache="none", lr_policy="step"))
+    two = load_run(write_run(tmp_path / "a_s0", seed=0, num_workers=0, lr_policy="step"))
     assert group_runs([one, two]) == [[two, one]]
     two.args["lr"] = 0.02
     assert group_runs([one, two]) == [[one], [two]]

@@ -1,0 +1,47 @@
+"""One kind of lock between processes, on every system."""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.common.errors import UserError
+
+LOCK_TIMEOUT = 7200.0  # seconds
+
+
+class HeldError(UserError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+    """Hold a lock file; while another process holds it, wait and say so.
+
+    The lock is SQLite's on an empty file: on every system it ends with the process that holds it,
+    so a killed run leaves nothing that would block the next one. The file stays: a lock on one that
+    was removed would exclude nobody.
+
+    Raises:
+        HeldError: the wait was in vain.
+        UserError: the folder has no working locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
+    start, told = time.monotonic(), False
+    with contextlib.closing(connection):
+        while not connection.in_transaction:
+            try:
+                connection.execute("PRAGMA journal_mode = MEMORY")  # no second file
+                connection.execute("BEGIN EXCLUSIVE")
+            except sqlite3.Error as error:
+                if "locked" not in str(error):
+                    raise UserError(f"{path}: no locks there ({error}): choose a folder") from None
+                if time.monotonic() - start > timeout:
+                    raise HeldError(f"{path}: another process holds it: end that one") from None
+                if not told:
+                    print(f"{path}: held by another process, waiting for it to finish", flush=True)
+                told = True
+        yield
