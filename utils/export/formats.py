@@ -50,17 +50,7 @@ class Pt2:
 
 
 class Onnx:
-    """ONNX, for ONNX Runtime, browsers, phones.
-
-    Raises:
-        UserError: a package is missing.
-    """
-
-    def __init__(self) -> None:
-        names = ("onnx", "onnxscript", "onnxruntime")
-        missing = [name for name in names if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(f"--output: ONNX needs packages: pip install {' '.join(missing)}")
+    """ONNX, for ONNX Runtime, browsers, phones."""
 
     def write(
         self, program: Program, image: torch.Tensor, metadata: dict[str, Any], path: Path
@@ -93,4 +83,23 @@ class Onnx:
         return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-FORMATS: dict[str, type[Onnx] | type[Pt2]] = {".onnx": Onnx, ".pt2": Pt2}
+FORMATS: dict[str, Onnx | Pt2] = {".onnx": Onnx(), ".pt2": Pt2()}
+
+
+def choose_format(path: Path) -> Onnx | Pt2:
+    """The format that a file's name asks for.
+
+    Raises:
+        UserError: there is none, or torch is too old for it, or a package is missing.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"--output {path}: must end in {' or '.join(FORMATS)}")
+    if not CAN_EXPORT:
+        raise UserError(
+            f"exporting needs a newer torch than {torch.__version__}: "
+            "pip install --upgrade torch torchvision"
+        )
+    names = ("onnx", "onnxscript", "onnxruntime") if path.suffix == ".onnx" else ()
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--output {path}: ONNX needs packages: pip install {' '.join(missing)}")
+    return FORMATS[path.suffix]

@@ -1,7 +1,5 @@
 """What an exported file computes."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -29,20 +27,6 @@ class Program(nn.Module):
         assert isinstance(logits, torch.Tensor)  # a pair comes in training alone
         return logits if self.logits else logits.argmax(1).to(torch.uint8)
 
-
-class HalfWeightConv2d(nn.Conv2d):
-    """A convolution that keeps its weights in fp16 and computes in fp32: half the file."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As `nn.Conv2d`."""
-        return self._conv_forward(x, self.weight.float(), self.bias)
-
-    @classmethod
-    def convert(cls, program: Program) -> Program:
-        """A copy whose convolutions are such ones."""
-        program = copy.deepcopy(program)
-        for module in program.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.half()
-                module.__class__ = cls
-        return program
+    def takes(self, image: torch.Tensor) -> torch.Tensor:
+        """A uint8 image as the file takes it."""
+        return self.model.normalize(image) if self.float_input else image
