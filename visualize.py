@@ -11,23 +11,24 @@ python visualize.py errors --runs NAME
 """
 
 import argparse
+import dataclasses
 import shlex
+import sys
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from datasets import DataSource, add_data_args, build_dataset
+from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
 from datasets.class_counts import class_statistics, distribution_csv
 from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
-from utils.common.flags import Parser
 from utils.precision import choose_device
-from utils.report.charts import percent, plot_confusion, plot_curves, plot_distribution
-from utils.report.contents import Findings, Missing, code, points
+from utils.report.charts import plot_confusion, plot_curves, plot_distribution
+from utils.report.contents import Findings, Heading, Picture, code, points
 from utils.report.figures import (
     Column,
     analyse_errors,
@@ -40,83 +41,94 @@ from utils.report.figures import (
     sam_head,
 )
 from utils.report.image_choice import load_or_make_picks, object_classes
-from utils.report.image_grid import save_figure
-from utils.report.markdown import picture
-from utils.report.options import FLAGS, parse_args, parse_wishes
+from utils.report.image_grid import PAGE_WIDTH, save_figure
+from utils.report.latex import to_latex
+from utils.report.markdown import to_markdown
+from utils.report.options import FIGURES, FLAGS, parse_args, parse_wishes
 from utils.report.runs import (
     SAM_SCORES_FILE,
     data_name,
     evaluation_key,
     read_sam_scores,
     runs_to_compare,
+    second_loss_command,
 )
 from utils.report.sections import build_report
 from utils.run_records import Run, find_runs, load_named_runs
 
 MAX_COMPARED = 4
-FOLDERS = {name: FLAGS[name]["default"] for name in ("output_dir", "runs_dir", "sam_dir")}
 
 
-def show_classes(found: Findings, args: argparse.Namespace) -> None:
+@dataclasses.dataclass
+class Output:
+    """Where figures go, and as which files."""
+
+    folder: Path
+    formats: tuple[str, ...]
+    dpi: int
+
+    def save(self, found: Findings, figure: Figure, picture: Picture) -> None:
+        """Write a figure in all formats, and note it for the report."""
+        for suffix in self.formats:
+            path = self.folder / f"{picture.name}.{suffix}"
+            save_figure(figure, path, self.dpi)
+            print(path)
+        width = min(figure.get_figwidth() / PAGE_WIDTH, 1.0)
+        found.pictures[picture.name] = picture._replace(width=width)
+
+
+def show_classes(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`classes`: an image of each class, and its target."""
-    picked = get_picks(found, args)["classes"]
+    picked = found.picks["classes"]
     dataset = build_dataset(DataSource.of(args), args.image_set)
-    caption = f"An image of `{args.image_set}` for each class, and its ground truth."
-    save(found, args, "classes", draw_classes(dataset, picked), caption)
+    caption = f"An image of {code(args.image_set)} for each class, and its ground truth."
+    text = f"shows an image of {code(args.image_set)} for each class beside its ground truth."
+    output.save(found, draw_classes(dataset, picked), Picture("classes", caption, text))
     names = [dataset.class_names[index] for index in object_classes(dataset.class_names)]
     left_out = ", ".join(name for name in names if name not in picked)
     if left_out:
         found.notes.append(f"no image of {args.image_set} is left for: {left_out}")
 
 
-def get_picks(found: Findings, args: argparse.Namespace) -> dict[str, Any]:
-    """The chosen images: those stored, unless `--seed` or `--pick` ask for others."""
-    if found.picks is None:
-        path = Path(args.output_dir) / "picks.json"
-        seed, wishes = getattr(args, "seed", None), getattr(args, "pick", None)
-        fixed = None if wishes is None else parse_wishes(wishes)
-        source = DataSource.of(args)
-        found.picks = load_or_make_picks(path, source, args.image_set, seed, fixed)
-    return found.picks
-
-
-def show_distribution(found: Findings, args: argparse.Namespace) -> None:
+def show_distribution(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`distribution`: the share of each class, also as CSV, and what a constant scores."""
     dataset = build_dataset(DataSource.of(args), args.image_set, masks_only=True)
     found.images, found.statistics = len(dataset), class_statistics(dataset)
     counts, void = found.statistics.pixel_counts, found.statistics.void_pixels
     name = f"{args.dataset} {args.image_set} ({len(dataset):,} images)"
     figure = plot_distribution(name, dataset.class_names, found.statistics)
-    save(found, args, "distribution", figure, f"Share of the labelled pixels in {name}.")
-    path = Path(args.output_dir) / "distribution.csv"
+    text = "shows the share of the labelled pixels that each class has."
+    picture = Picture("distribution", f"Share of the labelled pixels in {name}.", text)
+    output.save(found, figure, picture)
+    path = output.folder / "distribution.csv"
     write_text(path, distribution_csv(dataset.class_names, found.statistics))
     labelled = int(counts.sum())
     print(
-        f"{path}\n{dataset.class_names[0]} has {percent(int(counts[0]) / labelled)} of the "
-        f"labelled pixels of {args.image_set}, void {percent(void / (labelled + void))} of all "
+        f"{path}\n{dataset.class_names[0]} has {points(int(counts[0]) / labelled)} % of the "
+        f"labelled pixels of {args.image_set}, void {points(void / (labelled + void))} % of all "
         "pixels"
     )
-    score_constant(found, args, 0 if has_background(dataset.class_names) else int(counts.argmax()))
-
-
-def score_constant(found: Findings, args: argparse.Namespace, index: int) -> None:
-    """What a class scores if it is predicted everywhere, into `found`."""
     try:
         val_set = build_dataset(DataSource.of(args), args.val_image_set, masks_only=True)
     except UserError as error:
-        command = command_of(f"visualize.py {args.figure}", args, output_dir="output_dir")
-        command += " --val_image_set NAME"
-        found.missing.append(Missing("the scores of a constant prediction", str(error), command))
-        return
+        command = f"{found.again} --val_image_set NAME"
+        found.miss("the scores of a constant prediction", str(error), command)
+    else:
+        index = 0 if has_background(dataset.class_names) else int(counts.argmax())
+        score_constant(found, val_set, index)
+
+
+def score_constant(found: Findings, val_set: SegmentationDataset, index: int) -> None:
+    """What a class scores if it is predicted everywhere, into `found`."""
     name, scores = val_set.class_names[index], constant_scores(val_set, index)
     found.constant, found.val_images = (name, scores), len(val_set)
     print(
-        f"predicting {name} everywhere on {args.val_image_set} ({len(val_set)} images): pixel "
+        f"predicting {name} everywhere on {found.val_image_set} ({len(val_set)} images): pixel "
         f"accuracy {points(scores['pixel_acc'])} %, mIoU {points(scores['miou'])} %"
     )
 
 
-def show_curves(found: Findings, args: argparse.Namespace) -> None:
+def show_curves(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`curves`: how the runs went."""
     first = found.runs[0]
     for run in found.runs:
@@ -126,7 +138,8 @@ def show_curves(found: Findings, args: argparse.Namespace) -> None:
                 "or --dataset"
             )
     caption = "Validation mIoU, training loss and learning rate of the runs."
-    save(found, args, "curves", plot_curves(found.runs, args.x), caption)
+    text = "shows how the runs went; a star is the best evaluation of a run."
+    output.save(found, plot_curves(found.runs, args.x), Picture("curves", caption, text))
 
 
 def load_runs(found: Findings, args: argparse.Namespace) -> None:
@@ -137,7 +150,7 @@ def load_runs(found: Findings, args: argparse.Namespace) -> None:
     """
     dataset = None
     if args.figure != "curves":  # they are in the logs
-        image_set = getattr(args, "image_set", getattr(args, "val_image_set", "train"))
+        image_set = getattr(args, "image_set", found.val_image_set)
         dataset = build_dataset(DataSource.of(args), image_set, masks_only=True)
     place = (Path(args.runs_dir), args.dataset, dataset)
     if args.runs:
@@ -154,72 +167,73 @@ def load_runs(found: Findings, args: argparse.Namespace) -> None:
         )
 
 
-def show_comparison(found: Findings, args: argparse.Namespace) -> None:
+def show_comparison(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`compare`: image, ground truth, one to four models, and SAM, for the five images."""
-    runs = choose_compared(found, args)
-    picks = get_picks(found, args)
-    classes = {sample: name for name, sample in picks["classes"].items()}
-    ids = {sample: classes.get(sample, "") for sample in picks["five"]}
+    named = bool(args.runs) and (args.figure == "compare" or len(found.runs) <= MAX_COMPARED)
+    runs = check_compared(found.runs) if named else choose_compared(found)
+    classes = {sample: name for name, sample in found.picks["classes"].items()}
+    ids = {sample: classes.get(sample, "") for sample in found.picks["five"]}
     dataset = build_dataset(DataSource.of(args), args.image_set)
     device = choose_device(args.device)
     models = ((run, load_predictor(run, device, args.precision)) for run in runs)
-    figure = draw_comparison(dataset, ids, models, get_sam(found, args, dataset, ids))
+    figure = draw_comparison(dataset, ids, models, get_sam(found, Path(args.sam_dir), dataset, ids))
     caption = (
-        f"Predictions on images of `{args.image_set}`. Above a column is the run's mIoU, and what "
-        "it was measured on; below a prediction are the mIoU of that image, over the classes of "
-        "its ground truth, and its pixel accuracy."
+        f"Predictions on images of {code(args.image_set)}. Above a column is the run's mIoU, and "
+        "what it was measured on; below a prediction are the mIoU of that image, over the classes "
+        "of its ground truth, and its pixel accuracy."
     )
     if any(run.setting("image_set") == args.image_set for run in runs):
         caption += " These are images that the models were trained on."
-    save(found, args, "compare", figure, caption)
+    text = "shows what they predict."
+    output.save(found, figure, Picture("compare", caption, text))
 
 
-def choose_compared(found: Findings, args: argparse.Namespace) -> list[Run]:
-    """The runs to compare: those named, else the best one of each of two losses.
+def check_compared(runs: list[Run]) -> list[Run]:
+    """The runs that were named.
 
     Raises:
-        UserError: too many are named, or their scores do not compare.
+        UserError: they are too many, or their scores do not compare.
     """
-    runs = found.runs
-    if args.runs and (args.figure == "compare" or len(runs) <= MAX_COMPARED):
-        if len(runs) > MAX_COMPARED:
-            raise UserError(f"--runs: {len(runs)} given: compare has room for {MAX_COMPARED}")
-        other = next((r for r in runs if evaluation_key(r) != evaluation_key(runs[0])), None)
-        if other:
-            raise UserError(
-                f"--runs: {runs[0].name} and {other.name} were not evaluated alike (images, "
-                "--crop_val, --resize): name runs whose scores compare"
-            )
-        return runs
-    chosen = runs_to_compare(runs)
-    aside = [run.name for run in runs if evaluation_key(run) != evaluation_key(chosen[0])]
+    if len(runs) > MAX_COMPARED:
+        raise UserError(f"--runs: {len(runs)} given: compare has room for {MAX_COMPARED}")
+    other = next((r for r in runs if evaluation_key(r) != evaluation_key(runs[0])), None)
+    if other:
+        raise UserError(
+            f"--runs: {runs[0].name} and {other.name} were not evaluated alike (images, "
+            "--crop_val, --resize): name runs whose scores compare"
+        )
+    return runs
+
+
+def choose_compared(found: Findings) -> list[Run]:
+    """The best run of each of two losses."""
+    chosen = runs_to_compare(found.runs)
+    aside = [run.name for run in found.runs if evaluation_key(run) != evaluation_key(chosen[0])]
     if aside:
         found.notes.append(f"not compared, since evaluated otherwise: {', '.join(aside)}")
     if len(chosen) == 1:
-        loss = "focal" if chosen[0].setting("loss") == "ce" else "ce"
-        missing = (f"a model trained with --loss {loss}", f"no such run in {args.runs_dir}")
-        found.missing.append(Missing(*missing, f"{found.main_command} --loss {loss}"))
+        what, reason = "a model trained with another loss", f"no such run beside {chosen[0].name}"
+        found.miss(what, reason, second_loss_command(chosen[0], found.source))
     return chosen
 
 
 def get_sam(
-    found: Findings, args: argparse.Namespace, dataset: SegmentationDataset, ids: Iterable[str]
+    found: Findings, folder: Path, dataset: SegmentationDataset, ids: Iterable[str]
 ) -> Column | None:
     """SAM's scores, into `found`; head and pictures of its column, None if they are not there."""
-    folder = Path(args.sam_dir)
-    found.sam, reason = read_sam_scores(folder, args.dataset, dataset.class_names)
+    found.sam, reason = read_sam_scores(folder, found.source.dataset, dataset.class_names)
     if found.sam is None:
-        found.missing.append(Missing("the numbers of SAM", str(reason), found.sam_command))
+        found.miss("the numbers of SAM", str(reason), found.sam_command)
     of_other_data = found.sam is None and (folder / SAM_SCORES_FILE).exists()
     pictures = None if of_other_data else find_sam_pictures(folder, dataset, ids)
     if pictures is None:
-        text = f"{folder} does not hold pictures of all the images compared"
-        found.missing.append(Missing("the column of SAM", text, found.sam_command))
+        reason = f"{folder} does not hold pictures of all the images compared"
+        found.miss("the column of SAM", reason, found.sam_command)
         return None
     return sam_head(found.sam or {}), pictures
 
 
-def show_errors(found: Findings, args: argparse.Namespace) -> None:
+def show_errors(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`errors`: the worst and the best images of a run, and its confusion matrix."""
     if args.figure == "errors" and args.runs and len(args.runs) > 1:
         raise UserError(f"--runs: {len(args.runs)} given: errors looks at one run")
@@ -228,105 +242,90 @@ def show_errors(found: Findings, args: argparse.Namespace) -> None:
     predictor = load_predictor(run, choose_device(args.device), args.precision)
     analysis = analyse_errors(dataset, args.val_image_set, predictor, args.limit)
     caption = f"{code(run.name)}: worst and best of {analysis.measured_on}, as whole images."
-    save(found, args, "errors", draw_errors(analysis, run, predictor), caption)
+    text = f"shows where {code(run.name)} errs most and least."
+    output.save(found, draw_errors(analysis, run, predictor), Picture("errors", caption, text))
     title = f"{run.name}\n{analysis.score_text}; % of each row"
     figure = plot_confusion(dataset.class_names, analysis.confusion.numpy(), title)
     caption = f"{code(run.name)}: confusion matrix of {analysis.measured_on}."
-    save(found, args, "confusion", figure, caption)
+    text = "shows which class is taken for which."
+    output.save(found, figure, Picture("confusion", caption, text))
 
 
-def save(
-    found: Findings, args: argparse.Namespace, name: str, figure: Figure, caption: str
-) -> None:
-    """Write a figure in `--format`, and note it for the report."""
-    path = Path(args.output_dir) / f"{name}.{args.format}"
-    save_figure(figure, path, args.dpi)
-    print(path)
-    found.pictures[name] = picture(path.name, caption)
-
-
-def report(found: Findings, args: argparse.Namespace) -> None:
+def report(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`report`: everything; what cannot be made is named in it."""
     found.class_names = build_dataset(
         DataSource.of(args), args.image_set, masks_only=True
     ).class_names
-    get_picks(found, args)  # wishes that cannot be fulfilled end here
     if not found.runs:
-        reason = f"{args.runs_dir} holds no run on {args.dataset}"
         what = "scores, curves, the comparison of predictions, and errors"
-        found.missing.append(Missing(what, reason, found.main_command))
-    again = command_of("visualize.py", args, **{folder: folder for folder in FOLDERS})
-    for what, needs_runs, show in FIGURES.values():
+        reason = f"{args.runs_dir} holds no run on {args.dataset}"
+        found.miss(what, reason, found.main_command)
+    for name, show in SHOW.items():
+        what, flags = FIGURES[name]
         try:
-            if found.runs or not needs_runs:
-                show(found, args)
+            if found.runs or "runs" not in flags:
+                show(found, args, output)
         except UserError as error:
-            found.missing.append(Missing(what, str(error), again))
-    path = Path(args.output_dir) / "report.md"
-    write_text(path, build_report(found))
-    print(path)
+            found.miss(what, str(error), found.again)
+    below = ", ".join(filter(None, (args.author, args.date)))
+    title, parts = f"Semantic segmentation of {found.data_title} with DeepLab", build_report(found)
+    blocks = [Heading(1, title), *filter(None, [below]), *chain(*parts.values())]
+    files = {"report.md": to_markdown(blocks, args.format), **to_latex(title, below, parts)}
+    for name, text in files.items():
+        write_text(output.folder / name, text)
+    print(output.folder / "report.md", output.folder / "report.tex", sep="\n")
 
 
-# What each figure shows, whether it is of runs, and what draws it.
-FIGURES = {
-    "classes": ("the images of the classes", False, show_classes),
-    "distribution": ("the share of the classes", False, show_distribution),
-    "curves": ("the curves", True, show_curves),
-    "compare": ("the comparison of predictions", True, show_comparison),
-    "errors": ("the errors and the confusion matrix", True, show_errors),
+SHOW = {
+    "classes": show_classes,
+    "distribution": show_distribution,
+    "curves": show_curves,
+    "compare": show_comparison,
+    "errors": show_errors,
 }
 
 
-def command_of(script: str, args: argparse.Namespace, **folders: str) -> str:
-    """A command line on the same data set and folders.
+def load_picks(found: Findings, args: argparse.Namespace) -> None:
+    """The images to show, into `found`: those stored, unless the flags ask for others."""
+    path = Path(args.output_dir) / "picks.json"
+    fixed = None if args.pick is None else parse_wishes(args.pick)
+    found.picks = load_or_make_picks(path, DataSource.of(args), args.image_set, args.seed, fixed)
 
-    Args:
-        script: the words it begins with.
-        args: the flags of this command line.
-        folders: flags of that script, each with the name of the flag here that has its value.
-    """
-    parser = Parser()
-    add_data_args(parser)
-    values = {
-        name: (getattr(args, name, None), parser.get_default(name))
-        for name in vars(parser.parse_args([]))
-    }
-    values |= {
-        n: (getattr(args, here, FOLDERS[here]), FOLDERS[here]) for n, here in folders.items()
-    }
-    words = ["python", *script.split()]
-    for name, (value, default) in values.items():
-        if value not in (None, default):
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
+
+def folder_flags(args: argparse.Namespace, **flags: str) -> list[str]:
+    """The words for another script's folders; the name behind a flag there is that of it here."""
+    values = {flag: (getattr(args, name, None), FLAGS[name]) for flag, name in flags.items()}
+    return [f"--{n}={v}" for n, (v, flag) in values.items() if v not in (None, flag["default"])]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Make the figure that the command line names, or all."""
     args = parse_args(__doc__, argv)
+    is_report = args.figure == "report"
+    source = DataSource(args.dataset) if args.figure == "curves" else DataSource.of(args)
+    folders = {"output_dir": "sam_dir", "report_dir": "output_dir", "runs_dir": "runs_dir"}
+    sam_words = [*source.flags(), *folder_flags(args, **folders)]
     found = Findings(
-        dataset_name=args.dataset,
-        data_root=getattr(args, "data_root", ""),
-        author=getattr(args, "author", None) or "",
-        date=getattr(args, "date", None) or "",
-        class_names=[],
+        source,
         image_set=getattr(args, "image_set", "train"),
         val_image_set=getattr(args, "val_image_set", "val"),
-        main_command=command_of("main.py", args, runs_dir="runs_dir"),
-        sam_command=command_of(
-            "sam_infer.py", args, output_dir="sam_dir", report_dir="output_dir", runs_dir="runs_dir"
+        again=shlex.join(["python", "visualize.py", *(sys.argv[1:] if argv is None else argv)]),
+        main_command=shlex.join(
+            ["python", "main.py", *source.flags(), *folder_flags(args, runs_dir="runs_dir")]
         ),
+        sam_command=shlex.join(["python", "sam_infer.py", *sam_words]),
     )
+    formats = (args.format, "pdf") if is_report and args.format != "pdf" else (args.format,)
+    output = Output(Path(args.output_dir), formats, args.dpi)
     if hasattr(args, "runs"):
         load_runs(found, args)
-    if args.figure == "report":
-        report(found, args)
-    else:
-        FIGURES[args.figure][-1](found, args)
+    if hasattr(args, "pick"):
+        load_picks(found, args)
+    (report if is_report else SHOW[args.figure])(found, args, output)
     for note in found.notes:
         print(f"note: {note}")
     for missing in found.missing:
-        print(f"missing: {missing.what}: {missing.reason}: {missing.command}")
+        print(f"missing: {missing}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`visualize.py` as a user runs it, on small data and runs that were never trained."""
 
-import argparse
 import csv
 import json
 import os
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 import visualize
+from datasets import DataSource
 from datasets.voc import CLASS_NAMES, VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import make_voc
@@ -76,7 +76,7 @@ def make_sam_results(folder, data, ids, **scores):
     (folder / "scores.json").write_text(json.dumps({"dataset": "voc", **scores}))
 
 
-def test_report_is_the_default_and_has_everything(show, data, tmp_path):
+def test_report_is_the_default_has_everything_and_is_the_same_every_time(show, data, tmp_path):
     assert show("classes").status == 0
     five = json.loads((tmp_path / "report" / "picks.json").read_text())["five"]
     sam = {
@@ -84,21 +84,27 @@ def test_report_is_the_default_and_has_everything(show, data, tmp_path):
         "sam_deeplab": {"miou": 0.55}, "borders": {"3": {"deeplab": 0.31}}, "masks_per_image": 40.0,
     }  # fmt: skip
     make_sam_results(tmp_path / "sam", data, five, **sam)
-    ended = show("", "--sam_dir", tmp_path / "sam")
-    assert ended.status == 0, ended.stderr
-    assert "missing" not in ended.stdout
-    folder = tmp_path / "report"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*(f"{name}.png" for name in FIGURES), "distribution.csv", "picks.json"] + ["report.md"]
-    )
+    folder, contents = tmp_path / "report", []
+    for _ in range(2):
+        ended = show("", "--sam_dir", tmp_path / "sam", "--limit", 2)
+        assert ended.status == 0, ended.stderr
+        assert "missing" not in ended.stdout
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+    assert contents[0].keys() == {
+        *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
+        "distribution.csv", "picks.json", "report.md", "report.tex",
+        *(f"problem{number}.tex" for number in (1, 2, 3, 4)),
+    }  # fmt: skip
     report = (folder / "report.md").read_text()
+    tex = "".join((folder / f"problem{number}.tex").read_text() for number in (1, 2, 3, 4))
     for name in FIGURES:
-        assert f"]({name}.png)" in report
+        assert f"]({name}.png)" in report and f"{{{name}.pdf}}" in tex
     assert "- R1: `voc_ce`, " in report and "whole images at native size" in report
     assert "| R1 | 65.12 | 90.00 | 50.00 | 80.00 |" in report
     assert "| `loss` | ce | focal |" in report
     assert "SAM's masks, classes from the ground truth | 80.00" in report
-    assert "SAM's masks, classes from DeepLab | 55.00" in report
+    assert "SAM's masks, classes from DeepLab & 55.00" in tex
     assert "What is missing" not in report
 
 
@@ -115,16 +121,16 @@ def test_report_without_runs_has_the_data_and_names_the_rest(show, tmp_path):
 def test_report_names_a_missing_loss_and_a_missing_checkpoint(run, show, runs_dir, tmp_path):
     shutil.copytree(runs_dir / "voc_focal", tmp_path / "runs" / "voc_focal")
     ended = show("", "--runs_dir", tmp_path / "runs")
-    assert "missing: a model trained with --loss ce" in ended.stdout
-    assert "--loss ce" in (tmp_path / "report" / "report.md").read_text()
+    assert (
+        "missing: a model trained with another loss: no such run beside voc_focal" in ended.stdout
+    )
+    assert "voc_focal/args.json --loss ce" in (tmp_path / "report" / "report.md").read_text()
     (tmp_path / "runs" / "voc_focal" / "best.pth").unlink()
     ended = show("", "--runs_dir", tmp_path / "runs")
     assert ended.status == 0, ended.stderr
     report = (tmp_path / "report" / "report.md").read_text()
     assert "best.pth: not there" in report and "](curves.png)" in report
     again = re.findall("To make it: `python visualize.py (.*)`", report)
-    folders = ["--output_dir", tmp_path / "report", "--runs_dir", tmp_path / "runs"]
-    assert again and shlex.join(map(str, folders)) in again[0]
     assert run(main, *shlex.split(again[0])).status == 0
 
 
@@ -136,15 +142,6 @@ def test_report_without_images_still_has_the_distribution(run, data, tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert "](distribution.png)" in report and "](classes.png)" not in report
     assert "JPEGImages: cannot be read" in report
-
-
-def test_report_is_the_same_every_time(show, tmp_path):
-    contents = []
-    for _ in range(2):
-        show("", "--limit", 2)
-        contents.append({p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()})
-        shutil.rmtree(tmp_path / "report")
-    assert contents[0] == contents[1] and len(contents[0]) == 9
 
 
 def test_distribution_equals_an_independent_count(show, data, tmp_path):
@@ -167,6 +164,7 @@ def test_distribution_equals_an_independent_count(show, data, tmp_path):
     assert f"accuracy {accuracy:.2f} %, mIoU {accuracy / classes:.2f} %" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
 def test_distribution_of_voc(run, tmp_path):
     root = Path(os.environ["DEEPLAB_TEST_DATA"]) / "voc2012_masks"
@@ -277,7 +275,7 @@ def test_runs_that_were_evaluated_otherwise_are_not_compared(show, runs_dir, tmp
     assert "--runs: voc_ce and voc_focal were not evaluated alike" in error
     ended = show("compare", *flags)
     assert "note: not compared, since evaluated otherwise: voc_focal" in ended.stdout
-    assert "missing: a model trained with --loss focal" in ended.stdout
+    assert f"args.json --loss focal --runs_dir {tmp_path / 'runs'}" in ended.stdout
 
 
 def test_any_two_losses_are_compared(show, runs_dir, tmp_path, monkeypatch):
@@ -302,9 +300,11 @@ def test_sams_head_says_what_its_scores_are_of(data, tmp_path):
     ids = ["2007_000000", "2007_000001"]
     scores = {"image_set": "train", "images": ids, "oracle": {"miou": 0.8}}
     make_sam_results(tmp_path / "sam", data, ids, **scores, sam_deeplab={"miou": 0.55})
-    found = Findings("voc", CLASS_NAMES, "train", "val", "", "")
-    args = argparse.Namespace(dataset="voc", sam_dir=str(tmp_path / "sam"))
-    (head, small), pictures = visualize.get_sam(found, args, VOCSegmentation(data, "train"), ids)
+    found, dataset = (
+        Findings(DataSource(), "train", "val", "", "", ""),
+        VOCSegmentation(data, "train"),
+    )
+    (head, small), pictures = visualize.get_sam(found, tmp_path / "sam", dataset, ids)
     assert head == "masks of SAM" and [path.stem for path in pictures] == ids
     assert small == (
         "mIoU on 2 images of train: with DeepLab's classes 55.0, with the true classes 80.0"

@@ -1,54 +1,98 @@
-"""What the report is made of, and how it names and prints things."""
+"""What the report is made of, and how it names and prints things.
+
+A document is a list of blocks, which `markdown.py` and `latex.py` write. In their texts `backticks`
+mark what is set in typewriter letters; everything else is taken literally.
+"""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
+from datasets import DataSource
 from datasets.class_counts import ClassStatistics
 from utils.run_records import Run
 
 
-@dataclasses.dataclass
-class Missing:
-    """Something that the report should have, and the command that would make it."""
+class Heading(NamedTuple):
+    """Level 1 is the title, 2 a problem, 3 a question."""
 
-    what: str
-    reason: str
-    command: str
+    level: int
+    text: str
+
+
+class Table(NamedTuple):
+    """Rows below a header; `align` has a letter per column, `l` for left or `r` for right."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    align: str
+
+
+class Picture(NamedTuple):
+    """A figure beside the document.
+
+    Attributes:
+        name: of its file, without the suffix.
+        caption: below it.
+        text: the sentence that leads to it, behind "Figure 1".
+        width: in widths of the page, at most 1.
+    """
+
+    name: str
+    caption: str
+    text: str
+    width: float = 1.0
+
+
+class Code(NamedTuple):
+    """Lines of Python."""
+
+    text: str
+
+
+Block = str | list[str] | Heading | Table | Picture | Code  # paragraphs, lists, and the rest
 
 
 @dataclasses.dataclass
 class Findings:
     """All that figures and report show."""
 
-    dataset_name: str  # as `--dataset` names it
-    class_names: Sequence[str]  # of the data set
+    source: DataSource  # the data set
     image_set: str  # the split that is described and trained on
     val_image_set: str  # the split that the constant prediction is scored on
     main_command: str  # trains on this data set
     sam_command: str  # runs SAM on it
-    data_root: str = ""  # the folder of the data set
-    author: str = ""  # below the title, as the date
-    date: str = ""
+    again: str  # this command once more
+    class_names: Sequence[str] = ()  # of the data set
     images: int = 0  # in `image_set`; 0 if they were not counted, also below
     val_images: int = 0
     statistics: ClassStatistics | None = None  # of the targets of `image_set`
     constant: tuple[str, dict[str, Any]] | None = None  # the class predicted everywhere, its scores
-    picks: dict[str, Any] | None = None  # `picks.json`
+    picks: dict[str, Any] = dataclasses.field(default_factory=dict)  # `picks.json`
     runs: list[Run] = dataclasses.field(default_factory=list)  # all runs to report
     sam: dict[str, Any] | None = None  # SAM's `scores.json`
-    pictures: dict[str, str] = dataclasses.field(default_factory=dict)  # Markdown, by name
-    missing: list[Missing] = dataclasses.field(default_factory=list)  # what could not be made
+    pictures: dict[str, Picture] = dataclasses.field(default_factory=dict)  # by name
+    missing: list[str] = dataclasses.field(default_factory=list)  # what could not be made, and why
     notes: list[str] = dataclasses.field(default_factory=list)  # what a reader should know
 
     @property
     def data_title(self) -> str:
         """The data set's name for people: that of its folder if it is the user's own."""
-        own = Path(self.data_root).resolve().name if self.data_root else "own images"
-        return {"voc": "PASCAL VOC 2012", "custom": own}.get(self.dataset_name, self.dataset_name)
+        if self.source.dataset == "custom":
+            return Path(self.source.data_root).resolve().name
+        return {"voc": "PASCAL VOC 2012"}.get(self.source.dataset, self.source.dataset)
+
+    def miss(self, what: str, reason: str, command: str) -> None:
+        """Note that something is not there, and the command that would make it."""
+        self.missing.append(f"{what}: {reason}. To make it: {code(command)}")
+
+    def show(self, *names: str) -> list[Block]:
+        """Those pictures that there are."""
+        return [self.pictures[name] for name in names if name in self.pictures]
 
 
 def code(name: object) -> str:
@@ -56,11 +100,15 @@ def code(name: object) -> str:
     return "`" + str(name).replace("`", "'") + "`"
 
 
-def points(share: Any) -> str:
-    """A share in percent, without the sign; `-` where there is none."""
+def points(share: Any, tiny: bool = False) -> str:
+    """A share in percent, without the sign; `-` where there is none.
+
+    Two decimals; with `tiny` one digit more where these would be 0.00.
+    """
     if not isinstance(share, int | float) or not math.isfinite(share):
         return "-"
-    return f"{100 * share:.2f}"
+    value = 100 * share
+    return f"{value:.1g}" if tiny and 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
 def spread(shares: Sequence[Any]) -> str:

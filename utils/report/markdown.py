@@ -1,40 +1,44 @@
-"""GitHub's Markdown of headings, paragraphs, lists, tables and pictures.
-
-In texts, `backticks` mark what is set in typewriter letters; everything else is taken literally.
-"""
+"""The blocks of `contents.py` as GitHub's Markdown."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+
+from utils.report.contents import Block, Code, Heading, Picture, Table
 
 
-def heading(level: int, text: str) -> str:
-    """A heading; that of level 1 is the title."""
-    return "#" * level + " " + paragraph(text)
+def to_markdown(blocks: Iterable[Block], suffix: str = "png") -> str:
+    """A document; its pictures are files with this suffix."""
+    return "\n\n".join(_write(block, suffix) for block in blocks) + "\n"
 
 
-def paragraph(text: str) -> str:
+def _write(block: Block, suffix: str) -> str:
+    match block:
+        case Heading(level, text):
+            return "#" * level + " " + _escape(text)
+        case Code(text):
+            return f"```python\n{text}\n```"
+        case Picture(name, caption, text):
+            file = f"![{name}]({name}.{suffix})"
+            return f"The figure below {_escape(text)}\n\n{file}\n\n*{_escape(caption)}*"
+        case Table():
+            return _table(block)
+        case str():
+            return _escape(block)
+    return "\n".join(f"- {_escape(item)}" for item in block)
+
+
+def _table(table: Table) -> str:
+    head, *body = ([_escape(cell) for cell in row] for row in (table.header, *table.rows))
+    # Pandoc makes the columns of a wide table as wide as their rules.
+    widths = [max(3, *map(len, column)) for column in zip(head, *body, strict=True)]
+    rules = ["-" * n + ":" * (side == "r") for n, side in zip(widths, table.align, strict=True)]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rules, *body)]
+    return "\n".join([f"*{_escape(table.caption)}*", "", *lines])
+
+
+def _escape(text: str) -> str:
     """Escape what Markdown would take for markup, outside code."""
     parts = re.split(r"(`[^`]*`)", text)
     parts[::2] = (re.sub(r"([\\*_<>\[\]#|$~])", r"\\\1", part) for part in parts[::2])
     parts[1::2] = (part.replace("|", "\\|") for part in parts[1::2])
     return "".join(parts)
-
-
-def bullets(items: Iterable[str]) -> str:
-    """A list."""
-    return "\n".join(f"- {paragraph(item)}" for item in items)
-
-
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
-    """A table below its caption; `align` has a letter per column, `l` for left or `r` for right."""
-    head, *body = ([paragraph(cell) for cell in row] for row in (header, *rows))
-    # Pandoc makes the columns of a wide table as wide as their rules.
-    widths = [max(3, *map(len, column)) for column in zip(head, *body, strict=True)]
-    rules = ["-" * n + ":" * (side == "r") for n, side in zip(widths, align, strict=True)]
-    lines = [f"| {' | '.join(row)} |" for row in (head, rules, *body)]
-    return "\n".join([f"*{paragraph(caption)}*", "", *lines])
-
-
-def picture(file_name: str, caption: str) -> str:
-    """A figure beside the document, above its caption."""
-    return f"![{file_name.partition('.')[0]}]({file_name})\n\n*{paragraph(caption)}*"

@@ -12,7 +12,10 @@ from utils.precision import PRECISIONS
 
 FLAGS: dict[str, dict[str, Any]] = {
     "output_dir": {"default": "report", "help": "folder of the figures"},
-    "format": {"choices": ["png", "pdf", "svg"], "default": "png", "help": "of figures"},
+    "format": {
+        "choices": ["png", "pdf", "svg"], "default": "png",
+        "help": "of figures; report.tex has them as PDF",
+    },
     "dpi": {"type": whole(1, 1200), "default": 200, "help": "dots per inch of what is 8 in wide"},
     "dataset": {"choices": list(DATASETS), "help": "only runs on this data set"},
     "image_set": {"default": "train", "help": "split to show"},
@@ -42,7 +45,7 @@ RUNS, MODELS = ("runs", "runs_dir"), ("device", "precision")
 # What each figure is, and the flags that it has beside those of data and output.
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
-        "all figures and report.md (the default)",
+        "all figures, report.tex and report.md (the default)",
         ("image_set", "val_image_set", *PICKS, *RUNS, "x", "sam_dir", *MODELS, "limit", "author",
          "date"),
     ),
@@ -51,7 +54,7 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "curves": ("mIoU, loss and learning rate of runs", ("dataset", *RUNS, "x")),
     "compare": (
         "predictions of one to four runs beside each other",
-        ("image_set", *RUNS, "sam_dir", *MODELS),
+        ("image_set", *PICKS, *RUNS, "sam_dir", *MODELS),
     ),
     "errors": (
         "worst and best images of a run, and its confusion matrix",

@@ -1,14 +1,17 @@
 """Runs as the report groups, compares and describes them, and what SAM left beside them."""
 
+import functools
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from datasets import DataSource
 from utils.common.files import read_json
-from utils.options import IRRELEVANT_SETTINGS, build_parser
+from utils.options import IRRELEVANT_SETTINGS, parse_args, settings_to_store
 from utils.run_folder import ARGS_FILE
 from utils.run_records import Run
 
@@ -18,9 +21,28 @@ SAM_SCORES_FILE = "scores.json"
 UNCOMPARED = IRRELEVANT_SETTINGS | {"seed"}
 
 
+@functools.cache
+def default_settings(dataset_name: str) -> dict[str, Any]:
+    """What `main.py` takes for a data set if no other flag is given."""
+    return settings_to_store(parse_args("", ["--dataset", dataset_name]))
+
+
 def all_settings(run: Run) -> dict[str, Any]:
     """The settings of a run; what an older run does not know is as `main.py` has it by default."""
-    return {**vars(build_parser("").parse_args([])), **run.args}
+    settings = {**default_settings(str(run.setting("dataset"))), **run.args}
+    settings.pop("cache", None)  # older runs had a choice that changed nothing but their speed
+    return settings
+
+
+def special_settings(run: Run) -> set[str]:
+    """The names of the settings that are not the default of the run's data set."""
+    defaults = default_settings(str(run.setting("dataset")))
+    unused = (None, False, "none")  # what a flag is that was given up since
+    return {
+        name
+        for name, value in all_settings(run).items()
+        if (value != defaults[name] if name in defaults else value not in unused)
+    } - UNCOMPARED
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -68,6 +90,20 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
     pairs = [list(by_loss.values())[:2] for by_loss in by_key.values()]
     best = max(pairs, key=lambda pair: len(pair), default=[])
     return sorted(best, key=lambda run: str(run.setting("loss")))
+
+
+def second_loss_command(run: Run, source: DataSource) -> str:
+    """The command that trains a run once more, on `source`, with another loss and a folder."""
+    loss = "focal" if run.setting("loss") == "ce" else "ce"
+    words = ["--args", str(run.folder / ARGS_FILE), "--loss", loss]
+    new = parse_args("", words)
+    if DataSource.of(new) != source:
+        words += source.flags()
+    if Path(new.runs_dir).resolve() != run.folder.parent.resolve():
+        words += ["--runs_dir", str(run.folder.parent)]
+    if (run.folder.parent / new.run_name).exists():
+        words += ["--run_name", f"{run.name}_{loss}"]
+    return shlex.join(["python", "main.py", *words])
 
 
 def class_mean(group: Sequence[Run], name: str) -> float:

@@ -19,8 +19,8 @@ from typing import Any
 from utils.common.errors import UserError, run_script
 from utils.common.files import read_json
 from utils.common.flags import Parser
-from utils.report.contents import code, duration, points, spread
-from utils.report.markdown import bullets, paragraph, table
+from utils.report.contents import Block, Table, code, duration, points, spread
+from utils.report.markdown import to_markdown
 from utils.report.runs import (
     class_mean,
     data_name,
@@ -36,7 +36,7 @@ from utils.run_records import Run, load_run
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
+def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Block]:
     """The tables of runs.
 
     Args:
@@ -54,10 +54,10 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> list[str]:
     keyed, by_data = with_keys(groups), dict[tuple, dict[str, list[Run]]]()
     for key, group in keyed.items():
         by_data.setdefault((data_name(group[0]), *group[0].class_names), {})[key] = group
-    blocks = summary(keyed)
+    blocks: list[Block] = summary(keyed)
     for of_data in by_data.values():
         blocks.append(class_table(of_data, baseline))
-        blocks += map(paragraph, list_notes([run for group in of_data.values() for run in group]))
+        blocks += list_notes([run for group in of_data.values() for run in group])
     return blocks
 
 
@@ -66,7 +66,7 @@ def with_keys(groups: Sequence[list[Run]]) -> dict[str, list[Run]]:
     return {f"R{number}": group for number, group in enumerate(groups, 1)}
 
 
-def summary(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+def summary(groups: Mapping[str, Sequence[Run]]) -> list[Block]:
     """What the runs are, and what they scored; a group is called by its key."""
     scores = {key: [read_scores(run) for run in group] for key, group in groups.items()}
     evaluations = sorted({name for group in scores.values() for by in group for name in by})
@@ -92,7 +92,7 @@ def summary(groups: Mapping[str, Sequence[Run]]) -> list[str]:
         "memory is the peak of the GPU's memory that PyTorch had allocated."
     )
     header = ["", *SCORES, *(f"mIoU on {name}" for name in evaluations), "time", "memory"]
-    return [bullets(items), table(caption, header, rows, "l" + "r" * (len(header) - 1))]
+    return [items, Table(caption, header, rows, "l" + "r" * (len(header) - 1))]
 
 
 def sorted_text(words: Iterable[str]) -> str:
@@ -132,7 +132,7 @@ def evaluation_name(scores: dict[str, Any], run: Run) -> str:
     return ", ".join(words)
 
 
-def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None) -> str:
+def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None) -> Table:
     """The IoU of each class and group; behind it the difference to the first, the baseline."""
     first = next(iter(groups.values()))[0]
     has_baseline = first.variant == baseline
@@ -150,7 +150,7 @@ def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None
     )
     if has_baseline and len(groups) > 1:
         caption += f"; in brackets the difference to {next(iter(groups))}"
-    return table(caption + ".", ["class", *groups], rows, "l" + "r" * len(groups))
+    return Table(caption + ".", ["class", *groups], rows, "l" + "r" * len(groups))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -168,10 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     words = ["python", "-m", "utils.report.score_tables", args.folder]
     words += ["--baseline", args.baseline] if args.baseline else []
     again = shlex.join(["python", "main.py", "--args", f"{args.folder}/NAME/{ARGS_FILE}"])
-    blocks.append(
-        paragraph(f"{code(shlex.join(words))} prints these tables; {code(again)} runs NAME again.")
-    )
-    print("\n\n".join(blocks))
+    blocks.append(f"{code(shlex.join(words))} prints these tables; {code(again)} runs NAME again.")
+    print(to_markdown(blocks), end="")
 
 
 if __name__ == "__main__":

@@ -1,98 +1,95 @@
 """The report, problem by problem: what was found, as text, tables and figures; what is missing."""
 
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from network.modeling import build_model
-from utils.common.flags import show
-from utils.report.charts import loss_name, percent
-from utils.report.contents import Findings, code, points
-from utils.report.markdown import bullets, heading, paragraph, table
-from utils.report.runs import (
-    UNCOMPARED,
-    all_settings,
-    group_runs,
-    list_notes,
-    measured_on,
-    runs_to_compare,
-)
-from utils.report.score_tables import class_table, summary, with_keys
-from utils.run_records import Run, best_run
-
-SETTINGS = (
-    "image_set", "output_stride", "backbone_weights", "loss", "lr", "backbone_lr_factor",
-    "lr_policy", "step_size", "total_itrs", "batch_size", "crop_size",
-)  # fmt: skip
-# The texts of `answers.md`, by the number of the problem.
-ANSWERS = {
-    problem: text.strip()
-    for problem, text in re.findall(
-        r"^## (\S+)\n(.+?)(?=^## |\Z)",
-        (Path(__file__).parent / "answers.md").read_text("utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
-}
+from utils.report.contents import Block, Findings, Heading, Table, code, points
+from utils.report.runs import measured_on
+from utils.report.training import training
+from utils.run_records import best_run
 
 
-def build_report(found: Findings) -> str:
-    """The whole report as Markdown, in the order of the course's problems."""
-    below_title = ", ".join(filter(None, (found.author, found.date)))
-    blocks = [
-        heading(1, f"Semantic segmentation of {found.data_title} with DeepLab"),
-        *([paragraph(below_title)] if below_title else []),
-        *_data(found),
-        heading(2, "Problem 2: the network"),
-        heading(3, "Problem 2.2: what differs between the heads of DeepLabV3 and DeepLabV3+?"),
-        ANSWERS["2.2"],
-        _size_table(found),
-        *_runs(found),
-        *_sam(found),
-        *_missing(found),
-    ]
-    return "\n\n".join(blocks) + "\n"
+def build_report(found: Findings) -> dict[str, list[Block]]:
+    """The blocks of the report, by the names of its parts: the course's problems in their order."""
+    parts = {
+        "problem1": _data(found),
+        "problem2": _network(found),
+        "problem3": training(found, read_answers()),
+        "problem4": _sam(found),
+    }
+    if found.missing:
+        parts["missing"] = [Heading(2, "What is missing"), found.missing]
+    return parts
 
 
-def _pictures(found: Findings, *names: str) -> list[str]:
-    """Those pictures that there are."""
-    return [found.pictures[name] for name in names if name in found.pictures]
+def read_answers() -> dict[str, list[Block]]:
+    """The paragraphs and lists of `answers.md`, by the heading that they stand under."""
+    text = (Path(__file__).parent / "answers.md").read_text("utf-8")
+    answers: dict[str, list[Block]] = {}
+    for part in text.split("\n## "):
+        title, *texts = part.strip().split("\n\n")
+        answers[title] = [
+            [" ".join(item.split()) for item in text[2:].split("\n- ")]
+            if text.startswith("- ")
+            else " ".join(text.split())
+            for text in texts
+        ]
+    return answers
 
 
-def _data(found: Findings) -> list[str]:
+def _data(found: Findings) -> list[Block]:
+    answers = read_answers()
     return [
-        heading(2, "Problem 1: the data"),
-        heading(3, "Problem 1.2: how many classes are there, are they balanced, what is hard?"),
-        *_class_table(found),
-        *_pictures(found, "distribution"),
-        ANSWERS["1.2"],
-        heading(3, "Problem 1.3: why is mIoU the better metric than pixel accuracy?"),
-        ANSWERS["1.3"],
+        Heading(2, "Problem 1: the data"),
+        Heading(3, "Problem 1.2: how many classes are there, are they balanced, what is hard?"),
+        *_balance(found),
+        *found.show("distribution"),
+        *answers["1.2"],
+        Heading(3, "Problem 1.3: why is mIoU the better metric than pixel accuracy?"),
+        *answers["1.3"],
         *_accuracy_table(found),
-        heading(3, "Problem 1.4: images and their ground truth"),
-        *_pictures(found, "classes"),
+        Heading(3, "Problem 1.4: images and their ground truth"),
+        *found.show("classes"),
     ]
 
 
-def _class_table(found: Findings) -> list[str]:
+def _balance(found: Findings) -> list[Block]:
+    """Whether the classes are balanced, and the numbers that say so."""
     if found.statistics is None:
         return []
-    counts, images = found.statistics.pixel_counts, found.statistics.image_counts
-    void, labelled = found.statistics.void_pixels, max(int(counts.sum()), 1)
+    counts, images = found.statistics.pixel_counts.tolist(), found.statistics.image_counts.tolist()
+    void, labelled = found.statistics.void_pixels, max(sum(counts), 1)
+    by_size = sorted(zip(counts, map(code, found.class_names), strict=True), reverse=True)
+    (most, largest), (least, smallest) = by_size[0], [pair for pair in by_size if pair[0]][-1]
+    shares = f"{largest} has {points(most / labelled)} % of the labelled pixels"
+    if most * len(counts) < 2 * labelled:
+        answer = f"They are balanced: {shares}, less than twice the mean of all classes"
+    else:
+        answer = (
+            f"They are not balanced: {shares}, {smallest} {points(least / labelled, tiny=True)} %, "
+            f"{most / least:,.0f} times fewer"
+        )
+    absent = ", ".join(name for pixels, name in by_size if not pixels)
     rows = [
-        [code(name), f"{int(pixels):,}", percent(int(pixels) / labelled), f"{int(number):,}"]
+        [code(name), f"{pixels:,}", points(pixels / labelled, tiny=True), f"{number:,}"]
         for name, pixels, number in zip(found.class_names, counts, images, strict=True)
     ]
     caption = (
         f"{len(rows)} classes of {code(found.image_set)} ({found.images:,} images). Void, "
-        f"{percent(void / (labelled + void))} of all pixels, is not counted."
+        f"{points(void / (labelled + void))} % of all pixels, is not counted."
     )
-    return [table(caption, ["class", "pixels", "share of the labelled", "images"], rows, "lrrr")]
+    header = ["class", "pixels", "% of the labelled", "images"]
+    return [
+        f"There are {len(counts)} classes. {answer}."
+        + (f" There is no pixel of {absent}." if absent else ""),
+        Table(caption, header, rows, "lrrr"),
+    ]
 
 
-def _accuracy_table(found: Findings) -> list[str]:
+def _accuracy_table(found: Findings) -> list[Block]:
     """Both metrics of a constant prediction and of the best run."""
     rows: list[tuple[str, str, dict[str, Any]]] = []
     run = best_run(found.runs)
@@ -104,11 +101,11 @@ def _accuracy_table(found: Findings) -> list[str]:
         rows.append((f"{code(run.name)}, the best run", measured_on(run), run.best))
     cells = [[what, on, points(by["pixel_acc"]), points(by["miou"])] for what, on, by in rows]
     caption = "Pixel accuracy and mIoU in percent."
-    return [table(caption, ["", "on", "pixel acc.", "mIoU"], cells, "llrr")] if rows else []
+    return [Table(caption, ["", "on", "pixel acc.", "mIoU"], cells, "llrr")] if rows else []
 
 
-def _size_table(found: Findings) -> str:
-    """The parameters of both heads' models, with the backbone of the best run."""
+def _network(found: Findings) -> list[Block]:
+    """What differs between the heads, and their sizes with the backbone of the best run."""
     run, number = best_run(found.runs), len(found.class_names)
     backbone = str(run.setting("model") if run else "_resnet50").partition("_")[2]
     rows = []
@@ -116,52 +113,16 @@ def _size_table(found: Findings) -> str:
         with torch.device("meta"):  # shapes alone
             parameters = build_model(name, number).parameters()
         rows.append([code(name), f"{sum(p.numel() for p in parameters):,}"])
-    return table(f"Sizes with {number} classes.", ["model", "parameters"], rows, "lr")
-
-
-def _runs(found: Findings) -> list[str]:
-    """Problem 3: what was trained, how, and with which result."""
-    blocks: list[str] = [heading(2, "Problem 3: training and evaluation")]
-    if not found.runs:
-        blocks.append(paragraph(f"No run yet: {code(found.main_command)} makes one."))
-        return [*blocks, *map(paragraph, found.notes)]
-    compared = (
-        f"{code(run.name)} ({loss_name(run)}) with {points(run.best['miou'])} % mIoU on "
-        f"{measured_on(run)}"
-        for run in runs_to_compare(found.runs)
-    )
-    groups = with_keys(group_runs(found.runs))
     return [
-        *blocks,
-        heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
-        *summary(groups),
-        _settings_table(groups),
-        *map(paragraph, list_notes(found.runs)),
-        *([bullets(found.notes)] if found.notes else []),
-        class_table(groups),
-        *_pictures(found, "curves"),
-        heading(3, "Problem 3.4: which other loss, and why?"),
-        ANSWERS["3.4"],
-        heading(3, "Problem 3.5: the best models, and what they predict"),
-        paragraph(f"The best run of each loss: {', '.join(compared)}."),
-        *_pictures(found, "compare", "errors", "confusion"),
+        Heading(2, "Problem 2: the network"),
+        Heading(3, "Problem 2.2: what differs between the heads of DeepLabV3 and DeepLabV3+?"),
+        *found.show("heads"),
+        *read_answers()["2.2"],
+        Table(f"Sizes with {number} classes.", ["model", "parameters"], rows, "lr"),
     ]
 
 
-def _settings_table(groups: Mapping[str, Sequence[Run]]) -> str:
-    """The settings of a recipe, and all others in which the runs differ; a column per group."""
-    settings = [all_settings(group[0]) for group in groups.values()]
-    keys = sorted({key for each in settings for key in each} - UNCOMPARED - {"model", *SETTINGS})
-    differ = [key for key in keys if any(s.get(key) != settings[0].get(key) for s in settings)]
-    rows = [
-        [code(key), *("-" if s.get(key) is None else show(s[key]) for s in settings)]
-        for key in (*SETTINGS, *differ)
-    ]
-    caption = "Settings of the recipe, and every other one in which the runs differ."
-    return table(caption, ["", *groups], rows, "l" * (1 + len(groups)))
-
-
-def _sam(found: Findings) -> list[str]:
+def _sam(found: Findings) -> list[Block]:
     """What `sam_infer.py` measured; any part may be missing."""
     sam = found.sam or {}
     names = {
@@ -185,15 +146,8 @@ def _sam(found: Findings) -> list[str]:
     if sam.get("checkpoint"):
         caption += f" DeepLab is {code(sam['checkpoint'])}."
     return [
-        heading(2, "Problem 4: Segment Anything"),
-        heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
-        ANSWERS["4.1"],
-        *([table(caption, ["", "value"], rows, "lr")] if rows else []),
+        Heading(2, "Problem 4: Segment Anything"),
+        Heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
+        *read_answers()["4.1"],
+        *([Table(caption, ["", "value"], rows, "lr")] if rows else []),
     ]
-
-
-def _missing(found: Findings) -> list[str]:
-    if not found.missing:
-        return []
-    items = [f"{m.what}: {m.reason}. To make it: {code(m.command)}" for m in found.missing]
-    return [heading(2, "What is missing"), bullets(items)]

@@ -1,0 +1,157 @@
+"""What the report says of runs: their rates, settings and scores, and which loss is better."""
+
+import pytest
+
+from datasets import DataSource
+from datasets.voc import CLASS_NAMES
+from tests.utils.report.test_runs import write_run
+from tests.utils.report.test_sections import SETTINGS
+from utils.report.contents import Findings
+from utils.report.markdown import to_markdown
+from utils.report.sections import read_answers
+from utils.report.training import training
+from utils.run_records import load_run
+
+
+@pytest.fixture
+def told(tmp_path):
+    """The text on runs given as (mIoUs, settings)."""
+
+    def tell(*runs, class_names=CLASS_NAMES, class_iou=()):
+        found = Findings(DataSource("voc"), "train", "val", "", "", "")
+        for number, (mious, args) in enumerate(runs):
+            name = f"r_s{args['seed']}" if "seed" in args else f"r{number}"
+            run = write_run(tmp_path / name, mious, class_names, **{**SETTINGS, **args})
+            found.runs.append(load_run(run))
+        for run, ious in zip(found.runs, class_iou, strict=False):
+            run.best["class_iou"] = ious
+        return to_markdown(training(found, read_answers()))
+
+    return tell
+
+
+def test_seeds_have_a_row_of_their_mean_and_spread(told):
+    text = told(((0.50,), {"seed": 0}), ((0.54,), {"seed": 1}))
+    assert "| R1 | 52.00 ± 2.00 | 90.00 ± 0.00 |" in text and "- R1: `r_s{0,1}`," in text
+    assert "| class | R1 |" in text and "| `cat` | 52.00 |" in text
+
+
+def test_settings_of_the_recipe_and_all_that_are_no_default_are_told(told):
+    resized = {
+        "resize": 0.5,
+        "num_workers": 4,
+    }  # the runs agree in the first; the second is no matter
+    gone = {"an_old_flag": False, "another": True}
+    text = told(
+        ((0.5,), {"loss": "focal", "focal_gamma": 0.0, **resized}),
+        ((0.5,), {"loss": "focal", "focal_gamma": 1.5, **resized, **gone}),
+    )
+    for row in (
+        "loss` | focal | focal",
+        "focal_gamma` | 0.0 | 1.5",
+        "resize` | 0.5 | 0.5",
+        "lr` | 0.01",
+    ):
+        assert f"| `{row} |" in text
+    assert "| `another` | - | True |" in text
+    for name in ("num_workers", "ema_decay", "an_old_flag"):
+        assert f"`{name}`" not in text
+
+
+FROM_SCRATCH = {"backbone_weights": "none", "backbone_lr_factor": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("args", "rates", "schedule"),
+    [
+        (
+            {},
+            "with `imagenet1k_v1`, has the learning rate 0.001, the head, which is new, 0.01.",
+            "become a tenth every 1,000 of 5,000 iterations, so the head's ends at 1e-06.",
+        ),
+        (
+            {**FROM_SCRATCH, "lr_policy": "poly", "warmup_itrs": 9},
+            "with random weights, has the learning rate 0.01, the head, which is new, 0.01.",
+            "are multiplied by (1 - i / 5,000)^0.9 in iteration i, and rise over the first 9.",
+        ),
+        (
+            {"step_size": 5000, "ckpt": "a.pth"},
+            "with `a.pth`, has the learning rate 0.001,",
+            "stay as they are: a step after 5,000 of 5,000 iterations is none.",
+        ),
+    ],
+)
+def test_rates_and_schedule_are_those_of_the_run_beside_their_code(told, args, rates, schedule):
+    text = told(((0.5,), args))
+    assert rates in text and schedule in text
+    assert 'groups = [{"params": backbone, "lr": backbone_lr_factor * lr}, {"params": head' in text
+    assert "    schedule = PolynomialLR(optimizer, total_itrs, power=0.9)\n" in text
+
+
+@pytest.mark.parametrize(
+    ("miou", "args", "words"),
+    [
+        (
+            0.6651,
+            {},
+            "65.00 % with cross entropy; the best run with it has 66.51 %, 1.51 points more.",
+        ),
+        (0.64, {}, "the best run with it has 64.00 %, 1.00 points less."),
+        (0.64, {"crop_val": True}, None),
+        (0.64, {"loss": "focal"}, None),
+        (0.64, {"dataset": "shapes"}, None),
+    ],
+)
+def test_the_best_run_stands_beside_what_the_course_asks_for_on_voc(told, miou, args, words):
+    text = told(((0.3, miou), args))
+    assert (
+        f"with {100 * miou:.2f} % mIoU on `val`" in text and "after epoch 4, iteration 20" in text
+    )
+    assert words in text if words else "course asks" not in text
+
+
+CE, FOCAL = {"loss": "ce"}, {"loss": "focal"}
+EVALUATIONS = (0.10, 0.40, 0.42, 0.41)  # the last three lie 2 points apart
+SEEDS = [((0.1, 0.40), CE | {"seed": 0}), ((0.1, 0.44), CE | {"seed": 1})]
+LAST, OF_SEEDS = (
+    "2.00 by which the last evaluations of one run",
+    "4.00 by which the seeds of one loss",
+)
+BETTER, WORSE = (f"focal loss is {word} here than cross entropy." for word in ("better", "worse"))
+OPEN = "which loss is better, they do not tell."
+
+
+@pytest.mark.parametrize(
+    ("ce", "focal", "verdict"),
+    [
+        ([(EVALUATIONS, CE)], 0.46, f"4.00 points of mIoU, more than the {LAST} differ: {BETTER}"),
+        ([(EVALUATIONS, CE)], 0.43, f"1.00 points of mIoU, no more than the {LAST} differ: {OPEN}"),
+        ([(EVALUATIONS, CE)], 0.38, f"4.00 points of mIoU, more than the {LAST} differ: {WORSE}"),
+        (SEEDS, 0.47, f"5.00 points of mIoU, more than the {OF_SEEDS} differ: {BETTER}"),
+        (SEEDS, 0.45, f"3.00 points of mIoU, no more than the {OF_SEEDS} differ: {OPEN}"),
+        ([((0.4,), CE)], 0.6, "nobody can tell whether that is more than chance."),
+    ],
+)
+def test_the_other_loss_is_better_or_worse_or_neither(told, ce, focal, verdict):
+    text = told(*ce, ((focal,), FOCAL))
+    assert verdict in text and "I propose focal loss, because it multiplies" in text
+
+
+def test_the_classes_that_gain_and_lose_most_are_named(told):
+    ious = [{"a": 0.5, "b": 0.5, "c": 0.5, "d": None}, {"a": 0.6, "b": 0.4, "c": 0.52, "d": 0.9}]
+    text = told(((0.5,), CE), ((0.6,), FOCAL | {"lr": 0.02}), class_names="abcd", class_iou=ious)
+    assert (
+        "Most is gained for `a` (+10.00), `c` (+2.00), and most is lost for `b` (-10.00)." in text
+    )
+    assert "The runs also differ in `lr`: what the loss alone changes, they do not tell." in text
+
+
+def test_the_models_that_are_compared_have_their_scores_there(told):
+    text = told(((0.5,), CE), ((0.6,), FOCAL), ((0.4,), FOCAL | {"seed": 1})).partition("3.5")[2]
+    assert "| `r0` | cross entropy | 50.00 | 90.00 | 50.00 | 80.00 |" in text
+    assert "| `r1` | focal loss | 60.00 | 90.00 | 50.00 | 80.00 |" in text and "`r2`" not in text
+
+
+def test_one_loss_is_compared_with_none(told):
+    text = told(((0.5,), CE))
+    assert "So far only cross entropy was trained." in text and "I propose" not in text

@@ -1,0 +1,108 @@
+r"""The blocks of `contents.py` as LaTeX, for pdflatex and the packages of a basic TeX Live.
+
+Each problem is a file of its own that needs \usepackage{booktabs,float,graphicx} and T1 letters.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from utils.report.contents import Block, Code, Heading, Picture, Table
+
+MAX_ROWS = 42  # of a table on a page
+PREAMBLE = r"""\documentclass[a4paper]{article}
+\usepackage[textwidth=165mm,textheight=245mm]{geometry}
+\usepackage{booktabs,float,graphicx,textcomp}
+\IfFileExists{t2aenc.def}{\usepackage[T2A,T1]{fontenc}}{\usepackage[T1]{fontenc}}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
+\usepackage[utf8]{inputenc}
+\setlength{\parindent}{0pt}\setlength{\parskip}{6pt}\setlength{\emergencystretch}{3em}
+"""
+# Cyrillic letters, if this TeX has them.
+CYRILLIC = (
+    r"\providecommand{\cyrillic}[2]{\ifcsname T@T2A\endcsname"
+    r"{\fontencoding{T2A}\fontfamily{cmr}\selectfont #1}\else #2\fi}"
+)
+SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{letter: "\\" + letter for letter in "_%$&#{}"},
+}  # fmt: skip
+# Letters that pdflatex prints; in place of others stand boxes with their numbers.
+CYRILLIC_LETTERS = "[\u0400-\u045f]+"
+UNKNOWN = "[^\0\n\x20-\x7e\xa1-\u017e\u2010-\u201e†‡•…€←↑→↓]|[ĦħĸĿŀŉŦŧ]"
+
+
+def to_latex(title: str, below: str, parts: Mapping[str, Iterable[Block]]) -> dict[str, str]:
+    """The files of a document: `report.tex`, and one for each part, by their names.
+
+    Args:
+        title: of the document.
+        below: a line under it.
+        parts: the blocks of each part, by its file's name without `.tex`.
+    """
+    files = {f"{name}.tex": "\n\n".join(map(_write, blocks)) for name, blocks in parts.items()}
+    files = {name: f"{CYRILLIC}\n{text}\n" for name, text in files.items()}
+    inputs = "\n".join(rf"\input{{{name}}}" for name in parts)
+    head = rf"\title{{{_escape(title)}}}\author{{{_escape(below)}}}\date{{}}"
+    body = f"{CYRILLIC}\n{head}\n\\begin{{document}}\n\\maketitle\n{inputs}\n\\end{{document}}\n"
+    return {"report.tex": PREAMBLE + body, **files}
+
+
+def _write(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            return rf"\{'sub' * (level - 2)}section*{{{_escape(text)}}}"
+        case Code(text):
+            return f"{{\\footnotesize\n\\begin{{verbatim}}\n{text}\n\\end{{verbatim}}\n}}"
+        case Picture(name, caption, text, width):
+            size = rf"width={width:.3f}\linewidth,height=0.8\textheight,keepaspectratio"
+            return (
+                rf"Figure~\ref{{fig:{name}}} {_escape(text)}" "\n\n"
+                "\\begin{figure}[H]\n\\centering\n"
+                rf"\includegraphics[{size}]{{{name}.pdf}}" "\n"
+                rf"\caption{{{_escape(caption)}}}\label{{fig:{name}}}" "\n\\end{figure}"
+            )  # fmt: skip
+        case Table():
+            pages = range(0, max(len(block.rows), 1), MAX_ROWS)
+            return "\n\n".join(_table(block, start) for start in pages)
+        case str():
+            return _escape(block)
+    items = "\n".join(rf"\item {_escape(item)}" for item in block)
+    return f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}"
+
+
+def _table(table: Table, start: int) -> str:
+    """A page of a table; one that is wider than the line is made smaller."""
+    rows = table.rows[start : start + MAX_ROWS]
+    head, *body = (" & ".join(map(_escape, row)) + r" \\" for row in (table.header, *rows))
+    lines = [r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    caption = _escape(table.caption + " (continued)" * (start > 0))
+    return "\n".join([
+        r"\begin{table}[H]", r"\centering", rf"\caption{{{caption}}}\medskip",
+        rf"\sbox0{{\begin{{tabular}}{{{table.align}}}", *lines, r"\end{tabular}}",
+        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
+        r"\end{table}",
+    ])  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    """Text with its code in typewriter letters, where lines may break behind signs."""
+    parts = re.split(r"`([^`]*)`", unicodedata.normalize("NFC", text))
+    parts[::2] = map(_literal, parts[::2])
+    breakable = (re.sub(r"[/_.=:,]|\w{12}", r"\g<0>" + "\0", part) for part in parts[1::2])
+    parts[1::2] = (rf"\texttt{{{_literal(part)}}}" for part in breakable)
+    return "".join(parts).replace("\0", r"\allowbreak{}")
+
+
+def _literal(text: str) -> str:
+    """Text that prints as it is: without commands, ligatures, and letters that would be errors."""
+    text = re.sub(r"[\\~^_%$&#{}]", lambda found: SPECIAL[found[0]], text)
+    text = re.sub(r"([-<>,'`])(?=\1)", r"\1{}", text)
+    parts = re.split(f"({CYRILLIC_LETTERS})", text)
+    parts[::2] = (re.sub(UNKNOWN, lambda letter: _boxed(letter[0]), part) for part in parts[::2])
+    parts[1::2] = (rf"\cyrillic{{{part}}}{{{_boxed(part)}}}" for part in parts[1::2])
+    return "".join(parts)
+
+
+def _boxed(letters: str) -> str:
+    return "".join(rf"\fbox{{\tiny {ord(letter):04X}}}" for letter in letters)
