@@ -4,10 +4,11 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import DataSource
 from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.files import read_json
@@ -30,6 +31,8 @@ class Run:
         args: the settings in `args.json`.
         class_names: of its data set.
         environment: versions and machine, as in `args.json`.
+        lists: `images` (their number) and `ids` (a hash) of its lists "train" and "val"; empty if
+            the run does not say.
         log: one record per evaluation, oldest first; a number that is missing is NaN.
         notes: what is wrong or unfinished, one line each.
     """
@@ -38,8 +41,9 @@ class Run:
     args: dict[str, Any]
     class_names: list[str]
     environment: dict[str, Any]
-    log: list[dict[str, Any]]
-    notes: list[str]
+    lists: dict[str, dict[str, Any]]
+    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -61,6 +65,41 @@ class Run:
         """The weights of that record."""
         return self.folder / BEST_FILE
 
+    @property
+    def source(self) -> DataSource:
+        """Where its data are from."""
+        names = {field.name for field in dataclasses.fields(DataSource)} & self.args.keys()
+        return DataSource(**{name: self.args[name] for name in names})
+
+    def is_on(self, class_names: Sequence[str], root: Path, lists: Collection[str]) -> bool:
+        """Whether its data are those; the one rule, wherever runs are chosen.
+
+        Published data are the same wherever they lie. Of the user's own, the folder decides if both
+        are on this machine, else (they were moved, or the run was copied here) the images do.
+
+        Args:
+            class_names: of the data set; `--dataset` is the run's.
+            root: its folder, as `--data_root`.
+            lists: hashes of lists of its images.
+        """
+        own, own_lists = Path(self.source.data_root), {part["ids"] for part in self.lists.values()}
+        if list(class_names) != self.class_names:
+            return False
+        if self.source.dataset != "custom" or own.resolve() == root.resolve():
+            return True
+        if own.exists() and root.exists():
+            return False
+        return not own_lists.isdisjoint(lists) if own_lists and lists else own.name == root.name
+
+    def compares_with(self, other: "Run") -> bool:
+        """Whether their scores do: on the same data, list of images and protocol."""
+        one, two = (
+            (run.source.dataset, run.setting("crop_val"), run.lists.get("val", {}).get("ids"))
+            for run in (self, other)
+        )
+        ids = [part["ids"] for part in other.lists.values()]
+        return one == two and self.is_on(other.class_names, Path(other.source.data_root), ids)
+
     def setting(self, name: str) -> Any:
         """One of the settings; None if the run does not say."""
         return self.args.get(name)
@@ -80,33 +119,42 @@ def load_run(folder: Path) -> Run:
     Raises:
         UserError: it is no run, has no evaluation yet, or its files are broken.
     """
-    args, class_names, environment = _read_settings(folder)
-    records, note = read_log_and_note(folder)
-    notes = [note] if note else []
-    path = folder / LOG_FILE
-    for record in records:
+    return _with_log(read_settings(folder))
+
+
+def read_settings(folder: Path) -> Run:
+    """A run without its log."""
+    stored = read_json(folder / ARGS_FILE)
+    parts = {key: stored.get(key) or {} for key in ("args", "environment", "data")}
+    class_names = stored.get("class_names")
+    if "args" not in stored or not isinstance(class_names, list):
+        raise UserError(f"{folder / ARGS_FILE}: holds no settings of a run")
+    for key, part in parts.items():
+        if not isinstance(part, dict):
+            raise UserError(f"{folder / ARGS_FILE}: its {key} cannot be {str(part):.40}")
+    return Run(folder, parts["args"], class_names, parts["environment"], parts["data"])
+
+
+def _with_log(run: Run) -> Run:
+    """The same run, with its log and with notes on what is wrong in it."""
+    path = run.folder / LOG_FILE
+    run.log, note = read_log_and_note(run.folder)
+    run.notes = [note] if note else []
+    for record in run.log:
         wrong = _clean_numbers(record)
         if wrong:
-            notes.append(
+            run.notes.append(
                 f"{path}: {' and '.join(wrong)} not a number at iteration {record['iteration']}: "
                 "left out"
             )
-    if not any(math.isfinite(record["miou"]) for record in records):
-        raise UserError(f"{folder}: has no evaluation yet: train it on with main.py --resume")
-    last, total = records[-1]["iteration"], args.get("total_itrs")
+    if not any(math.isfinite(record["miou"]) for record in run.log):
+        raise UserError(f"{run.folder}: has no evaluation yet: train it on with main.py --resume")
+    last, total = run.log[-1]["iteration"], run.setting("total_itrs")
     if isinstance(total, int) and last < total:
-        notes.append(f"{folder}: is not finished: evaluated at {last} of {total} iterations")
-    return Run(folder, args, class_names, environment, records, notes)
-
-
-def _read_settings(folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """Settings, class names and environment of a run."""
-    stored = read_json(folder / ARGS_FILE)
-    args, class_names = stored.get("args"), stored.get("class_names")
-    if not isinstance(args, dict) or not isinstance(class_names, list):
-        raise UserError(f"{folder / ARGS_FILE}: holds no settings of a run")
-    environment = stored.get("environment")
-    return args, class_names, environment if isinstance(environment, dict) else {}
+        run.notes.append(
+            f"{run.folder}: is not finished: evaluated at {last} of {total} iterations"
+        )
+    return run
 
 
 def _clean_numbers(record: dict[str, Any]) -> list[str]:
@@ -132,17 +180,21 @@ def find_runs(
     Args:
         runs_dir: the folder of the runs.
         dataset_name: as `--dataset` names it; None for any.
-        dataset: that data set; a run on other classes is no run on it. None: not at hand.
+        dataset: that data set; see `Run.is_on` for what is no run on it. None: not at hand.
 
     Returns:
-        The runs that have an evaluation, and one line for each that could not be read.
+        The runs that have an evaluation, and one line for each that could not be read, or that is
+        on other data of the same name.
     """
     runs, notes = [], []
     for folder in _folders(runs_dir):
         try:
-            args, class_names, _ = _read_settings(folder)
-            if not _misfit(args, class_names, dataset_name, dataset):
-                runs.append(load_run(folder))
+            run = read_settings(folder)
+            misfit = _misfit(run, dataset_name, dataset)
+            if misfit is None:
+                runs.append(_with_log(run))
+            elif run.source.dataset == dataset_name:
+                notes.append(f"{folder}: left out: {misfit}")
         except UserError as error:
             notes.append(str(error))
     return runs, notes
@@ -169,11 +221,11 @@ def load_named_runs(
         if not (folder / ARGS_FILE).exists():
             known = ", ".join(path.name for path in _folders(runs_dir)) or "none"
             raise UserError(f"--runs {name}: no such run; in {runs_dir} there are: {known}")
-        args, class_names, _ = _read_settings(folder)
-        misfit = _misfit(args, class_names, dataset_name, dataset)
+        run = read_settings(folder)
+        misfit = _misfit(run, dataset_name, dataset)
         if misfit:
             raise UserError(f"--runs {name}: {misfit}")
-        run = load_run(folder)
+        run = _with_log(run)
         if any(run.folder.resolve() == other.folder.resolve() for other in runs):
             raise UserError(f"--runs {name}: given twice: name each run once")
         runs.append(run)
@@ -195,8 +247,13 @@ def summarise(run: Run) -> str:
     minutes, seconds = divmod(round(last["seconds"]), 60)
     memory = last["max_memory_mb"]
     scores = {**best, "class_iou": list(best["class_iou"].values())}
-    predict = ["python", "predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER"]
-    figures = ["python", "visualize.py", "--runs_dir", str(run.folder.parent)]
+    data = ["--runs_dir", str(run.folder.parent), *run.source.flags()]
+    commands = [["predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER"]]
+    if run.setting("loss") == "ce":  # the course asks for a second one, and for SAM
+        name = run.name.removesuffix("_ce") + "_focal"
+        settings = ["--args", str(run.folder / ARGS_FILE), "--run_name", name]
+        commands += [["main.py", *settings, "--loss", "focal"], ["sam_infer.py", *data]]
+    commands.append(["visualize.py", *data])
     return "\n".join(
         [
             format_scores(scores, list(best["class_iou"])),
@@ -204,8 +261,7 @@ def summarise(run: Run) -> str:
             f"{best['iteration']}, in {run.best_checkpoint}",
             f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
             + (f", {memory:,.0f} MB of GPU memory" if math.isfinite(memory) else ""),
-            f"next: {shlex.join(predict)}",
-            f"      {shlex.join([*figures, '--dataset', str(run.setting('dataset'))])}",
+            "next: " + "\n      ".join(shlex.join(["python", *words]) for words in commands),
         ]
     )
 
@@ -214,49 +270,47 @@ def _folders(runs_dir: Path) -> list[Path]:
     return sorted(path.parent for path in runs_dir.glob(f"*/{ARGS_FILE}"))
 
 
-def _misfit(
-    args: dict[str, Any],
-    class_names: Sequence[str],
-    dataset_name: str | None,
-    dataset: SegmentationDataset | None,
-) -> str | None:
+def _misfit(run: Run, dataset_name: str | None, dataset: SegmentationDataset | None) -> str | None:
     """Why a run is not of this data set; None if it is."""
-    other = args.get("dataset")
+    other = run.source.dataset
     if dataset_name not in (None, other):
         return f"a run on {other}, not on {dataset_name}: give --dataset {other}"
-    if dataset is not None and list(class_names) != list(dataset.class_names):
-        return (
-            f"a run on other classes than those in {dataset.folder}: give its --data_root "
-            f"{args.get('data_root')}"
-        )
-    return None
+    if dataset is None:
+        return None
+    if run.is_on(dataset.class_names, dataset.folder, [dataset.ids_hash]):
+        return None
+    kind = "images" if list(dataset.class_names) == run.class_names else "classes"
+    return (
+        f"a run on other {kind} than those in {dataset.folder}: give its --data_root "
+        f"{run.source.data_root}"
+    )
 
 
-def default_checkpoint(runs_dir: Path) -> tuple[Path | None, str]:
-    """The weights to use where none are named: the best run on the newest run's data set.
+def default_checkpoint(
+    runs_dir: Path, dataset_name: str | None = None, dataset: SegmentationDataset | None = None
+) -> tuple[Path | None, str]:
+    """The weights to use where none are named: the best run of a data set.
 
-    Runs of other classes, or scored by another protocol, are not compared with the newest.
+    Args:
+        runs_dir: the folder of the runs.
+        dataset_name: as in `find_runs`; None: the data set of the newest run.
+        dataset: the same.
 
     Returns:
         The file, None if there is no run; and why, in words that follow the file's name.
     """
-    runs, notes = find_runs(runs_dir, None, None)
+    runs, notes = find_runs(runs_dir, dataset_name, dataset)
     for note in notes:
         print(note, file=sys.stderr)
     runs = [run for run in runs if run.best_checkpoint.is_file()]
     if not runs:
-        return None, f"no finished run in {runs_dir}"
+        on = f" on {dataset_name}" if dataset_name else ""
+        return None, f"no finished run{on} in {runs_dir}"
     newest = max(runs, key=lambda run: run.best_checkpoint.stat().st_mtime)
-    rivals = [run for run in runs if _what_is_scored(run) == _what_is_scored(newest)]
-    best = best_run(rivals) or newest
-    reason = f"mIoU {100 * best.best['miou']:.2f}, "
-    if len(runs) == 1:
-        reason += f"the only run in {runs_dir}"
-    else:
-        reason += f"the best of {len(rivals)} on {newest.setting('dataset')} in {runs_dir}"
-        reason += " by the newest's data" if len(rivals) < len(runs) else ""
+    rivals = [run for run in runs if run.compares_with(newest)]
+    best, source = best_run(rivals) or newest, newest.source
+    data = f"custom data in {source.data_root}" if source.dataset == "custom" else source.dataset
+    reason = f"mIoU {100 * best.best['miou']:.2f}, the best of {len(rivals)} on {data}"
+    if others := len(runs) - len(rivals):
+        reason += f", the newest run's; {others} on other data or scored otherwise left out"
     return best.best_checkpoint, f"{reason}; --ckpt FILE takes another"
-
-
-def _what_is_scored(run: Run) -> tuple:
-    return run.setting("dataset"), run.class_names, run.setting("crop_val")

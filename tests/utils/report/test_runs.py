@@ -118,7 +118,8 @@ def test_find_runs_takes_those_of_the_data_set(tmp_path, dataset):
     (write_run(runs / "new") / "log.jsonl").unlink()
     found, notes = find_runs(runs, "voc", dataset)
     assert [run.name for run in found] == ["a", "b"]
-    assert len(notes) == 1 and "new: has no evaluation yet" in notes[0]
+    assert len(notes) == 2 and "new: has no evaluation yet" in notes[1]
+    assert "fewer: left out: a run on other classes than those in" in notes[0]
     assert find_runs(tmp_path / "nowhere", "voc", dataset) == ([], [])
 
 
