@@ -52,11 +52,16 @@ from utils.engine import NonFiniteLossError, evaluate
 from utils.loss import AuxiliaryLoss, build_criterion, class_weights
 from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
-from utils.precision import choose_device, choose_precision, out_of_memory_explained
+from utils.precision import (
+    choose_device,
+    choose_precision,
+    describe_precision,
+    out_of_memory_explained,
+)
 from utils.predictor import Predictor
 from utils.run_folder import ARGS_FILE, BEST_FILE, RunFolder, describe_environment
 from utils.run_records import load_run, summarise
-from utils.scores import protocol, score_checkpoint
+from utils.scores import Evaluation, protocol, score_checkpoint
 from utils.signals import Stopped, StopSignals
 from utils.training_state import TrainingState
 
@@ -93,7 +98,7 @@ def test(args: argparse.Namespace, device: torch.device) -> int:
     """Evaluate a checkpoint, leave its scores beside it and print them."""
     path = Path(args.ckpt) if args.ckpt else run_dir_of(args) / BEST_FILE
     predictor = Predictor.from_checkpoint(path, device, args.precision, args.output_stride)
-    score_checkpoint(predictor, args, path.parent)
+    score_checkpoint(predictor, Evaluation.of(args))
     return 0
 
 
@@ -320,12 +325,13 @@ def settings_of(
 def print_settings(args: argparse.Namespace, data: Data, device: torch.device) -> None:
     """Say what applies, defaults included."""
     train_set, val_set = data.train_set, data.val_set
+    crop = args.crop_size[0] if args.crop_val else None
     print_main(
         f"{args.model}, output stride {args.output_stride}, backbone weights "
         f"{args.backbone_weights} (lr x{args.backbone_lr_factor:g}, BN momentum "
-        f"{args.bn_momentum:g}), {args.precision} on {device}\n"
+        f"{args.bn_momentum:g}), {describe_precision(args.precision, device)}\n"
         f"{args.dataset}: {len(train_set)} images of {args.image_set}, evaluated on "
-        f"{len(val_set)} of {args.val_image_set} ({protocol(args)}), {train_set.num_classes} "
+        f"{len(val_set)} of {args.val_image_set} ({protocol(crop)}), {train_set.num_classes} "
         f"classes\n"
         f"{args.loss}, SGD lr {args.lr:g}, {args.lr_policy}, {args.total_itrs} iterations of "
         f"{args.batch_size} images, crop {args.crop_size}, resized by {args.resize:g}\n"

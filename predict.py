@@ -6,34 +6,32 @@
     python predict.py --split val --scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip
     python predict.py --split val --crop_val --save_predictions
 
-Images give `<stem>.png` (class indices as a palette PNG, at the image's size) and
-`<stem>_overlay.png` in --output_dir; a split gives `scores_<split>.json` there.
+Images give `<stem>.png` (class indices as a palette PNG, at the image's size), `<stem>_overlay.png`
+and, with --confidence, `<stem>_confidence.png` (the softmax of the class, 0 to 255) in
+--output_dir, and predictions.csv the share of each class in each. A split gives
+`scores_<split>.json` beside the checkpoint; one without masks is predicted with --save_predictions.
 """
 
 import argparse
-import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from datasets.image_files import pixel_limit, read_image, save_png
+from datasets.image_files import pixel_limit, read_image
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.progress import progress
-from utils.common.threads import AHEAD, THREADS, call_ahead
-from utils.precision import choose_device, choose_precision, is_out_of_memory
+from utils.common.threads import call_ahead
+from utils.precision import choose_device, choose_precision, describe_precision
 from utils.predict.options import parse_args
-from utils.predict.overlay import classes_in, draw_overlay, save_pred
 from utils.predict.photos import find_images, name_outputs, output_files
+from utils.predict.results import Result, Results
 from utils.predictor import Predictor
 from utils.run_records import default_checkpoint
-from utils.scores import score_checkpoint
+from utils.scores import Evaluation, predictions_folder, score_checkpoint
 
 
 def choose_checkpoint(args: argparse.Namespace) -> Checkpoint:
@@ -69,102 +67,91 @@ def make_output_dir(folder: Path) -> None:
         ) from None
 
 
-def predict_images(paths: list[Path], output_dir: Path, predictor: Predictor) -> int:
+def predict_images(
+    names: Mapping[Path, str], folder: Path, predictor: Predictor, extras: Collection[str] = ()
+) -> int:
     """Predict and save each image; reading and saving run beside the model.
+
+    Args:
+        names: what the results of each image are called.
+        folder: where they go.
+        predictor: gives the classes.
+        extras: what is left beside the masks: "overlay", "confidence".
 
     Returns:
         The exit status: 1 if some images could not be done.
     """
-    names = dict(zip(paths, name_outputs(paths, output_dir), strict=True))
-    unpredicted, unsaved = [], []
-    start = time.perf_counter()
-    bar = progress(call_ahead(read_image, paths), "predict", len(paths), unit="image")
-
-    def predict() -> Iterator[tuple[Path, torch.Tensor, np.ndarray]]:
+    results, start = Results(predictor), time.perf_counter()
+    with progress(call_ahead(read_image, names), "predict", len(names), unit="image") as bar:
         for path, reading in bar:
             try:
-                image = reading.result()
-                pred = predictor.predict_image(image)
+                image, confidence = reading.result(), None
+                if "confidence" in extras:
+                    classes, confidence = predictor.predict_with_confidence(image)
+                else:
+                    classes = predictor.predict_image(image)
             except Exception as error:
-                unpredicted.append(explain_failure(path, error))
+                results.fail(str(path), error)
             else:
-                yield path, image, pred
-
-    def save(prediction: tuple[Path, torch.Tensor, np.ndarray]) -> list[int]:
-        path, image, pred = prediction
-        mask, overlay = (output_dir / file for file in output_files(names[path]))
-        save_pred(mask, pred, predictor.palette)
-        picture = draw_overlay(image, pred, predictor.class_names, predictor.palette)
-        save_png(overlay, picture)
-        return classes_in(pred)
-
-    done: list[list[int]] = []
-    with bar:
-        for (path, *_), saving in call_ahead(save, predict()):
-            try:
-                done.append(saving.result())
-            except Exception as error:
-                unsaved.append(explain_failure(path, error))
-    seconds = time.perf_counter() - start
-    found = [predictor.class_names[index] for index in sorted(set().union(*done))]
+                shown = image if "overlay" in extras else None
+                mask = folder / output_files(names[path])[0]
+                results.add(Result(str(path), mask, classes, shown, confidence))
+    status = results.end(folder)
+    seconds, number = time.perf_counter() - start, len(results.shares)
+    total = np.add.reduce([np.zeros(len(predictor.class_names)), *results.shares.values()])
+    found = ", ".join(np.array(predictor.class_names)[total > 0])
     print(
-        f"{len(done)} of {len(paths)} images in {seconds:.1f} s ({len(done) / seconds:.2f} "
-        f"images/s), results in {output_dir}\nclasses found: {', '.join(found) or 'none'}"
+        f"{number} of {len(names)} images in {seconds:.1f} s ({number / seconds:.2f} images/s), "
+        f"results in {folder}\nclasses found: {found or 'none'}"
     )
-    failures = [*unpredicted, *unsaved]
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return status
 
 
-def explain_failure(path: Path, error: Exception) -> str:
-    """Why an image failed, in one line; a fault of the program is raised again."""
-    if is_out_of_memory(error):
-        torch.cuda.empty_cache()
-        return f"{path}: out of memory: give a smaller --window"
-    if not isinstance(error, UserError | OSError):
-        raise error
-    return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+def score_split(
+    predictor: Predictor, evaluation: Evaluation, folder: Path, save_predictions: bool
+) -> int:
+    """Score a split, and leave its scores and, if asked for, its predictions.
 
-
-def score_split(args: argparse.Namespace, predictor: Predictor, output_dir: Path) -> None:
-    """Score a split, and write its scores and, if asked for, the predictions."""
-    pending: deque[Future] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-
-        def save(sample: str, pred: np.ndarray) -> None:
-            path = output_dir / f"{sample}.png"
-            pending.append(pool.submit(save_pred, path, pred, predictor.palette))
-            if len(pending) > AHEAD:
-                pending.popleft().result()
-
-        score_checkpoint(predictor, args, output_dir, save if args.save_predictions else None)
-    for saving in pending:
-        saving.result()
+    Returns:
+        The exit status: 1 if some predictions could not be saved.
+    """
+    if not save_predictions:
+        score_checkpoint(predictor, evaluation, folder)
+        return 0
+    results = Results(predictor)
+    file = score_checkpoint(
+        predictor, evaluation, folder, lambda *parts: results.add(Result(*parts))
+    )
+    return results.end(predictions_folder(file))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Predict or score as the flags say; returns the exit status."""
     args = parse_args(__doc__, argv)
-    output_dir = Path(args.output_dir)
-    paths = find_images(args.inputs, output_dir)
-    make_output_dir(output_dir)
+    folder, is_split = Path(args.output_dir or "predictions"), args.val_image_set is not None
+    paths = find_images(args.inputs, folder)
+    if args.output_dir or not is_split:
+        make_output_dir(folder)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     checkpoint = choose_checkpoint(args)
-    print(f"{precision} on {device}")
-    if args.val_image_set:
+    print(describe_precision(precision, device))
+    if is_split:
         stored = checkpoint.content["args"] if checkpoint.kind == "own" else {}
         args = parse_args(__doc__, argv, stored)
+        if args.output_dir is None:
+            folder = checkpoint.path.parent if checkpoint.path.is_file() else folder
+            make_output_dir(folder)
     views = {key: getattr(args, key) for key in ("scales", "flip", "window", "overlap")}
     predictor = Predictor.from_checkpoint(
         checkpoint, device, precision, args.output_stride, **views
     )
-    if args.val_image_set:
-        score_split(args, predictor, output_dir)
-        return 0
+    if is_split:
+        return score_split(predictor, Evaluation.of(args), folder, args.save_predictions)
+    names = dict(zip(paths, name_outputs(paths, folder), strict=True))
+    extras = ["overlay", *(["confidence"] if args.confidence else [])]
     with pixel_limit(args.max_pixels):
-        return predict_images(paths, output_dir, predictor)
+        return predict_images(names, folder, predictor, extras)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,8 @@ def add_loader_flags(group: argparse._ArgumentGroup) -> None:
 def add_device_flags(group: argparse._ArgumentGroup, precision_of: str) -> None:
     """Add `--device` and `--precision`; every script that runs a model has the same."""
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=precision_of)
+    text = f"{precision_of}; fp32 on CUDA is TF32 in convolutions"
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=text)
 
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:

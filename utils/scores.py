@@ -1,7 +1,10 @@
 """Scoring a checkpoint on a data set: what `main.py --test_only` and `predict.py --split` share."""
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,108 +20,182 @@ from utils.common.errors import UserError
 from utils.common.files import read_json, write_json
 from utils.common.processes import is_main, print_main
 from utils.engine import evaluate
-from utils.metrics import format_scores
+from utils.metrics import format_scores, scores_from_confusion
 from utils.precision import out_of_memory_explained
 from utils.predictor import Predictor
-from utils.run_folder import ARGS_FILE
+from utils.run_folder import ARGS_FILE, BEST_FILE
+from utils.run_records import read_settings
 
-Keep = Callable[[str, np.ndarray], None]
+Keep = Callable[[str, Path, np.ndarray], None]
 
 
-def protocol(args: argparse.Namespace) -> str:
-    """How the evaluation looks at images; every score says so."""
-    if args.crop_val:
-        return f"centre crops: short side {args.crop_size[0]}, centre square"
-    return "whole images at native size"
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint is scored on, and how."""
+
+    source: DataSource
+    image_set: str = "val"
+    crop: int | None = None  # side of the centre squares of `--crop_val`; None: whole images
+    batch_size: int = 8
+    num_workers: int = 0
+    detailed: bool = False  # print more of each class than its IoU
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Evaluation":
+        """What the flags of a command line say."""
+        crop = args.crop_size[0] if args.crop_val else None
+        detailed = getattr(args, "metrics", "iou") == "all"
+        loading = (args.val_batch_size, args.num_workers)
+        return cls(DataSource.of(args), args.val_image_set, crop, *loading, detailed)
+
+    @property
+    def name(self) -> str:
+        """Data set and split."""
+        return f"{self.source.dataset}, {self.image_set}"
+
+
+def protocol(crop: int | None) -> str:
+    """How an evaluation looks at images; every score says so. `crop` is as in `Evaluation`."""
+    if crop is None:
+        return "whole images at native size"
+    return f"centre crops: short side {crop}, centre square"
 
 
 def score_checkpoint(
-    predictor: Predictor, args: argparse.Namespace, folder: Path, keep: Keep | None = None
-) -> dict[str, Any]:
+    predictor: Predictor,
+    evaluation: Evaluation,
+    folder: Path | None = None,
+    keep: Keep | None = None,
+) -> Path:
     """Score a checkpoint on a split, write its scores, then print them.
 
     Args:
         predictor: from `Predictor.from_checkpoint`.
-        args: the flags of the data and of the evaluation.
-        folder: where `scores_<split>[_<protocol>].json` goes; see `scores_file`.
-        keep: called with each sample's id and its class indices, uint8 (H, W).
+        evaluation: on what, and how.
+        folder: where the scores go, under the name that `scores_file` gives; None: beside the
+            checkpoint.
+        keep: called for each sample with its id, the file that its prediction belongs in, and the
+            prediction: class indices uint8 (H, W).
 
     Returns:
-        What that file holds.
+        The file of the scores.
 
     Raises:
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
     """
     checkpoint, device = predictor.checkpoint, predictor.device
-    crop = args.crop_size[0] if args.crop_val else None
-    val_set, sizes = build_val_set(DataSource.of(args), args.val_image_set, crop)
-    name = f"{args.dataset}, {args.val_image_set}"
-    check_classes(checkpoint, val_set, args.dataset)
-    say_other_images(checkpoint, args, val_set)
+    val_set, sizes = build_val_set(evaluation.source, evaluation.image_set, evaluation.crop)
+    check_classes(checkpoint, val_set, evaluation.source.dataset)
+    say_other_images(checkpoint, evaluation, val_set)
+    settings = describe_evaluation(predictor, evaluation, val_set)
+    file = scores_file(settings, folder)
     loader = build_val_loader(
-        val_set, sizes, args.val_batch_size, args.num_workers, pin_memory=device.type == "cuda"
+        val_set, sizes, evaluation.batch_size, evaluation.num_workers, device.type == "cuda"
     )
 
     def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
         if keep:
-            keep(val_set.ids[index], pred.cpu().numpy())
+            sample = val_set.ids[index]
+            keep(sample, predictions_folder(file) / f"{sample}.png", pred.cpu().numpy())
 
     remedy = "lower --val_batch_size, or use --precision bf16 or fp16"
     with out_of_memory_explained(device, remedy):
-        metrics = evaluate(predictor, val_set, loader, visit)
-    present, absent = present_and_absent(metrics.confusion.sum(1), val_set.class_names)
+        confusion = evaluate(predictor, val_set, loader, visit).confusion
+    present, absent = present_and_absent(confusion.sum(1), val_set.class_names)
     if len(present) < 2:
         raise UserError(
-            f"{name}: its masks hold no other class than {''.join(present) or 'void'}, so that "
-            "scores would say nothing: check the masks"
+            f"{evaluation.name}: its masks hold no other class than {''.join(present) or 'void'}, "
+            "so that scores would say nothing: check the masks"
         )
-    measured = metrics.compute()
+    measured = scores_from_confusion(confusion, detailed=True)
+    by_name = {
+        key: dict(zip(val_set.class_names, values, strict=True)) if "class_" in key else values
+        for key, values in measured.items()
+    }
+    scores = {**settings, **by_name}
+    if is_main():
+        write_json(file, scores)
+    print_main(
+        f"{checkpoint.path} on {evaluation.name} ({len(val_set)} images, {scores['protocol']}, "
+        f"scales {scores['scales']}{', flipped' * predictor.flip})\n"
+        + format_scores(measured, val_set.class_names, evaluation.detailed)
+        + (f"\nno pixel in the masks: {', '.join(absent)}" if absent else "")
+        + f"\nscores in {file}"
+    )
+    return file
+
+
+def describe_evaluation(
+    predictor: Predictor, evaluation: Evaluation, dataset: SegmentationDataset
+) -> dict[str, Any]:
+    """Everything that tells one evaluation from another, as the file of its scores has it."""
+    checkpoint = predictor.checkpoint
     trained = checkpoint.content["args"] if checkpoint.kind == "own" else {}
-    scores = {
+    usual = ("dataset", "data_root", "output_stride", "precision")
+    return {
         "checkpoint": str(checkpoint.path),
-        "dataset": args.dataset,
-        "image_set": args.val_image_set,
-        "images": len(val_set),
-        "protocol": protocol(args),
-        "crop_size": args.crop_size[0] if args.crop_val else None,
+        "dataset": evaluation.source.dataset,
+        "data_root": evaluation.source.data_root,
+        "image_set": evaluation.image_set,
+        "images": len(dataset),
+        "ids": dataset.ids_hash,
+        "protocol": protocol(evaluation.crop),
+        "crop_size": evaluation.crop,
         "output_stride": predictor.output_stride,
-        "trained": {key: trained.get(key) for key in ("dataset", "output_stride")},
+        "trained": {key: trained.get(key) for key in usual},
         "precision": predictor.precision,
         "resize": predictor.resize,
         "scales": list(predictor.scales),
         "flip": predictor.flip,
-        **measured,
-        "class_iou": dict(zip(val_set.class_names, measured["class_iou"], strict=True)),
+        "window": predictor.side,
+        "overlap": predictor.overlap,
     }
-    if is_main():
-        write_json(folder / scores_file(scores), scores)
-    print_main(
-        f"{checkpoint.path} on {name} ({len(val_set)} images, {scores['protocol']}, "
-        f"scales {scores['scales']}{', flipped' * predictor.flip})\n"
-        + format_scores(measured, val_set.class_names)
-        + (f"\nno pixel in the masks: {', '.join(absent)}" if absent else "")
-        + f"\nscores in {folder / scores_file(scores)}"
-    )
-    return scores
 
 
-def scores_file(scores: dict[str, Any]) -> str:
-    """`scores_<split>[_<protocol>].json`: evaluations that differ have files of their own.
+def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """`scores_<split>[_<what is unusual>].json`: no two evaluations have the same.
 
-    The name says what differs from the usual: other weights than `best.pth`, another data set or
-    output stride than the training's, centre crops, several scales, flips.
+    The name says what is not as the training had it: other weights than `best.pth`, other data,
+    another precision or output stride, centre crops, several scales, flips; and the run, where the
+    folder (by default its own) is not the run's. Where all that is not enough, a hash is added.
     """
-    checkpoint, trained = Path(scores["checkpoint"]).stem, scores["trained"]
-    scales = "-".join(f"{scale:g}" for scale in scores["scales"])
-    parts = {
-        checkpoint: checkpoint != "best",
-        scores["dataset"]: scores["dataset"] != trained["dataset"],
-        f"os{scores['output_stride']}": scores["output_stride"] != trained["output_stride"],
-        f"crop{scores['crop_size']}": scores["crop_size"] is not None,
+    path, trained = Path(settings["checkpoint"]), settings["trained"]
+    folder = folder or path.parent
+    is_beside = folder.resolve() == path.parent.resolve()
+    scales = "-".join(f"{scale:g}" for scale in settings["scales"])
+    data = _places(settings)
+    unusual = {
+        path.parent.name or path.name: not is_beside,
+        path.stem: path.name != BEST_FILE,
+        data[-1].name: data != _places(trained),
+        settings["precision"]: settings["precision"] != trained["precision"],
+        f"os{settings['output_stride']}": settings["output_stride"] != trained["output_stride"],
+        f"crop{settings['crop_size']}": settings["crop_size"] is not None,
         f"scales{scales}": scales != "1",
-        "flip": scores["flip"],
+        "flip": settings["flip"],
     }
-    return "_".join(["scores", scores["image_set"], *(k for k, v in parts.items() if v)]) + ".json"
+    words = ["scores", settings["image_set"], *(word for word, is_so in unusual.items() if is_so)]
+    file = folder / ("_".join(words) + ".json")
+    if not file.exists():
+        return file
+    stored = {**settings, **read_json(file)}  # older files do not say all
+    keys = settings.keys() - {"checkpoint", "dataset", "data_root", "trained", "protocol"}
+    is_same = all(settings[key] == stored[key] for key in keys) and data == _places(stored)
+    if is_same and (is_beside or path.resolve() == Path(stored["checkpoint"]).resolve()):
+        return file
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return file.with_stem(f"{file.stem}_{digest[:6]}")
+
+
+def _places(settings: Mapping[str, Any]) -> list[Path]:
+    """The data set by its name, and one of the user's own by its folder as well."""
+    root = [Path(settings["data_root"]).resolve()] if settings["dataset"] == "custom" else []
+    return [Path(str(settings["dataset"])), *root]
+
+
+def predictions_folder(file: Path) -> Path:
+    """Where the masks of an evaluation go: beside its scores, under the same name."""
+    return file.with_name("predictions" + file.stem.removeprefix("scores"))
 
 
 def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset: str) -> None:
@@ -133,21 +210,18 @@ def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset:
 
 
 def say_other_images(
-    checkpoint: Checkpoint, args: argparse.Namespace, val_set: SegmentationDataset
+    checkpoint: Checkpoint, evaluation: Evaluation, val_set: SegmentationDataset
 ) -> None:
     """Say it in one line if the split holds other images than when the run was trained."""
-    content, path = checkpoint.content, checkpoint.path.with_name(ARGS_FILE)
-    if "data" not in content and path.is_file():
-        content = read_json(path)
-    settings = content.get("args")
-    if checkpoint.kind != "own" or not isinstance(settings, dict):
+    if not checkpoint.path.with_name(ARGS_FILE).is_file():
+        return
+    run, source = read_settings(checkpoint.path.parent), evaluation.source
+    if (run.source.dataset, run.source.data_root) != (source.dataset, source.data_root):
         return
     for role, split in (("train", "image_set"), ("val", "val_image_set")):
-        before = content.get("data", {}).get(role, {})
-        same = all(settings.get(key) == getattr(args, key) for key in ("dataset", "data_root"))
-        if same and settings.get(split) == args.val_image_set and before:
-            if before["ids"] != val_set.ids_hash:
-                print_main(
-                    f"{args.val_image_set}: holds other images than when {checkpoint.path} was "
-                    f"trained ({before['images']} then, {len(val_set)} now)"
-                )
+        before = run.lists.get(role, {"ids": val_set.ids_hash})
+        if run.setting(split) == evaluation.image_set and before["ids"] != val_set.ids_hash:
+            print_main(
+                f"{evaluation.image_set}: holds other images than when {checkpoint.path} was "
+                f"trained ({before['images']} then, {len(val_set)} now)"
+            )

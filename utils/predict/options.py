@@ -15,7 +15,7 @@ from utils.predictor import OVERLAP, WINDOW
 STORED_SETTINGS = ("dataset", "data_root", "val_fraction", "split_seed", "crop_size")
 # Flags that only scores heed.
 SCORE_FLAGS = DATA_FLAGS | {
-    "crop_val", "crop_size", "save_predictions", "val_batch_size", "num_workers"
+    "crop_val", "crop_size", "metrics", "save_predictions", "val_batch_size", "num_workers"
 }  # fmt: skip
 
 
@@ -35,10 +35,13 @@ def build_parser(description: str) -> Parser:
     add("--overlap", type=whole(0, 2**16), default=OVERLAP, help="pixels that windows share")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="predictions", help="folder of the results")
+    add = run.add_argument
+    text = "folder of the results (default: predictions; of scores: that of the checkpoint)"
+    add("--output_dir", help=text)
     add_device_flags(run, "of the convolutions")
     text = "refuse larger images as bombs"
-    run.add_argument("--max_pixels", type=whole(1, 10**12), default=MAX_PIXELS, help=text)
+    add("--max_pixels", type=whole(1, 10**12), default=MAX_PIXELS, help=text)
+    add("--confidence", action="store_true", help="write <stem>_confidence.png as well")
 
     scores = parser.add_argument_group("scores")
     add = scores.add_argument
@@ -46,7 +49,9 @@ def build_parser(description: str) -> Parser:
     add("--crop_val", action="store_true", help="score centre crops (the public ancestor's way)")
     text = "of --crop_val, if not the run's"
     add("--crop_size", type=SIDE, nargs="+", default=[513], help=text)
-    add("--save_predictions", action="store_true", help="write <id>.png as well")
+    add("--metrics", choices=["iou", "all"], default="iou", help="what is printed of each class")
+    text = "write predictions_<split>/<id>.png as well, also of a split without masks"
+    add("--save_predictions", action="store_true", help=text)
     add_loader_flags(scores)
     add_data_args(parser)
     return parser
@@ -86,7 +91,8 @@ def check_flags(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     elif args.inputs:
         raise UserError(f"{args.inputs[0]}: images and --split are two things: give one of them")
     else:
-        refuse({"max_pixels"}, given, "is for images on the command line, not for --split")
+        useless = {"max_pixels", "confidence"}
+        refuse(useless, given, "is for images on the command line, not for --split")
     if not args.crop_val:
         refuse({"crop_size"}, given, "is for --crop_val alone: give both or none")
     elif len(set(args.crop_size)) != 1:

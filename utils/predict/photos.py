@@ -1,8 +1,10 @@
 """Which images the words of a command line name, and what their results are called."""
 
+import glob
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from datasets.image_files import picture_suffixes
@@ -10,23 +12,23 @@ from utils.common.errors import UserError
 
 # Pictures that Pillow does not read by itself: in a folder they are counted, not passed over.
 OTHER_PICTURES = {".heic", ".heif", ".svg", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
-OVERLAY_END = "_overlay.png"
+OVERLAY_END, CONFIDENCE_END = "_overlay.png", "_confidence.png"
 
 
 def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) -> list[Path]:
     """The images that the words of a command line name, in order, each once.
 
     Args:
-        inputs: files, whatever their suffix, and folders. In a folder, the files whose suffix is
-            one of a format that Pillow reads, in any case; no sub-folders, no hidden files. What
-            is left out is said.
+        inputs: files, whatever their suffix, folders, and wildcards that no shell expanded. In a
+            folder, the files whose suffix is one of a format that Pillow reads, in any case; no
+            sub-folders, no hidden files. What is left out is said.
         output_dir: where results go; those of an earlier run are no images.
 
     Raises:
-        UserError: a path does not exist, or a folder has no image.
+        UserError: a path does not exist, or a folder or a wildcard has no image.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, inputs):
+    for path in expand(inputs):
         try:
             path.stat()
         except (OSError, ValueError) as error:  # such as a name that is too long
@@ -45,6 +47,18 @@ def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) ->
     return list(found.values())
 
 
+def expand(inputs: Iterable[str | Path]) -> Iterator[Path]:
+    """The paths that the words name: where the shell (cmd.exe) does not, `*`, `?` and `[` do."""
+    for word in map(str, inputs):
+        if not glob.has_magic(word) or os.path.exists(word):
+            yield Path(word)
+            continue
+        matching = sorted(glob.glob(word))
+        if not matching:
+            raise UserError(f"{word}: matches no file: give the path of an image")
+        yield from map(Path, matching)
+
+
 def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
     """The images of a folder, hidden ones left out, sorted; says which pictures are none here."""
     try:
@@ -52,44 +66,50 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     results: set[Path] = set()
-    if output_dir is not None and folder.resolve() == output_dir.resolve():
-        results = find_results(files)
+    if output_dir is not None:
+        own = output_dir.resolve()
+        results = find_results(files) if folder.resolve() == own else {folder / own.name}
     suffixes, images = picture_suffixes(), []
     left_out: Counter[str] = Counter()
     for file in files:
-        suffix = file.suffix.lower()
-        if suffix not in OTHER_PICTURES | suffixes or file.is_dir():
-            continue
-        if not file.is_file():
-            left_out["broken link"] += 1
-        elif suffix not in suffixes:
-            left_out[suffix] += 1
-        elif file in results:
-            left_out["result of an earlier run"] += 1
-        else:
+        kind = kind_of(file, suffixes)
+        if kind == "image" and file not in results:
             images.append(file)
+        elif kind:
+            left_out["result of an earlier run" if file in results else kind] += 1
     if left_out:
         counts = ", ".join(f"{number} x {kind}" for kind, number in left_out.items())
         print(f"{folder}: leaves out {counts}", file=sys.stderr)
     return images
 
 
+def kind_of(file: Path, suffixes: set[str]) -> str | None:
+    """What a picture in a folder is: "image", or what it is instead; None if it is no picture."""
+    if file.is_dir():
+        inside = (name for _, _, names in os.walk(file) for name in names)
+        has_image = any(Path(name).suffix.lower() in suffixes for name in inside)
+        return "sub-folder with images" if has_image else None
+    suffix = file.suffix.lower()
+    if suffix in suffixes | OTHER_PICTURES and not file.is_file():
+        return "broken link"
+    return "image" if suffix in suffixes else suffix if suffix in OTHER_PICTURES else None
+
+
 def find_results(files: Sequence[Path]) -> set[Path]:
-    """Of the files of a folder, the pairs `<name>.png` and `<name>_overlay.png`."""
-    overlays = {
-        file.with_name(file.name.removesuffix(OVERLAY_END) + ".png"): file
-        for file in files
-        if file.name.endswith(OVERLAY_END)
-    }  # by the paths of their masks
-    masks = overlays.keys() & set(files)
-    return masks | {overlays[mask] for mask in masks}
+    """Of the files of a folder, those of an earlier run: where there are a mask and its overlay."""
+    there = {file.name: file for file in files}
+    results: set[Path] = set()
+    for name in there:
+        own = output_files(name.removesuffix(OVERLAY_END))
+        if name.endswith(OVERLAY_END) and own[0] in there:
+            results |= {there[file] for file in own if file in there}
+    return results
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
     """A name below `output_dir` for each input: its stem, with a number where that is taken.
 
-    `<name>.png` and `<name>_overlay.png` of all inputs differ, also where case does not count, and
-    none of them is an input.
+    The output files of all inputs differ, also where case does not count, and none is an input.
     """
     taken = {path.resolve() for path in paths}
     taken_names = {path.name.casefold() for path in taken if path.parent == output_dir.resolve()}
@@ -104,6 +124,6 @@ def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
     return names
 
 
-def output_files(name: str) -> tuple[str, str]:
-    """The files of one input: mask and overlay."""
-    return f"{name}.png", f"{name}{OVERLAY_END}"
+def output_files(name: str) -> tuple[str, str, str]:
+    """The files of one input: mask, overlay, and confidence if it is asked for."""
+    return f"{name}.png", f"{name}{OVERLAY_END}", f"{name}{CONFIDENCE_END}"

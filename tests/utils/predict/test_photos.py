@@ -68,3 +68,23 @@ def test_results_in_the_output_folder_are_no_inputs(tmp_path, capsys):
         assert [path.name for path in found] == ["a.jpg", "b.png", "c_overlay.png"]
         assert "leaves out 4 x result of an earlier run" in capsys.readouterr().err
     assert tmp_path / "a.png" in find_images([tmp_path / "a.png"], tmp_path)  # named by itself
+
+
+def test_wildcards_that_no_shell_expanded_are(tmp_path):
+    for name in ("b.jpg", "a.jpg", "c.png", "x[1].jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    found = find_images([tmp_path / "?.jpg", tmp_path / "x[1].jpg"])
+    assert [path.name for path in found] == ["a.jpg", "b.jpg", "x[1].jpg"]
+    with pytest.raises(UserError, match=r"\*\.gif: matches no file"):
+        find_images([f"{tmp_path}/*.gif"])
+
+
+def test_sub_folders_that_hold_images_are_said(tmp_path, capsys):
+    for name in ("a.png", "one/b.png", "two/deep/c.JPG", "notes/d.txt", "out/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert find_images([tmp_path], tmp_path / "out") == [tmp_path / "a.png"]
+    said = capsys.readouterr().err
+    assert said == (
+        f"{tmp_path}: leaves out 2 x sub-folder with images, 1 x result of an earlier run\n"
+    )
