@@ -138,8 +138,9 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     )
     average = build_average(model, args.ema_decay)
     state = TrainingState(
-        args, data.train_set.class_names, device, model, criterion, optimizer, scheduler, average
-    )
+        args, data.train_set.class_names, device, model, criterion, optimizer, scheduler, average,
+        data.train_set.colours,
+    )  # fmt: skip
     if get_rank():  # from here on only dropout draws: differently in every process
         torch.manual_seed(derive_seed(args.seed, get_rank()))
     if args.resume:

@@ -19,7 +19,7 @@ from datasets.custom import CustomSegmentation
 from datasets.lists import read_ids
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
-from utils.checkpoint import load_checkpoint, model_from_checkpoint
+from utils.checkpoint import describe_model, load_checkpoint, model_from_checkpoint
 from utils.common.errors import UserError
 from utils.run_folder import read_log
 
@@ -136,8 +136,8 @@ def test_damaged_class_names(folder, how):
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("fuzz") / "last.pth"
     model = build_model("deeplabv3plus_mobilenet", num_classes=3, separable_conv=True)
-    content = {"model_state": model.state_dict(), "best_score": 0.5, "args": {"output_stride": 16}}
-    torch.save(content, path)
+    settings = {"model": "deeplabv3plus_mobilenet", "output_stride": 16, "separable_conv": True}
+    torch.save(describe_model(model, settings, "abc") | {"best_score": 0.5}, path)
     return path
 
 
@@ -159,7 +159,15 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = ("model_state", "args", "class_names", "model", "state_dict", "classifier.4.weight")
+KEYS = (
+    "format",
+    "model_state",
+    "args",
+    "class_names",
+    "model",
+    "state_dict",
+    "classifier.4.weight",
+)
 
 
 @fuzz

@@ -325,7 +325,7 @@ def bad_checkpoints(folder, ckpt):
         "bare.pth": "--output_stride",
         "other.pth": "--ckpt",
         "code.pth": "refused",
-        "page.pth": "web page",
+        "page.pth": "is damaged, cut off",
         "cut.pth": "cut off",
         "nowhere.pth": "--ckpt",
         "": "--ckpt: is empty",

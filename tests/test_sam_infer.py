@@ -24,7 +24,7 @@ from segment_anything.modeling import (
 import sam_infer
 from network.modeling import build_model
 from tests.conftest import ROOT, save_sample, write_list
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import describe_model, save_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.run_folder import write_log
@@ -102,14 +102,8 @@ def save_run(folder, miou, class_names=CLASS_NAMES):
     torch.manual_seed(0)
     name = "deeplabv3plus_mobilenet"
     args = {"dataset": "custom", "model": name, "output_stride": 16, "data_root": "data"}
-    content = {
-        "model_state": build_model(name, num_classes=3).state_dict(),
-        "args": args,
-        "class_names": class_names,
-        "best_score": miou,
-        "cur_itrs": 1,
-    }
-    save_checkpoint(folder / "best.pth", content)
+    content = describe_model(build_model(name, num_classes=3), args, class_names)
+    save_checkpoint(folder / "best.pth", {**content, "best_score": miou, "cur_itrs": 1})
     write_json(folder / "args.json", {"args": args, "class_names": class_names})
     write_log(folder, [{"iteration": 1, "miou": miou}])
 

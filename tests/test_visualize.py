@@ -19,7 +19,7 @@ from datasets.voc import CLASS_NAMES, VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import make_voc
 from tests.utils.report.test_runs import write_run
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import describe_model, save_checkpoint
 from utils.report.contents import Findings
 from visualize import main
 
@@ -46,8 +46,8 @@ def runs_dir(tmp_path_factory, data):
             "backbone_weights": "none", "device": "cpu", "focal_gamma": None,
         }  # fmt: skip
         run = write_run(folder / f"voc_{loss}", mious, loss=loss, data_root=str(data), **args)
-        content = {"model_state": build_model(MODEL).state_dict(), "args": args}
-        save_checkpoint(run / "best.pth", {**content, "class_names": list(CLASS_NAMES)})
+        content = describe_model(build_model(MODEL), args, CLASS_NAMES)
+        save_checkpoint(run / "best.pth", content)
     return folder
 
 

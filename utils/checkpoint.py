@@ -3,7 +3,6 @@
 Nothing here runs code from a file: `torch.load(..., weights_only=True)` throughout.
 """
 
-import argparse
 import dataclasses
 import re
 import sys
@@ -12,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from datasets.colours import default_colours
 from datasets.voc import CLASS_NAMES
 from network._deeplab import DeepLab
 from network.backbone import MobileNetV2Backbone, download_weights
@@ -49,6 +50,7 @@ class Checkpoint:
     resize: float = 1.0  # factor by which it was trained to see images resized
     mean: Sequence[float] = MEAN  # of the images that it was trained on, RGB in [0, 1]
     std: Sequence[float] = STD  # their standard deviation
+    colours: np.ndarray | None = None  # of the classes, as `palette`; None if the file does not say
     notes: list[str] = dataclasses.field(default_factory=list)  # guessed or left out, a line each
 
     @property
@@ -60,25 +62,36 @@ class Checkpoint:
             return list(CLASS_NAMES)
         return [f"class {index}" for index in range(self.num_classes)]
 
+    @property
+    def palette(self) -> np.ndarray:
+        """A colour for each class, uint8 (C, 3), RGB: the file's own, else the default."""
+        return default_colours(self.shown_names) if self.colours is None else self.colours
+
 
 def describe_model(
-    model: DeepLab, args: argparse.Namespace | Mapping[str, Any], class_names: Sequence[str]
+    model: DeepLab,
+    settings: Mapping[str, Any],
+    class_names: Sequence[str],
+    colours: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says of a model: enough to rebuild it, in plain values and tensors alone.
 
     Args:
         model: the weights to keep.
-        args: the settings of the run; `model`, `output_stride`, `separable_conv` and `resize`
-            are read again.
+        settings: those of the run; `model`, `output_stride`, `separable_conv` and `resize` are
+            read again.
         class_names: one name per channel of the last layer.
+        colours: of the classes, uint8 (C, 3), RGB; None for the default ones.
     """
+    colours = default_colours(class_names) if colours is None else colours
     return {
         "format": FORMAT,
         "model_state": model.state_dict(),
         "class_names": list(class_names),
+        "palette": colours.tolist(),
         "mean": (model.mean.flatten() / 255).tolist(),
         "std": (model.std.flatten() / 255).tolist(),
-        "args": dict(args if isinstance(args, Mapping) else vars(args)),
+        "args": dict(settings),
     }
 
 
@@ -100,8 +113,6 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         checkpoint = describe_checkpoint(Path(TORCHVISION), content)
         checkpoint.class_names, checkpoint.notes = list(CLASS_NAMES), []  # published with them
         return checkpoint
-    if source == "":
-        raise UserError("--ckpt '': names no file: give the path of a checkpoint")
     checkpoint = describe_checkpoint(Path(source), read_file(source))
     for note in checkpoint.notes if is_main() else ():
         print(f"{source}: {note}", file=sys.stderr)
@@ -110,10 +121,8 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
 
 def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
     """Recognise what was read from a file; see `load_checkpoint`."""
-    args = content.get("args")
-    old_own = isinstance(args, dict) and "output_stride" in args and "model_state" in content
-    is_own = isinstance(content.get("format"), str) or old_own
-    checkpoint = _describe_own(path, content) if is_own else _describe_foreign(path, content)
+    describe = _describe_own if isinstance(content.get("format"), str) else _describe_foreign
+    checkpoint = describe(path, content)
     weights = checkpoint.state_dict.items()
     checkpoint.state_dict = {k: value for k, value in weights if not k.startswith(AUX_HEAD)}
     check_weights(path, checkpoint.state_dict)
@@ -121,63 +130,40 @@ def describe_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
 
 
 def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
-    """A file of this project's, as its settings say; the oldest ones do not name their model."""
-    _check_own(path, content)
-    state_dict = content["model_state"]
-    if "format" not in content:
-        state_dict, _ = find_state_dict(path, {"model_state": state_dict})
-    args, names = content["args"], content.get("class_names")
-    model = args.get("model")
-    num_classes = len(names or ())
-    if not (names and model):
-        recognised, num_classes = recognise(path, state_dict)
-        model = model or recognised
-    if model not in MODELS:
-        raise UserError(
-            f"{path}: is a {model}, which is not in the table MODELS (network/modeling.py): add it"
-        )
-    return Checkpoint(
-        path,
-        "own",
-        state_dict,
-        model,
-        num_classes=num_classes,
-        output_stride=args["output_stride"],
-        separable_conv=args.get("separable_conv", _has_separable_conv(state_dict)),
-        content=content,
-        class_names=names,
-        resize=args.get("resize", 1.0),
-        mean=content.get("mean", MEAN),
-        std=content.get("std", STD),
-    )
-
-
-def _check_own(path: Path, content: dict[str, Any]) -> None:
-    """Refuse an own file of another version, or one that was changed by hand."""
-    if content.get("format", FORMAT) != FORMAT:
+    """A file of this project's, as its settings say."""
+    if content["format"] != FORMAT:
         raise UserError(
             f"{path}: is of format {content['format']!r}, and this code knows {FORMAT!r} alone: "
             "take the version of this project that wrote it"
         )
-    args, names = content.get("args"), content.get("class_names")
-    weights = content.get("model_state")
-    is_right = {
-        "model_state": isinstance(weights, dict) and _is_list(list(weights), str),
-        "args": isinstance(args, dict)
-        and args.get("output_stride") in (8, 16)
-        and isinstance(args.get("model", ""), str)
-        and isinstance(args.get("resize", 1.0), float),
-        "class_names": names is None or (names != [] and _is_list(names, str)),
-        "mean": _is_list(content.get("mean", MEAN), float, 3),
-        "std": _is_list(content.get("std", STD), float, 3),
-    }
-    if wrong := [key for key, right in is_right.items() if not right]:
-        raise UserError(f"{path}: its {wrong[0]} cannot be {str(content.get(wrong[0])):.60}")
-
-
-def _is_list(value: Any, kind: type, length: int | None = None) -> bool:
-    is_list = isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
-    return is_list and length in (None, len(value))
+    try:
+        args, names = content["args"], [str(name) for name in content["class_names"]]
+        colours = np.array(content.get("palette", default_colours(names)), np.uint8)
+        checkpoint = Checkpoint(
+            path,
+            "own",
+            {str(key): value for key, value in content["model_state"].items()},
+            str(args["model"]),
+            num_classes=len(names),
+            output_stride=int(args["output_stride"]),
+            separable_conv=bool(args.get("separable_conv")),
+            content=content,
+            class_names=names,
+            resize=float(args.get("resize", 1.0)),
+            mean=np.array(content["mean"], float).reshape(3).tolist(),
+            std=np.array(content["std"], float).reshape(3).tolist(),
+            colours=colours.reshape(len(names), 3),
+        )
+    except Exception as error:  # whatever values of other kinds raise
+        raise UserError(
+            f"{path}: is not as this project writes checkpoints ({error!r:.80}): give another"
+        ) from None
+    if checkpoint.model not in MODELS:
+        raise UserError(
+            f"{path}: is a {checkpoint.model}, which is not in the table MODELS "
+            "(network/modeling.py): add it"
+        )
+    return checkpoint
 
 
 def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
@@ -270,7 +256,7 @@ def start_from(
         One line that says what was done.
 
     Raises:
-        UserError: it is of another architecture.
+        UserError: it is of another architecture, or lacks weights.
     """
     if checkpoint.model != name:
         raise UserError(
@@ -278,19 +264,17 @@ def start_from(
             f"{checkpoint.model}"
         )
     own = model.state_dict()
-    state_dict = own | checkpoint.state_dict  # an auxiliary head stays new
+    is_new = {key for key in own if key.startswith(AUX_HEAD)}  # of training alone
     note = f"starts from {checkpoint.path} ({checkpoint.kind})"
-    difference = first_difference(checkpoint, class_names)
-    if difference:
+    if difference := first_difference(checkpoint, class_names):
         # Weight and bias of the convolution that gives the classes.
-        last_layer = [key for key in own if not key.startswith(AUX_HEAD)][-2:]
-        state_dict.update({key: own[key] for key in last_layer})
+        is_new |= set([key for key in own if key not in is_new][-2:])
         note += f"; the last layer is new: {difference}"
     elif not checkpoint.class_names:
         note += f"; it names no classes: its {len(class_names)} are taken to be the data set's"
     if checkpoint.kind == "VainF-style" and "mobilenet" in name:
         note += "; its MobileNetV2 padded otherwise, so that borders look new to it"
-    load_weights(model, state_dict, checkpoint.path)
+    load_weights(model, checkpoint.state_dict | {key: own[key] for key in is_new}, checkpoint.path)
     for buffer, values in ((model.mean, checkpoint.mean), (model.std, checkpoint.std)):
         buffer.copy_(255 * torch.tensor(values).view(3, 1, 1))
     return note

@@ -28,7 +28,6 @@ _BACKBONES = (
     ("backbone.layer3.22.conv1.weight", 256, "resnet101"),
     ("backbone.layer3.5.conv3.weight", 1024, "resnet50"),
 )
-_CLASSIFIERS = ("fc.weight", "_fc.weight", "classifier.1.weight", "head.weight")  # of ImageNet
 
 
 def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
@@ -51,7 +50,7 @@ def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torc
         weights = weights[held[0]]
     kept = {key: value for key, value in weights.items() if _is_weight(key, value)}
     if not kept:
-        raise UserError(f"{path}: no model weights in it: is it a checkpoint of a DeepLab?")
+        raise UserError(f"{path}: holds no weights of a model: give another file")
     if weights is not content and len(kept) < len(weights):
         left_out = ", ".join(str(key) for key in weights if key not in kept)
         notes.append(f"leaves out what is no weight ({left_out[:80]})")
@@ -81,18 +80,14 @@ def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
         if key.endswith("num_batches_tracked"):
             continue
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise UserError(
-                f"{path}: {key} is of {getattr(value, 'dtype', type(value))}, not of floating "
-                "point: a quantised model cannot be used: give the one that it was made from"
-            )
-        if not value.isfinite().all():
-            raise UserError(
-                f"{path}: {key} is not finite: the training diverged; give an earlier checkpoint"
-            )
-        if key.endswith("running_var") and (value < 0).any():
-            raise UserError(
-                f"{path}: {key} has variances below 0: the file is damaged; get another"
-            )
+            fault = "is not of floating point (of a quantised model?)"
+        elif not value.isfinite().all():
+            fault = "is not finite (did the training diverge?)"
+        elif key.endswith("running_var") and (value < 0).any():
+            fault = "has variances below 0 (is the file damaged?)"
+        else:
+            continue
+        raise UserError(f"{path}: {key} {fault}: give another checkpoint")
 
 
 def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int]:
@@ -108,15 +103,10 @@ def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int
         (n for key, size, n in _BACKBONES if len(state_dict.get(key, ())) == size), None
     )
     if backbone is None or last_layer not in state_dict:
-        classifier = next((state_dict[key] for key in _CLASSIFIERS if key in state_dict), None)
-        if classifier is not None and classifier.dim() == 2:
-            raise UserError(
-                f"{path}: a classifier of whole images ({len(classifier)} classes), not of pixels: "
-                "main.py --backbone_weights starts a training from it"
-            )
         raise UserError(
-            f"{path}: holds another architecture than DeepLabV3 or V3+ with a ResNet-50, "
-            "ResNet-101, MobileNetV2 or EfficientNet-Lite: give another --ckpt"
+            f"{path}: holds no DeepLabV3 or V3+ with a ResNet-50, ResNet-101, MobileNetV2 or "
+            "EfficientNet-Lite: give another --ckpt (for ImageNet's weights of a backbone there is "
+            "--backbone_weights)"
         )
     num_classes = len(state_dict[last_layer])
     if not 2 <= num_classes <= MAX_CLASSES:

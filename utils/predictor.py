@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from datasets.colours import default_colours
 from datasets.image_files import read_image, to_rgb
 from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
@@ -135,7 +134,7 @@ class Predictor:
         predictor.checkpoint = checkpoint
         predictor.output_stride = output_stride or checkpoint.output_stride
         predictor.class_names = checkpoint.shown_names
-        predictor.palette = default_colours(checkpoint.shown_names)
+        predictor.palette = checkpoint.palette
         return predictor
 
     def predict_image(self, image: AnyImage) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -45,6 +46,7 @@ class TrainingState:
     optimizer: Optimizer
     scheduler: LRScheduler
     average: AveragedModel | None = None  # of the weights, if that is what is evaluated
+    colours: np.ndarray | None = None  # of the classes, uint8 (C, 3); None for the default ones
     cur_itrs: int = 0  # iterations done
     evaluated_itrs: int = 0  # those that were done at the last evaluation
     best_score: float = 0.0  # best mIoU so far, in [0, 1]
@@ -179,7 +181,9 @@ class TrainingState:
             ) from None
 
     def _weights_and_settings(self) -> dict[str, Any]:
-        described = describe_model(self.evaluated_model, self.args, self.class_names)
+        described = describe_model(
+            self.evaluated_model, vars(self.args), self.class_names, self.colours
+        )
         return {**described, "cur_itrs": self.cur_itrs, "best_score": self.best_score}
 
     def _check_classes(self, path: Path, stored: Sequence[str]) -> None:

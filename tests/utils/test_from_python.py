@@ -11,6 +11,7 @@ from PIL import Image
 
 from network.modeling import build_model
 from tests.conftest import ROOT
+from utils.checkpoint import describe_model
 
 MODEL = "deeplabv3plus_mobilenet"
 
@@ -32,7 +33,7 @@ def run_python(code, *folders, cwd=ROOT):
 def test_three_lines_of_the_readme_predict(tmp_path):
     model = build_model(MODEL, num_classes=2)
     args = {"model": MODEL, "separable_conv": False, "output_stride": 16}
-    content = {"model_state": model.state_dict(), "args": args, "class_names": ["ground", "cat"]}
+    content = describe_model(model, args, ["ground", "cat"])
     (tmp_path / "runs" / "NAME").mkdir(parents=True)
     torch.save(content, tmp_path / "runs" / "NAME" / "best.pth")
     photo = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or the folder cannot be written; the old file is still there.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")  # another for each writer
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with open(partial, "rb") as file:
+        with open(partial, "r+b") as file:  # Windows syncs no file that is only read
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:

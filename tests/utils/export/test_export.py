@@ -15,6 +15,7 @@ from torch import nn
 import predict
 from network.modeling import build_model
 from tests.conftest import ROOT
+from utils.checkpoint import describe_model
 from utils.export import __main__ as export
 from utils.export import formats
 from utils.export.formats import CAN_EXPORT, FORMATS
@@ -37,8 +38,7 @@ def save_checkpoint(folder, name="deeplabv3plus_mobilenet", **settings):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.5)
     args |= {"dataset": "custom", "data_root": "/home/somebody/pets"}
-    content = {"model_state": model.state_dict(), "args": args, "class_names": NAMES}
-    torch.save(content, folder / "best.pth")
+    torch.save(describe_model(model, args, NAMES), folder / "best.pth")
     return folder / "best.pth"
 
 
