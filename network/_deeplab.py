@@ -82,8 +82,10 @@ class ASPPPooling(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float (N, in_channels, H, W) to (N, out_channels, H, W), constant over H and W."""
         # The paper's bilinear upsampling is a copy from 1x1; `expand` has a plain sum as gradient,
-        # which is the same from run to run on a GPU too.
-        return super().forward(x).expand(-1, -1, *x.shape[-2:])
+        # which is the same from run to run on a GPU too. What is only expanded has no memory
+        # layout, and what it is concatenated with would lose its own.
+        pooled = super().forward(x).expand(-1, -1, *x.shape[-2:])
+        return pooled.contiguous(memory_format=torch.channels_last)
 
 
 class ASPP(nn.Module):
@@ -217,8 +219,9 @@ class DeepLabHeadPlus(nn.Module):
             mode="bilinear",
             align_corners=False,
         )
+        # Autocast upsamples in float32 on CUDA, and the concatenation of two types would be so too.
         # Low-level channels first: published weights have them in this order.
-        return self.classifier(torch.cat([low_level, out], dim=1))
+        return self.classifier(torch.cat([low_level, out.to(low_level.dtype)], dim=1))
 
 
 class DeepLab(nn.Module):

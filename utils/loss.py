@@ -8,6 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class SegmentationLoss(nn.Module, ABC):
         """The loss, a scalar.
 
         Args:
-            logits: floating point (N, C, H, W).
+            logits: floating point (N, C, H, W); channels last in memory they are not copied.
             target: any integer type, (N, H, W): class indices and `ignore_index`.
 
         Raises:
@@ -45,11 +46,24 @@ class SegmentationLoss(nn.Module, ABC):
         if target.is_floating_point():
             raise ValueError(f"the target must hold integers, got {target.dtype}")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
-        return self.compute(logits, target.long())
+        # Over dimension 1 of (N, C, H, W) torch's softmax would copy them to NCHW, and hand such a
+        # gradient to the network, which is channels last.
+        return self.compute(logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten().long())
 
     @abstractmethod
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of float logits (N, C, H, W) and an int64 target (N, H, W)."""
+        """The loss of float logits (P, C) and an int64 target (P,), one row for each pixel."""
+
+
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """-log p_y of logits (P, C) and a target (P,): float (P,), 0 where it is ignored."""
+    if logits.device.type == "cpu" and logits.shape[1] < 16:
+        # Rows that fill no vector (AVX-512: 16 floats) are slow in torch's own log_softmax there.
+        logits = logits - logits.detach().amax(dim=1, keepdim=True)
+        log_probs = logits - logits.exp().sum(dim=1, keepdim=True).log()
+    else:
+        log_probs = logits.log_softmax(dim=1)
+    return F.nll_loss(log_probs, target, ignore_index=ignore_index, reduction="none")
 
 
 class CrossEntropyLoss(SegmentationLoss):
@@ -74,18 +88,17 @@ class CrossEntropyLoss(SegmentationLoss):
             raise ValueError(
                 f"{len(self.class_weights)} class weights for {logits.shape[1]} classes"
             )
-        # cross_entropy's own mean is NaN without a valid pixel, and not deterministic on CUDA.
-        losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+        losses = cross_entropy(logits, target, self.ignore_index)
         weights = self.pixel_weights(target)
         divisor = weights.sum()
         return (weights * self.modulate(losses)).sum() / divisor.where(divisor > 0, 1)
 
     def modulate(self, losses: Tensor) -> Tensor:
-        """What a pixel contributes, from its cross entropy (0 if ignored): float (N, H, W)."""
+        """What a pixel contributes, from its cross entropy (0 if ignored): float (P,)."""
         return losses
 
     def pixel_weights(self, target: Tensor) -> Tensor:
-        """Weight of each pixel, 0 if ignored: (N, H, W), bool without class weights."""
+        """Weight of each pixel, 0 if ignored: as the target, bool without class weights."""
         valid = target != self.ignore_index
         if self.class_weights is None:
             return valid
@@ -148,13 +161,36 @@ class OhemCrossEntropyLoss(SegmentationLoss):
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean over the pixels that are kept."""
-        losses = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
-        losses = losses.masked_select(target != self.ignore_index)
-        kept = losses.masked_select(losses > self.max_easy_loss)
-        min_kept = math.ceil(self.min_fraction * len(losses))
-        if len(kept) < min_kept:
-            kept = losses.topk(min_kept, sorted=False).values
-        return kept.sum() / max(len(kept), 1)
+        losses = cross_entropy(logits, target, self.ignore_index)
+        # Which pixels these are is not known to the host of a GPU, and to ask would be to wait:
+        # instead all are ranked, the ignored ones, whose loss is 0, at the end.
+        min_kept = (self.min_fraction * (target != self.ignore_index).sum()).ceil().long()
+        num_kept = (losses > self.max_easy_loss).sum().maximum(min_kept)
+        order = falling_order(losses.detach())
+        is_kept = torch.arange(len(order), device=order.device) < num_kept
+        is_kept = torch.empty_like(is_kept).scatter_(0, order, is_kept)
+        return (losses * is_kept).sum() / num_kept.clamp(min=1)
+
+
+def falling_order(values: Tensor) -> Tensor:
+    """Indices int64 (P,) that sort float values (P,), none below 0, the largest first."""
+    # The bits of floats from 0 on rise with them, and torch sorts integers several times as fast on
+    # a CPU; inverted, the largest comes first.
+    return (~values.float().view(torch.int32)).argsort()
+
+
+class Transposed(torch.autograd.Function):
+    """(P, C) to (C, P), and the gradient back, both as copies: so it stays channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """Float (P, C) to (C, P)."""
+        return rows.t().contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Float (C, P) to (P, C)."""
+        return grad.t().contiguous()
 
 
 class RegionLoss(SegmentationLoss):
@@ -166,20 +202,30 @@ class RegionLoss(SegmentationLoss):
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean of `class_loss()`."""
         valid = target != self.ignore_index
-        target = target.masked_select(valid)
-        # One class at a time: neither a one-hot target nor a copy of all probabilities is made.
-        probs = logits.softmax(dim=1).unbind(dim=1)
-        losses = [
-            self.class_loss(probs[index].masked_select(valid), target == index)
-            for index in torch.bincount(target).nonzero().flatten().tolist()
-        ]
-        return torch.stack(losses).mean() if losses else logits[:0].sum()
+        probs = Transposed.apply(logits).softmax(dim=0)  # (C, P)
+        inside = (target == torch.arange(len(probs), device=target.device)[:, None]) & valid
+        present = inside.any(dim=1)
+        if logits.device.type == "cpu":
+            # One class after the other takes little memory, and nothing for those that are absent.
+            nothing = logits[:0].sum()
+            classes = zip(present.tolist(), probs, inside, strict=True)
+            losses = torch.stack(
+                [self.class_loss(p, t, valid) if is_in else nothing for is_in, p, t in classes]
+            )
+        else:
+            # The host does not know which are present, and to ask a GPU is to wait: all at once.
+            of_all = torch.vmap(self.class_loss, in_dims=(0, 0, None))
+            losses = of_all(probs, inside, valid) * present
+        return losses.sum() / present.sum().clamp(min=1)
 
     @abstractmethod
-    def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
-        """One class: its probability at each valid pixel, float (P,), and where it is, bool (P,).
+    def class_loss(self, probs: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
+        """The loss of one class; finite also where the class is absent.
 
-        `inside` is true at least once.
+        Args:
+            probs: its probability at each pixel, float (P,).
+            inside: where the target is the class, bool (P,).
+            valid: where the target is not ignored, bool (P,).
         """
 
 
@@ -191,9 +237,10 @@ class DiceLoss(RegionLoss):
     class that is present makes |t| at least 1.
     """
 
-    def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
+    def class_loss(self, probs: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
         """1 - the soft Dice coefficient."""
-        return 1 - 2 * (probs * inside).sum() / (probs.sum() + inside.sum())
+        sizes = (probs * valid).sum() + inside.sum()
+        return 1 - 2 * (probs * inside).sum() / sizes.clamp(min=1)
 
 
 class LovaszSoftmaxLoss(RegionLoss):
@@ -202,9 +249,10 @@ class LovaszSoftmaxLoss(RegionLoss):
     Berman et al., arXiv:1705.08790, over the pixels of the batch and the classes present in it.
     """
 
-    def class_loss(self, probs: Tensor, inside: Tensor) -> Tensor:
+    def class_loss(self, probs: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
         """Each pixel's error times its slope of the Jaccard loss."""
-        errors = torch.where(inside, 1 - probs, probs)
+        # Ignored pixels have no error, come last, and so change no other's slope.
+        errors = torch.where(inside, 1 - probs, probs) * valid
         return (errors * jaccard_slopes(errors, inside)).sum()
 
 
@@ -218,22 +266,20 @@ def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
 
     Args:
         errors: float (P,), in [0, 1].
-        inside: bool (P,), where the target is the class; true at least once.
+        inside: bool (P,), where the target is the class; nowhere gives slopes of 0.
 
     Returns:
         (P,), in the order and type of `errors`, constant to autograd.
     """
-    # The bits of floats from 0 on rise with them, and torch sorts integers several times as fast on
-    # a CPU; inverted, the largest error comes first.
-    order = (~errors.float().view(torch.int32)).argsort()
+    order = falling_order(errors.detach())
     inside = inside[order]
     seen_inside = inside.cumsum(0, dtype=torch.int32)
     seen = torch.arange(1, len(errors) + 1, device=errors.device, dtype=torch.int32)
     size = seen_inside[-1]
     intersection = (size - seen_inside).to(errors.dtype)
     union = (size + seen - seen_inside).to(errors.dtype)
-    slopes = torch.where(inside, 1, intersection / (union - 1)) / union
-    return torch.empty_like(errors).scatter_(0, order, slopes)
+    slopes = torch.where(inside, 1, intersection / (union - 1).clamp(min=1)) / union
+    return torch.zeros_like(errors).scatter(0, order, slopes)
 
 
 class CrossEntropyLovaszLoss(SegmentationLoss):
@@ -246,7 +292,7 @@ class CrossEntropyLovaszLoss(SegmentationLoss):
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """Each pixel right, and each region as a whole."""
-        return self.cross_entropy(logits, target) + self.lovasz(logits, target)
+        return self.cross_entropy.compute(logits, target) + self.lovasz.compute(logits, target)
 
 
 class AuxiliaryLoss(nn.Module):
