@@ -23,17 +23,13 @@ class DownloadError(UserError):
     """No mirror could send the file."""
 
 
-class MirrorError(Exception):
+class MirrorError(ConnectionError):
     """This mirror cannot send the file; the next one may."""
 
 
 CONNECTION_ERRORS = (
-    MirrorError,
-    urllib.error.URLError,
-    http.client.HTTPException,
-    TimeoutError,
-    ConnectionError,
-)
+    urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError
+)  # fmt: skip
 
 
 def download_file(urls: Sequence[str], path: Path, size: int, md5: str | None = None) -> None:
@@ -104,37 +100,35 @@ def file_size(path: Path) -> int:
 
 def _download_from(url: str, part: Path, size: int, md5: str | None) -> None:
     """Complete `part` from one mirror, over as many connections as bring it forward."""
-    resumed, before = file_size(part) > 0, -1
-    while file_size(part) != size:
-        if file_size(part) <= before:
-            raise MirrorError(f"the connection ended after {before:,} of {size:,} bytes")
-        before = file_size(part)
-        _transfer(url, part, size)
-    if md5 is None or calculate_md5(part) == md5:
-        return
-    part.unlink()
-    if resumed:  # the bytes from before may be the wrong ones
-        return _download_from(url, part, size, md5)
-    raise MirrorError(f"sends another file (its MD5 is not {md5})")
+    before, all_its_own = -1, file_size(part) == 0
+    while True:
+        done = file_size(part)
+        if done == size:
+            if md5 is None or calculate_md5(part) == md5:
+                return
+            part.unlink()
+            if all_its_own:
+                raise MirrorError(f"sends another file (its MD5 is not {md5})")
+            done, before = 0, -1  # the bytes from before may be the wrong ones
+        if done <= before:
+            raise MirrorError(f"the connection ended after {done:,} of {size:,} bytes")
+        before = done
+        response, start = _open_at(url, done if done < size else 0, size)
+        all_its_own |= start == 0
+        place = f"({start / 1e6:,.1f} of {size / 1e6:,.1f} MB)"
+        print(f"downloading {url} to {part} {place}", flush=True)
+        bar = progress(None, part.stem, size, initial=start, unit="B", unit_scale=True, leave=False)
+        with response, part.open("ab" if start else "wb") as file, bar:
+            for chunk in _chunks(response):
+                file.write(chunk)
+                bar.update(len(chunk))
 
 
-def _transfer(url: str, part: Path, size: int) -> None:
-    """Append to `part` over one connection, until it ends or is cut."""
-    done = file_size(part)
-    response, start = _open_at(url, done if done < size else 0, size)
-    print(f"downloading {url} to {part} ({start / 1e6:,.1f} of {size / 1e6:,.1f} MB)", flush=True)
-    bar = progress(None, part.stem, size, initial=start, unit="B", unit_scale=True, leave=False)
-    with response, part.open("ab" if start else "wb") as file, bar:
-        while True:
-            try:
-                # read1() hands out what has come, so that a stall loses nothing.
-                chunk = response.read1(CHUNK)
-            except (OSError, http.client.HTTPException):
-                return
-            if not chunk:
-                return
-            file.write(chunk)
-            bar.update(len(chunk))
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What comes, as it comes, until the connection ends or is cut."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        while chunk := response.read1(CHUNK):
+            yield chunk
 
 
 def _open_at(url: str, start: int, size: int) -> tuple[http.client.HTTPResponse, int]:
@@ -143,22 +137,22 @@ def _open_at(url: str, start: int, size: int) -> tuple[http.client.HTTPResponse,
     That is `start`, or 0 from a server that ignores or refuses ranges. A response for a file of
     another size is a `MirrorError`, before `part` is touched.
     """
-    headers = {"User-Agent": "deeplab-download"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if start and error.code == 416:
-            return _open_at(url, 0, size)
-        raise
-    sent = response.headers.get("Content-Range", "")
-    if sent.startswith(f"bytes {start}-") and sent.endswith((f"/{size}", "/*")):
-        return response, start
-    if response.status == 200 and response.headers.get("Content-Length") == str(size):
-        return response, 0
-    response.close()
-    if response.status == 206:
-        return _open_at(url, 0, size)
+    for first in dict.fromkeys((start, 0)):
+        headers = {"User-Agent": "deeplab-download"}
+        headers |= {"Range": f"bytes={first}-"} if first else {}
+        try:
+            request = urllib.request.Request(url, headers=headers)
+            response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if first and error.code == 416:
+                continue
+            raise
+        sent = response.headers.get("Content-Range", "")
+        if sent.startswith(f"bytes {first}-") and sent.endswith((f"/{size}", "/*")):
+            return response, first
+        if response.status == 200 and response.headers.get("Content-Length") == str(size):
+            return response, 0
+        response.close()
     raise MirrorError(f"sends another file (not one of {size:,} bytes)")
 
 

@@ -1,0 +1,49 @@
+"""One kind of lock between processes and threads."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.common.locks import HeldError, locked
+
+
+def test_lock_excludes_another_process_until_that_is_killed(tmp_path):
+    path = tmp_path / "x.lock"
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from utils.common.locks import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(30)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(HeldError, match="another process"), locked(path, timeout=0.3):
+        pass
+    process.kill()
+    process.communicate()
+    with locked(path, timeout=0):
+        pass
+
+
+def test_lock_lets_one_thread_in_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def enter():
+        for _ in range(20):
+            with locked(tmp_path / "x.lock"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and max(most) == 1
