@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import visualize
@@ -205,6 +206,18 @@ def test_pick_is_stored_and_used_again(show, tmp_path):
     assert show("classes", "--pick", f"{name}={first['classes'][name]}").status == 0
     stored = picks.read_text()
     assert show("classes").status == 0 and picks.read_text() == stored
+
+
+def test_the_five_images_of_a_comparison_can_be_picked(show, tmp_path, monkeypatch):
+    show("classes")
+    stored = json.loads((tmp_path / "report" / "picks.json").read_text())
+    name, sample = next(pick for pick in stored["classes"].items() if pick[1] not in stored["five"])
+    drawn = []
+    monkeypatch.setattr(
+        visualize, "draw_comparison", lambda dataset, ids, *_: drawn.append(ids) or Figure()
+    )
+    assert show("compare", "--pick", f"{name}={sample}").status == 0
+    assert len(drawn[0]) == 5 and drawn[0][sample] == name
 
 
 def test_errors_shows_worst_and_best(show, tmp_path):

@@ -2,12 +2,17 @@
 
 import json
 import math
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 
+from datasets import DataSource
 from datasets.base import SegmentationDataset
 from datasets.voc import CLASS_NAMES
 from utils.common.errors import UserError
+from utils.options import parse_args, settings_to_store
 from utils.report.runs import (
     group_runs,
     hardware,
@@ -16,6 +21,7 @@ from utils.report.runs import (
     measured_on,
     read_sam_scores,
     runs_to_compare,
+    second_loss_command,
 )
 from utils.run_records import best_run, find_runs, load_named_runs, load_run
 
@@ -278,3 +284,27 @@ def test_what_does_not_matter_is_no_difference(tmp_path):
 def test_hardware_is_named(tmp_path, device, environment, name):
     run = write_run(tmp_path / "a", device=device, stored={"environment": environment})
     assert hardware(load_run(run)) == name
+
+
+@pytest.mark.parametrize("run_name", [None, "mine"])
+def test_the_command_for_a_second_loss_trains_the_same_with_another(
+    tmp_path, run_name, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", "custom", "--data_root", "my town", "--model", "deeplabv3_mobilenet"]
+    flags += ["--lr", "0.02", "--loss", "focal", "--focal_gamma", "1.5"]
+    flags += ["--run_name", run_name] if run_name else []
+    stored = parse_args("", flags)
+    run = load_run(write_run(tmp_path / "runs" / stored.run_name, **settings_to_store(stored)))
+    python, script, *words = shlex.split(second_loss_command(run, DataSource.of(stored)))
+    again = parse_args("", words)
+    assert (python, script, again.loss, stored.loss) == ("python", "main.py", "ce", "focal")
+    assert not (tmp_path / again.runs_dir / again.run_name).exists()
+    changed = {"args", "loss", "focal_gamma", "run_name"}
+    assert {name for name, value in vars(again).items() if value != vars(stored)[name]} <= changed
+    # From elsewhere, and the data are elsewhere.
+    moved = shutil.move(tmp_path / "runs", tmp_path / "moved")
+    run = load_run(Path(moved) / stored.run_name)
+    source = DataSource("custom", "another place", val_fraction=0.3)
+    again = parse_args("", shlex.split(second_loss_command(run, source))[2:])
+    assert DataSource.of(again) == source and Path(again.runs_dir).resolve() == Path(moved)
