@@ -47,8 +47,7 @@ from utils.report.markdown import to_markdown
 from utils.report.options import FIGURES, FLAGS, parse_args, parse_wishes
 from utils.report.runs import (
     SAM_SCORES_FILE,
-    data_name,
-    evaluation_key,
+    are_alike,
     read_sam_scores,
     runs_to_compare,
     second_loss_command,
@@ -132,7 +131,7 @@ def show_curves(found: Findings, args: argparse.Namespace, output: Output) -> No
     """`curves`: how the runs went."""
     first = found.runs[0]
     for run in found.runs:
-        if (data_name(run), run.class_names) != (data_name(first), first.class_names):
+        if not run.is_on_data_of(first):
             raise UserError(
                 f"{first.folder} and {run.folder}: not on the same data set: choose with --runs "
                 "or --dataset"
@@ -196,7 +195,7 @@ def check_compared(runs: list[Run]) -> list[Run]:
     """
     if len(runs) > MAX_COMPARED:
         raise UserError(f"--runs: {len(runs)} given: compare has room for {MAX_COMPARED}")
-    other = next((r for r in runs if evaluation_key(r) != evaluation_key(runs[0])), None)
+    other = next((run for run in runs if not are_alike(run, runs[0])), None)
     if other:
         raise UserError(
             f"--runs: {runs[0].name} and {other.name} were not evaluated alike (images, "
@@ -208,7 +207,7 @@ def check_compared(runs: list[Run]) -> list[Run]:
 def choose_compared(found: Findings) -> list[Run]:
     """The best run of each of two losses."""
     chosen = runs_to_compare(found.runs)
-    aside = [run.name for run in found.runs if evaluation_key(run) != evaluation_key(chosen[0])]
+    aside = [run.name for run in found.runs if not are_alike(run, chosen[0])]
     if aside:
         found.notes.append(f"not compared, since evaluated otherwise: {', '.join(aside)}")
     if len(chosen) == 1:

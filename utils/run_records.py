@@ -94,11 +94,16 @@ class Run:
     def compares_with(self, other: "Run") -> bool:
         """Whether their scores do: on the same data, list of images and protocol."""
         one, two = (
-            (run.source.dataset, run.setting("crop_val"), run.lists.get("val", {}).get("ids"))
-            for run in (self, other)
+            (run.setting("crop_val"), run.lists.get("val", {}).get("ids")) for run in (self, other)
         )
-        ids = [part["ids"] for part in other.lists.values()]
-        return one == two and self.is_on(other.class_names, Path(other.source.data_root), ids)
+        return one == two and self.is_on_data_of(other)
+
+    def is_on_data_of(self, other: "Run") -> bool:
+        """Whether both are on one data set."""
+        root, ids = Path(other.source.data_root), [part["ids"] for part in other.lists.values()]
+        return self.source.dataset == other.source.dataset and self.is_on(
+            other.class_names, root, ids
+        )
 
     def setting(self, name: str) -> Any:
         """One of the settings; None if the run does not say."""

@@ -54,11 +54,17 @@ class Evaluation:
         return f"{self.source.dataset}, {self.image_set}"
 
 
-def protocol(crop: int | None) -> str:
-    """How an evaluation looks at images; every score says so. `crop` is as in `Evaluation`."""
+def protocol(crop: int | None, resize: float = 1.0) -> str:
+    """How an evaluation looks at images; every score says so.
+
+    Args:
+        crop: as in `Evaluation`.
+        resize: the model sees images resized by it; `main.py --resize`.
+    """
+    seen = "" if resize == 1 else f", seen resized by {resize:g}"
     if crop is None:
-        return "whole images at native size"
-    return f"centre crops: short side {crop}, centre square"
+        return f"whole images at native size{seen}"
+    return f"centre crops: short side {crop}, centre square{seen}"
 
 
 def score_checkpoint(
@@ -139,7 +145,7 @@ def describe_evaluation(
         "image_set": evaluation.image_set,
         "images": len(dataset),
         "ids": dataset.ids_hash,
-        "protocol": protocol(evaluation.crop),
+        "protocol": protocol(evaluation.crop, predictor.resize),
         "crop_size": evaluation.crop,
         "output_stride": predictor.output_stride,
         "trained": {key: trained.get(key) for key in usual},

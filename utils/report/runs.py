@@ -14,6 +14,7 @@ from utils.common.files import read_json
 from utils.options import IRRELEVANT_SETTINGS, parse_args, settings_to_store
 from utils.run_folder import ARGS_FILE
 from utils.run_records import Run
+from utils.scores import protocol
 
 SAM_SCORES_FILE = "scores.json"
 
@@ -65,12 +66,14 @@ def name_of(group: Sequence[Run]) -> str:
     return f"{group[0].variant}_s{{{','.join(str(run.setting('seed')) for run in group)}}}"
 
 
-def evaluation_key(run: Run) -> tuple:
-    """What two runs must share for their scores to be compared: the data and the protocol."""
-    settings = all_settings(run)
-    crop = tuple(settings["crop_size"]) if settings["crop_val"] else None
-    split = tuple(settings[name] for name in ("val_image_set", "val_fraction", "split_seed"))
-    return (data_name(run), tuple(run.class_names), *split, crop, settings["resize"])
+def are_alike(one: Run, two: Run) -> bool:
+    """Whether the scores of two runs compare: the data and the protocol."""
+    keys = []
+    for settings in map(all_settings, (one, two)):
+        names = ["val_image_set", "val_fraction", "split_seed", "resize"]
+        names += ["crop_size"] * settings["crop_val"]
+        keys.append([settings[name] for name in names])
+    return one.compares_with(two) and keys[0] == keys[1]
 
 
 def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
@@ -82,13 +85,14 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
     Returns:
         One or two runs; none if there is none.
     """
-    by_key: dict[tuple, dict[str, Run]] = {}
-    lists = {run.name: stored_list(run, "val").get("ids") for run in runs}
+    alike: list[dict[str, Run]] = []  # each by the loss
     for run in sorted(runs, key=lambda run: -run.best["miou"]):  # stable: the first of equals
-        key = (*evaluation_key(run), all(lists.values()) and lists[run.name])
-        by_key.setdefault(key, {}).setdefault(str(run.setting("loss")), run)
-    pairs = [list(by_loss.values())[:2] for by_loss in by_key.values()]
-    best = max(pairs, key=lambda pair: len(pair), default=[])
+        by_loss = next((those for those in alike if are_alike(run, [*those.values()][0])), {})
+        if not by_loss:
+            alike.append(by_loss)
+        by_loss.setdefault(str(run.setting("loss")), run)
+    pairs = [list(by_loss.values())[:2] for by_loss in alike]
+    best = max(pairs, key=len, default=[])
     return sorted(best, key=lambda run: str(run.setting("loss")))
 
 
@@ -119,15 +123,10 @@ def data_name(run: Run) -> str:
     return folder if run.setting("dataset") == "custom" else str(run.setting("dataset"))
 
 
-def stored_list(run: Run, part: str) -> dict[str, Any]:
-    """`images` and `ids` of the list that a run was trained or evaluated on; empty if unknown."""
-    return (read_json(run.folder / ARGS_FILE).get("data") or {}).get(part) or {}
-
-
 def images_of(run: Run, part: str) -> str:
     """The split and the number of its images, for `part` "train" or "val"."""
     split = all_settings(run)[{"train": "image_set", "val": "val_image_set"}[part]]
-    images = stored_list(run, part).get("images")
+    images = run.lists.get(part, {}).get("images")
     return f"`{split}` ({images:,} images)" if isinstance(images, int) else f"`{split}`"
 
 
@@ -140,7 +139,7 @@ def list_notes(runs: Sequence[Run]) -> list[str]:
     ):
         by_list: dict[str, list[Run]] = {}
         for run in runs:
-            by_list.setdefault(stored_list(run, part).get("ids", ""), []).append(run)
+            by_list.setdefault(run.lists.get(part, {}).get("ids", ""), []).append(run)
         by_list.pop("", None)
         if len(by_list) > 1:
             those = "; ".join(
@@ -148,22 +147,16 @@ def list_notes(runs: Sequence[Run]) -> list[str]:
                 for group in by_list.values()
             )
             notes.append(f"The runs were {verb} on different lists of images, so {so}: {those}.")
-    if len({protocol(run) for run in runs}) > 1:
+    if len({bool(run.setting("crop_val")) for run in runs}) > 1:
         notes.append("Scores of different protocols do not compare.")
     return notes
 
 
-def protocol(run: Run) -> str:
-    """How a run was evaluated."""
-    if run.setting("crop_val"):
-        crop = (run.setting("crop_size") or ["?"])[0]
-        return f"centre crops (short side {crop}, then the centre square)"
-    return "whole images at native size"
-
-
 def measured_on(run: Run) -> str:
     """What the scores of a run are of: split, number of images, protocol."""
-    return f"{images_of(run, 'val')}, {protocol(run)}"
+    settings = all_settings(run)
+    crop = settings["crop_size"][0] if settings["crop_val"] else None
+    return f"{images_of(run, 'val')}, {protocol(crop, settings['resize'])}"
 
 
 def hardware(run: Run) -> str:

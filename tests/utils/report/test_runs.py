@@ -224,8 +224,10 @@ def test_scores_tell_split_number_of_images_and_protocol(tmp_path):
         tmp_path / "new", stored=lists(1449, part="val"), crop_val=True, crop_size=[513]
     )
     assert measured_on(load_run(new)) == (
-        "`val` (1,449 images), centre crops (short side 513, then the centre square)"
+        "`val` (1,449 images), centre crops: short side 513, centre square"
     )
+    half = load_run(write_run(tmp_path / "half", resize=0.5))
+    assert measured_on(half) == "`val`, whole images at native size, seen resized by 0.5"
 
 
 def test_runs_on_other_lists_are_said_and_those_of_one_list_are_not(tmp_path):
@@ -257,7 +259,7 @@ def test_runs_evaluated_on_other_lists_are_not_compared(tmp_path):
         )
     )  # fmt: skip
     assert runs_to_compare([a, b]) == [b]
-    assert runs_to_compare([a, old]) == [a, old]  # it is not known that they differ
+    assert runs_to_compare([a, old]) == [a]
 
 
 def test_what_does_not_matter_is_no_difference(tmp_path):

@@ -137,7 +137,7 @@ def test_two_protocols_are_told_apart(tmp_path):
     found = make_findings(tmp_path, 2)
     found.runs[1].args["crop_val"] = True
     text = text_of(found)
-    assert "centre crops (short side 513, then the centre square);" in text
+    assert "centre crops: short side 513, centre square;" in text
     assert "Scores of different protocols do not compare." in text
 
 
