@@ -28,10 +28,11 @@ from utils.checkpoint import describe_model, save_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.run_folder import write_log
-from utils.sam import mask_maker
-from utils.sam.mask_files import load_masks, save_masks
-from utils.sam.mask_maker import MaskMaker, SamModel, file_checksum, find_weights, load_sam
-from utils.sam.regions import Prompts
+from utils.sam import mask_maker, weights
+from utils.sam.mask_files import load_masks
+from utils.sam.mask_maker import MaskMaker
+from utils.sam.regions import Prompts, component_prompts
+from utils.sam.weights import SamModel, file_checksum, find_weights, load_sam
 
 CPU = torch.device("cpu")
 WIDTH, SIDE = 32, 64  # of the small SAM: channels, and pixels of what it sees
@@ -67,13 +68,13 @@ def build_small_sam(width: int = WIDTH) -> Sam:
 def _small_models(monkeypatch):
     """`vit_b` and `vit_l` are small in these tests, and nothing is downloaded."""
     for name, width in (("vit_b", WIDTH), ("vit_l", 2 * WIDTH)):
-        monkeypatch.setitem(mask_maker.SAM_MODELS, name, SamModel(width, f"{name}.pth", 1))
+        monkeypatch.setitem(weights.SAM_MODELS, name, SamModel(width, f"{name}.pth", 1))
         monkeypatch.setitem(sam_model_registry, name, partial(build_small_sam, width))
 
     def refuse(urls, path, size):
-        raise mask_maker.DownloadError(f"{path}: no mirror sent it")
+        raise weights.DownloadError(f"{path}: no mirror sent it")
 
-    monkeypatch.setattr(mask_maker, "download_file", refuse)
+    monkeypatch.setattr(weights, "download_file", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +134,10 @@ def infer(run, home, tmp_path):
 def make_maker(sam, side=4, batch=8, threshold=0, precision="fp32"):
     settings = {
         "points_per_side": side,
-        "points_per_batch": batch,
         "pred_iou_thresh": threshold,
         "stability_score_thresh": threshold,
     }
-    return MaskMaker(sam, settings, CPU, precision)
+    return MaskMaker(sam, settings, batch, CPU, precision)
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,7 @@ def test_prompts_give_one_mask_each_with_its_class(sam, photo):
         points=torch.tensor([[10, 12], [40, 20], [30, 4], [11, 12]]),
         classes=torch.tensor([5, 3, 4, 7]),
     )
-    maker = make_maker(sam)
-    maker.batch = 2  # so that there are two batches
-    masks = maker(photo, prompts)
+    masks = make_maker(sam, batch=3)(photo, prompts)  # in two batches
     assert sorted(masks.classes.tolist()) == [3, 4, 5, 7]  # also where boxes are the same
     predictor = SamPredictor(sam)
     predictor.set_image(photo.permute(1, 2, 0).numpy())
@@ -197,7 +195,7 @@ def test_prompts_give_one_mask_each_with_its_class(sam, photo):
 def test_no_prompt_gives_no_mask_and_asks_nothing(photo):
     nothing = torch.zeros(0, 2, dtype=torch.int64)
     prompts = Prompts(torch.zeros(0, 4, dtype=torch.int64), nothing, nothing[:, 0])
-    assert len(make_maker(torch.nn.Module())(photo, prompts)) == 0
+    assert len(make_maker(build_small_sam())(photo, prompts)) == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (300, 1), (7, 400)])
@@ -211,78 +209,24 @@ def test_thresholds_that_nothing_meets_give_no_mask(sam, photo):
     assert len(make_maker(sam, threshold=1.0)(photo)) == 0
 
 
-class Hungry(torch.nn.Module):
-    """A mask decoder that has memory for so many points at a time."""
-
-    def __init__(self, decoder, points, error):
-        super().__init__()
-        self.decoder, self.points, self.asked, self.error = decoder, points, [], error
-
-    def forward(self, *, sparse_prompt_embeddings, **inputs):
-        self.asked.append(len(sparse_prompt_embeddings))
-        if self.asked[-1] > self.points:
-            raise self.error
-        return self.decoder(sparse_prompt_embeddings=sparse_prompt_embeddings, **inputs)
-
-
-CUDA_ERROR = torch.OutOfMemoryError("CUDA out of memory")
 CPU_ERROR = RuntimeError(
     "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 )
 
 
-def hungry_sam(points, error=CUDA_ERROR):
-    torch.manual_seed(0)
-    sam = build_small_sam().eval()
-    sam.mask_decoder = Hungry(sam.mask_decoder, points, error)
-    return sam
-
-
-@pytest.mark.parametrize("error", [CUDA_ERROR, CPU_ERROR])
-def test_out_of_memory_halves_the_points_and_gives_the_same_masks(photo, capsys, error):
-    hungry = hungry_sam(2, error)
-    maker = make_maker(hungry)
-    masks, expected = maker(photo), make_maker(hungry_sam(points=99))(photo)
-    assert hungry.mask_decoder.asked == [8, 4, *[2] * 8]
-    assert len(masks) == len(expected) > 0
-    for mask, other in zip(masks, expected, strict=True):
-        assert (mask != other).float().mean() < 1e-3
-    notes = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
-    assert [note.split()[-1] for note in notes] == ["4", "2"]
-    maker(photo)
-    assert set(hungry.mask_decoder.asked[10:]) == {2}  # the next image starts where this ended
-
-
-def test_out_of_memory_with_one_point_goes_to_the_cpu_for_this_image(photo, capsys, monkeypatch):
-    maker = make_maker(build_small_sam())
-    maker.device, maker.batch = torch.device("cuda"), 2
-    asked = []
-
-    def make_records(image, prompts, device, batch):
-        asked.append((device.type, batch))
-        if device.type == "cuda":
-            raise torch.OutOfMemoryError
-        return []
-
-    monkeypatch.setattr(maker, "_make_records", make_records)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("emptied"))
-    assert len(maker(photo)) == 0
-    assert asked == [("cuda", 2), "emptied", ("cuda", 1), "emptied", ("cpu", 8)]
-    assert "on the CPU" in capsys.readouterr().err
-    maker(photo)
-    assert asked[5] == ("cuda", 1)
-
-
-def test_out_of_memory_on_the_cpu_is_said_in_one_line(photo):
-    with pytest.raises(UserError, match="60x40.*smaller SAM"):
-        make_maker(hungry_sam(points=0))(photo)
-
-
-def test_large_image_takes_fewer_points_at_a_time(photo, monkeypatch):
+def test_large_image_takes_fewer_points_at_a_time(sam, photo, monkeypatch):
     monkeypatch.setattr(mask_maker, "MASK_BYTES", 3 * 4 * 40 * 60 * 3 + 1)
-    hungry = hungry_sam(points=99)
-    make_maker(hungry)(photo)
-    assert max(hungry.mask_decoder.asked) == 3
+    maker, asked = make_maker(sam), []
+    predict = maker.predictor.predict_torch
+
+    def count(points, *args, **options):
+        asked.append(len(points))
+        return predict(points, *args, **options)
+
+    monkeypatch.setattr(maker.predictor, "predict_torch", count)
+    expected = make_maker(sam, batch=1)(photo)
+    assert len(maker(photo)) == len(expected)
+    assert max(asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -303,6 +247,20 @@ def test_precision_is_that_of_the_image_encoder_alone(photo, precision, dtype):
     assert found == {"encoder": dtype, "decoder": torch.float32}
 
 
+@pytest.mark.parametrize("prompts", [None, component_prompts(torch.eye(60)[:40])])
+def test_points_and_boxes_are_in_fp32_as_a_device_may_lack_float64(photo, prompts):
+    sam = build_small_sam().eval()
+    types = []
+
+    def look(module, args, inputs):
+        tensors = [*inputs["points"], inputs["boxes"]]
+        types.extend(t.dtype for t in tensors if t is not None and t.is_floating_point())
+
+    sam.prompt_encoder.register_forward_pre_hook(look, with_kwargs=True)
+    make_maker(sam)(photo, prompts)
+    assert set(types) == {torch.float32}
+
+
 # Weights
 
 
@@ -311,8 +269,18 @@ def test_weights_of_another_size_are_recognised(home):
         load_sam("vit_l", home / "sam.pth")
 
 
-def test_loaded_weights_are_those_of_the_file(home, sam):
-    loaded = load_sam("vit_b", home / "sam.pth")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "optimizer": {}, "epoch": 3},
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    ],
+    ids=["official", "fine-tuned", "by several processes"],
+)
+def test_loaded_weights_are_those_of_the_file(tmp_path, sam, wrap):
+    torch.save(wrap(sam.state_dict()), tmp_path / "sam.pth")
+    loaded = load_sam("vit_b", tmp_path / "sam.pth")
     assert not loaded.training
     for key, value in sam.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
@@ -356,103 +324,10 @@ def test_without_a_network_it_says_where_the_weights_may_be_put(tmp_path, monkey
 
 def test_published_sizes_are_those_of_the_package():
     names = ["vit_b", "vit_l", "vit_h"]
-    assert list(mask_maker.SAM_MODELS) == names
+    assert list(weights.SAM_MODELS) == names
     with torch.device("meta"):
         huge = sam_model_registry["vit_h"]()
-    assert huge.image_encoder.pos_embed.shape[-1] == mask_maker.SAM_MODELS["vit_h"].width == 1280
-
-
-# The script
-
-
-def test_five_images_of_the_report_leave_pictures_masks_and_scores(infer, home, tmp_path):
-    finished = infer()
-    assert finished.status == 0, finished.stderr
-    results = tmp_path / "results"
-    scores = json.loads((results / "scores.json").read_text())
-    picks = json.loads((tmp_path / "report" / "picks.json").read_text())
-    assert scores["images"] == picks["five"]
-    assert (scores["dataset"], scores["image_set"]) == ("custom", "train")
-    assert scores["checkpoint"] == str(home / "runs" / "best" / "best.pth")
-    for part in ("deeplab", "sam_deeplab", "oracle"):
-        assert list(scores[part]["class_iou"]) == CLASS_NAMES
-        assert 0 <= scores[part]["miou"] <= 1
-    assert {width: list(pair) for width, pair in scores["borders"].items()} == {
-        width: ["deeplab", "sam_deeplab"] for width in ("3", "5", "10")
-    }
-    counts = []
-    for name in picks["five"]:
-        with Image.open(home / "data" / "JPEGImages" / f"{name}.jpg") as image:
-            size = image.size
-        with Image.open(results / f"{name}.png") as picture:
-            assert picture.size == size
-        masks = load_masks(results / f"{name}.npz")
-        assert masks.size == size[::-1]
-        areas = [int(mask.sum()) for mask in masks]
-        assert areas == sorted(areas, reverse=True)
-        counts.append(len(masks))
-    assert max(counts) > 1
-    assert scores["masks_per_image"] == np.mean(counts)
-    assert f"{100 * scores['sam_deeplab']['miou']:.2f}" in finished.stdout
-
-
-def test_second_run_skips_what_is_done_and_scores_it_the_same(infer, tmp_path, monkeypatch):
-    infer("--split", "val")
-    before = (tmp_path / "results" / "scores.json").read_bytes()
-    (tmp_path / "results" / "image_1.png").unlink()  # as if it had been stopped there
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("image_0.*")}
-    finished = infer("--split", "val")
-    assert "1 of 2 images are done" in finished.stderr
-    assert (tmp_path / "results" / "image_1.png").exists()
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    after = json.loads((tmp_path / "results" / "scores.json").read_text())
-    for key, value in json.loads(before).items():
-        assert after[key] == value or key == "seconds_per_image"
-    monkeypatch.setattr(sam_infer, "load_sam", None)  # with everything done there is no need of it
-    assert infer("--split", "val").status == 0
-
-
-def test_overwrite_does_it_again(infer, tmp_path):
-    infer("--split", "val", "--limit", 1)
-    path = tmp_path / "results" / "image_0.npz"
-    before = path.stat().st_mtime_ns
-    infer("--split", "val", "--limit", 1, "--overwrite")
-    assert path.stat().st_mtime_ns > before
-    assert not (tmp_path / "results" / "image_1.npz").exists()
-
-
-def test_masks_of_other_settings_or_images_are_not_mixed_in(infer, home, tmp_path):
-    infer("--split", "val", "--limit", 1)
-    error = infer("--split", "val", everything=(*EVERYTHING[:-1], 4)).error
-    assert "image_0.npz" in error and "points_per_side" in error and "--overwrite" in error
-    other = tmp_path / "image_0.jpg"
-    Image.new("RGB", (64, 48)).save(other)
-    before = (tmp_path / "results" / "image_0.npz").read_bytes()
-    finished = infer(images=[other])
-    assert finished.status == 1 and "another image of this name: --overwrite" in finished.stderr
-    assert (tmp_path / "results" / "image_0.npz").read_bytes() == before
-
-
-def test_masks_of_other_weights_under_the_same_name_are_not_mixed_in(infer, home, sam, tmp_path):
-    weights = tmp_path / "sam.pth"
-    shutil.copy(home / "sam.pth", weights)
-    infer("--split", "val", "--limit", 1, checkpoint=weights)
-    state = sam.state_dict()
-    key = "mask_decoder.iou_token.weight"
-    torch.save({**state, key: state[key] + 1}, weights)
-    os.utime(weights, (1, 1))
-    error = infer("--split", "val", checkpoint=weights).error
-    assert "image_0.npz" in error and "sam_sha256" in error and "--overwrite" in error
-    assert infer("--split", "val", "--overwrite", checkpoint=weights).status == 0
-    made_with = load_masks(tmp_path / "results" / "image_0.npz").settings["made_with"]
-    assert made_with["sam_sha256"] == file_checksum(weights) != file_checksum(home / "sam.pth")
-
-
-def test_masks_of_the_same_weights_under_another_name_are_kept(infer, home, tmp_path):
-    infer("--split", "val", "--limit", 1)
-    shutil.copy(home / "sam.pth", tmp_path / "other.pth")
-    finished = infer("--split", "val", "--limit", 1, checkpoint=tmp_path / "other.pth")
-    assert finished.status == 0 and "1 of 1 images are done" in finished.stderr
+    assert huge.image_encoder.pos_embed.shape[-1] == weights.SAM_MODELS["vit_h"].width == 1280
 
 
 def test_checksum_is_that_of_the_whole_file(tmp_path):
@@ -462,18 +337,121 @@ def test_checksum_is_that_of_the_whole_file(tmp_path):
     assert file_checksum(path) == expected
     path.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
     assert file_checksum(path) != expected
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="weights: "):
+        file_checksum(path)
+
+
+# The script
+
+
+def read_scores(folder):
+    return json.loads((folder / "results" / "scores.json").read_text())
+
+
+def test_five_images_of_the_report_leave_pictures_masks_and_scores(infer, home, tmp_path):
+    finished = infer()
+    assert finished.status == 0, finished.stderr
+    results, scores = tmp_path / "results", read_scores(tmp_path)
+    picks = json.loads((tmp_path / "report" / "picks.json").read_text())
+    assert scores["images"] == picks["five"]
+    assert (scores["dataset"], scores["image_set"]) == ("custom", "train")
+    assert scores["checkpoint"] == str(home / "runs" / "best" / "best.pth")
+    for part in ("deeplab", "sam_deeplab", "oracle"):
+        assert list(scores[part]["class_iou"]) == CLASS_NAMES
+        assert 0 <= scores[part]["miou"] <= 1
+    assert list(scores["borders"]) == ["3", "5", "10"]
+    counts = {}
+    for name in picks["five"]:
+        with Image.open(home / "data" / "JPEGImages" / f"{name}.jpg") as image:
+            size = image.size
+        with Image.open(results / f"{name}.png") as picture:
+            assert picture.size == size
+        masks = load_masks(results / f"{name}.npz")
+        assert masks.size == size[::-1]
+        areas = [int(mask.sum()) for mask in masks]
+        assert areas == sorted(areas, reverse=True)
+        counts[name] = len(masks)
+    assert max(counts.values()) > 1
+    assert scores["masks"] == counts
+    assert scores["masks_per_image"] == np.mean(list(counts.values()))
+    assert f"{100 * scores['sam_deeplab']['miou']:.2f}" in finished.stdout
+
+
+def test_few_images_have_the_miou_of_the_true_classes_and_say_how_many(infer, tmp_path):
+    limited = infer("--split", "val", "--limit", 1)
+    scores = read_scores(tmp_path)
+    true = [i for i in scores["deeplab"]["class_iou"].values() if i is not None]
+    assert scores["classes"] == 2  # background and one object, of three classes
+    assert "mIoU of 2 true classes" in limited.stdout
+    assert scores["deeplab"]["miou"] == pytest.approx(sum(true) / 2)  # a false one counts as 0
+    whole = infer("--split", "val")
+    assert read_scores(tmp_path)["classes"] is None and "true classes" not in whole.stdout
+
+
+def test_picked_images_are_among_the_five(infer, home, tmp_path):
+    assert infer("--limit", 1).status == 0
+    picks = tmp_path / "report" / "picks.json"
+    before = json.loads(picks.read_text())["classes"]
+    masks = (home / "data" / "SegmentationClass").iterdir()
+    name_of = {path.stem: CLASS_NAMES[np.unique(Image.open(path))[1]] for path in masks}
+    wish = next(sample for sample in name_of if sample not in before.values())
+    assert infer("--pick", f"{name_of[wish]}={wish}").status == 0
+    assert wish in read_scores(tmp_path)["images"]
+    after = json.loads(picks.read_text())["classes"]
+    assert after[name_of[wish]] == wish  # visualize.py shows it too
+    assert "give CLASS=ID" in infer("--pick", "nothing").error
+    assert "--pick: has no use with --split" in infer("--pick", "a=b", "--split", "val").error
+
+
+def test_second_run_skips_what_is_done_and_scores_it_the_same(infer, tmp_path, monkeypatch):
+    infer("--split", "val")
+    before = read_scores(tmp_path)
+    (tmp_path / "results" / "image_1.png").unlink()  # as if it had been stopped there
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("image_0.*")}
+    finished = infer("--split", "val", "--points_per_batch", 5)  # changes memory and speed alone
+    assert "1 of 2 images are done" in finished.stdout
+    assert (tmp_path / "results" / "image_1.png").exists()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    after = read_scores(tmp_path)
+    assert all(after[key] == before[key] or key == "seconds_per_image" for key in before)
+    monkeypatch.setattr(sam_infer, "load_sam", None)  # with everything done there is no need of it
+    assert infer("--split", "val").status == 0
+
+
+def test_masks_of_other_settings_or_images_are_not_mixed_in(infer, home, tmp_path):
+    infer("--split", "val", "--limit", 1)
+    path = tmp_path / "results" / "image_0.npz"
+    before = path.read_bytes()
+    error = infer("--split", "val", everything=(*EVERYTHING[:-1], 4)).error
+    assert "image_0.npz" in error and "points_per_side" in error and "--overwrite" in error
+    Image.new("RGB", (64, 48)).save(tmp_path / "image_0.jpg")
+    error = infer(images=[tmp_path / "image_0.jpg"]).error
+    assert "made with another image_sha256: --overwrite" in error
+    assert path.read_bytes() == before
+    assert infer("--overwrite", images=[tmp_path / "image_0.jpg"]).status == 0
+    assert path.read_bytes() != before
+
+
+def test_weights_are_known_by_their_content_not_their_name(infer, home, sam, tmp_path):
+    other = tmp_path / "sam.pth"
+    infer("--split", "val", "--limit", 1)
+    shutil.copy(home / "sam.pth", other)
+    finished = infer("--split", "val", "--limit", 1, checkpoint=other)
+    assert finished.status == 0 and "1 of 1 images are done" in finished.stdout
+    state, key = sam.state_dict(), "mask_decoder.iou_token.weight"
+    torch.save({**state, key: state[key] + 1}, other)
+    error = infer("--split", "val", checkpoint=other).error
+    assert "image_0.npz" in error and "sam_sha256" in error and "--overwrite" in error
 
 
 def test_broken_mask_file_is_made_again(infer, tmp_path):
     infer("--split", "val", "--limit", 1)
     path = tmp_path / "results" / "image_0.npz"
-    foreign = load_masks(path)
-    foreign.settings = ["of", "another", "program"]
-    for spoil in (lambda: path.write_bytes(b"PK"), lambda: save_masks(path, foreign)):
-        spoil()
-        finished = infer("--split", "val", "--limit", 1)
-        assert finished.status == 0 and "making it again" in finished.stderr
-        assert "made_with" in load_masks(path).settings
+    path.write_bytes(b"PK")
+    finished = infer("--split", "val", "--limit", 1)
+    assert finished.status == 0 and "making it again" in finished.stdout
+    assert "made_with" in load_masks(path).settings
 
 
 def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path, monkeypatch):
@@ -494,6 +472,11 @@ def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path,
     assert checksum == file_checksum(home / "runs" / "best" / "best.pth")
     words = ("--split", "val", "--prompts", "deeplab", "--ckpt", home / "runs" / "worse/best.pth")
     assert "made with another deeplab_sha256" in infer(*words, everything=EVERYTHING[:4]).error
+    published = sam_infer.load_checkpoint(home / "runs" / "best" / "best.pth")
+    published.path = Path("torchvision")  # no file
+    monkeypatch.setattr(sam_infer, "load_checkpoint", lambda source: published)
+    words = ("--overwrite", "--split", "val", "--prompts", "deeplab", "--ckpt", "torchvision")
+    assert infer(*words, everything=EVERYTHING[:4]).status == 0
 
 
 def test_images_of_your_own_have_masks_but_no_scores(infer, tmp_path):
@@ -519,21 +502,9 @@ def test_results_in_a_folder_of_images_are_no_images(infer, tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert names == {"a.png", "b.jpg", "a_2.png", "a_2.npz", "b.png", "b.npz"}
     finished = infer(images=[folder])
-    assert finished.status == 0 and "2 of 2 images are done" in finished.stderr
-    assert "leaves out 2 x result of an earlier run" in finished.stderr
+    assert finished.status == 0 and "2 of 2 images are done" in finished.stdout
+    assert "leaves out 2 x result of an earlier run" in finished.stdout
     assert {path.name for path in folder.iterdir()} == names
-
-
-def test_pictures_that_cannot_be_read_here_are_counted(infer, tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    Image.effect_noise((40, 30), 80).save(folder / "a.png")
-    for name in ("b.heic", "c.HEIC", "d.svg"):
-        (folder / name).write_bytes(b"picture")
-    (folder / "e.jpg").symlink_to(folder / "nowhere.jpg")
-    finished = infer(images=[folder])
-    assert finished.status == 0 and "masks of 1 images" in finished.stdout
-    assert "leaves out 2 x .heic, 1 x .svg, 1 x broken link" in finished.stderr
 
 
 def test_images_of_your_own_take_their_prompts_from_the_best_run(infer, home, tmp_path):
@@ -542,73 +513,53 @@ def test_images_of_your_own_take_their_prompts_from_the_best_run(infer, home, tm
     words = ("--prompts", "deeplab")
     finished = infer(*words, images=[tmp_path / "photo.png"], everything=EVERYTHING[:4])
     assert finished.status == 0, finished.stderr
-    assert str(home / "runs" / "best" / "best.pth") in finished.stderr
-    assert "--ckpt FILE takes another" in finished.stderr
+    assert str(home / "runs" / "best" / "best.pth") in finished.stdout
+    assert "--ckpt FILE takes another" in finished.stdout
     assert load_masks(tmp_path / "results" / "photo.npz").size == (30, 40)
 
 
 def test_no_mask_found_is_a_result(infer, tmp_path):
     finished = infer("--split", "val", everything=("--points_per_side", 2, "--pred_iou_thresh", 1))
     assert finished.status == 0
-    assert "image_0: SAM found no mask" in finished.stderr
+    assert "image_0: SAM found no mask" in finished.stdout
     assert len(load_masks(tmp_path / "results" / "image_0.npz")) == 0
-    scores = json.loads((tmp_path / "results" / "scores.json").read_text())
+    scores = read_scores(tmp_path)
     assert scores["sam_deeplab"] == scores["oracle"] == scores["deeplab"]
     assert scores["masks_per_image"] == 0
 
 
 def test_without_a_deeplab_the_masks_are_counted_alone(infer, tmp_path):
     finished = infer("--split", "val", "--runs_dir", tmp_path / "none")
-    assert finished.status == 0 and "no run of this data set" in finished.stderr
-    scores = json.loads((tmp_path / "results" / "scores.json").read_text())
+    assert finished.status == 0 and "no finished run on custom" in finished.stdout
+    scores = read_scores(tmp_path)
     assert scores["checkpoint"] is None and "deeplab" not in scores
     assert scores["masks_per_image"] > 0 and scores["masks_per_region"] > 0
+    words = ("--prompts", "deeplab", "--runs_dir", tmp_path / "none")
+    assert "--prompts deeplab" in infer(*words, everything=()).error
 
 
 def test_checkpoint_of_other_classes_is_refused(infer, tmp_path):
     save_run(tmp_path / "other", 0.5, ["background", "cat", "dog"])
     error = infer("--split", "val", "--ckpt", tmp_path / "other" / "best.pth").error
-    assert "best.pth: was trained on other classes" in error and "--dataset custom" in error
+    assert "best.pth: --dataset custom has other classes" in error
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--split", "test"], "test.txt"),
-        (["--device", "cuda:77"], "--device cuda:77"),
-    ],
-)
-def test_bad_flags_are_named(infer, words, message):
-    assert message in infer(*words).error
-
-
-def test_precision_that_the_device_lacks_is_refused_before_all_work(infer, monkeypatch):
-    def refuse(name, device):
-        raise UserError(f"--precision {name}: {device} does not have it")
-
-    monkeypatch.setattr(sam_infer, "choose_precision", refuse)
-    assert "--precision fp32: cpu does not have it" in infer("--split", "val").error
-
-
-def test_report_without_an_object_has_no_images_to_segment(infer, home, tmp_path):
+def test_what_cannot_work_is_refused_before_all_work(infer, home, tmp_path, monkeypatch):
+    assert "test.txt" in infer("--split", "test").error
+    assert "--device cuda:77" in infer("--device", "cuda:77").error
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    error = infer("--min_mask_region_area", 9).error
+    assert "--min_mask_region_area 9: needs OpenCV" in error and "pip install" in error
     shutil.copytree(home / "data", tmp_path / "data")
     for path in (tmp_path / "data" / "SegmentationClass").iterdir():
         Image.new("L", Image.open(path).size).save(path)
     assert "holds an object: give --split" in infer("--data_root", tmp_path / "data").error
 
+    def refuse(name, device):
+        raise UserError(f"--precision {name}: {device} does not have it")
 
-def test_torchvisions_weights_can_give_prompts(infer, home, monkeypatch):
-    published = sam_infer.load_checkpoint(home / "runs" / "best" / "best.pth")
-    published.path = Path("torchvision")
-    monkeypatch.setattr(sam_infer, "load_checkpoint", lambda source: published)
-    words = ("--split", "val", "--prompts", "deeplab", "--ckpt", "torchvision", "--limit", 1)
-    finished = infer(*words, everything=EVERYTHING[:4])
-    assert finished.status == 0, finished.stderr
-
-
-def test_deeplab_prompts_without_a_deeplab_are_refused(infer, tmp_path):
-    words = ("--prompts", "deeplab", "--runs_dir", tmp_path / "none")
-    assert "--prompts deeplab" in infer(*words, everything=()).error
+    monkeypatch.setattr(sam_infer, "choose_precision", refuse)
+    assert "--precision fp32: cpu does not have it" in infer("--split", "val").error
 
 
 def test_bad_images_are_named(infer, tmp_path):
@@ -625,7 +576,7 @@ def test_bad_images_are_named(infer, tmp_path):
 def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name in ("a", "large", "n" * 250, "z"):
+    for name in ("a", "large", "z"):
         Image.effect_noise((40, 30), 80).save(folder / f"{name}.png")
     Image.effect_noise((60, 30), 80).save(folder / "large.png")
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
@@ -640,12 +591,10 @@ def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
     finished = infer(images=[folder])
     assert finished.status == 1 and "masks of 2 images" in finished.stdout
     failed = [line for line in finished.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 3
-    for line, name, reason in zip(
-        failed, ("cut", "large", "n" * 250), ("cannot be read", "out of memory", "too long"),
-        strict=True,
-    ):  # fmt: skip
-        assert line.startswith(f"failed: {name}: ") and reason in line
+    assert len(failed) == 2
+    assert failed[0].startswith("failed: cut: ") and "cannot be read" in failed[0]
+    remedy = "take a smaller --sam_model, --points_per_batch or image"
+    assert failed[1] == f"failed: large: out of memory (cpu): {remedy}"
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"a.png", "a.npz", "z.png", "z.npz"}
 
@@ -658,23 +607,21 @@ def test_scores_are_of_the_images_that_could_be_done(infer, home, tmp_path):
     finished = infer("--split", "val", "--data_root", data)
     assert finished.status == 1 and "failed: image_0: " in finished.stderr
     assert "scores on 1 images of custom val" in finished.stdout
-    scores = json.loads((tmp_path / "results" / "scores.json").read_text())
+    scores = read_scores(tmp_path)
     assert scores["images"] == ["image_1"] and scores["image_set"] == "val"
 
 
-def test_help_needs_no_package_and_masks_say_what_to_install(infer, monkeypatch):
+def test_a_missing_package_is_asked_for(infer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    error = infer("--split", "val").error
+    assert "package segment_anything" in error and "pip install segment-anything" in error
+
+
+@pytest.mark.slow
+def test_help_needs_no_package():
     script = "import sys; sys.modules['segment_anything'] = None; sys.argv[1:] = ['--help']; "
     script += "import sam_infer; sam_infer.main()"
     finished = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
     )
     assert finished.returncode == 0 and "--points_per_side" in finished.stdout, finished.stderr
-    monkeypatch.setitem(sys.modules, "segment_anything", None)
-    error = infer("--split", "val").error
-    assert "package segment_anything" in error and "pip install segment-anything" in error
-
-
-def test_small_regions_need_opencv_and_it_says_so(infer, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    error = infer("--min_mask_region_area", 9).error
-    assert "--min_mask_region_area 9: needs OpenCV" in error and "pip install" in error

@@ -12,7 +12,7 @@ painted later lie over those that contain them:
     points         float32 (N, 2)  x, y of the point that SAM was asked about
     prompt_boxes   float32 (N, 4)  x0, y0, x1, y1 of the box that it was asked about; NaN: none
     classes        int64 (N,)      class of the prompt; -1 if it had none
-    settings       JSON text       `made_with` (flags that decide), `image` (checksum), `seconds`
+    settings       JSON text       `made_with` (what decides on them), `seconds` that it took
 
 Run lengths are COCO's uncompressed ones: down the columns, from the left one on, and the first run
 is outside the mask (it may be 0). `{"size": size, "counts": counts}` is what pycocotools takes.
@@ -21,7 +21,6 @@ is outside the mask (it may be 0). `{"size": size, "counts": counts}` is what py
 import colorsys
 import dataclasses
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from PIL import Image
 
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
+from utils.common.progress import say
 from utils.sam.regions import border_band, index_map
 
 _ARRAYS = ("boxes", "predicted_iou", "stability", "points", "prompt_boxes", "classes")
@@ -64,11 +64,6 @@ class Masks(Sequence[torch.Tensor]):
         return torch.from_numpy(values.reshape(width, height).T)
 
 
-def image_checksum(image: torch.Tensor) -> int:
-    """CRC-32 of the bytes of an image: tells whether masks are of this image."""
-    return zlib.crc32(image.contiguous().numpy().data)
-
-
 def save_masks(path: Path, masks: Masks) -> None:
     """Write `<id>.npz`, whole or not at all."""
     lengths = [len(counts) for counts in masks.counts]
@@ -93,18 +88,12 @@ def load_masks(path: Path) -> Masks:
         with np.load(path, allow_pickle=False) as file:
             height, width = file["size"].tolist()
             starts, lengths = file["offsets"].tolist(), file["counts"]
-            masks = Masks(
+            return Masks(
                 size=(height, width),
                 counts=[lengths[a:b] for a, b in zip(starts, starts[1:], strict=False)],
                 settings=json.loads(str(file["settings"])),
                 **{name: file[name] for name in _ARRAYS},
             )
-        if any(int(counts.sum()) != height * width for counts in masks.counts) or any(
-            len(getattr(masks, name)) != len(masks) for name in _ARRAYS
-        ):
-            raise ValueError("its arrays do not fit together")
-        if not isinstance(masks.settings, dict):
-            raise ValueError("its settings are no object")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: sam_infer.py makes it") from None
     except Exception as error:  # NumPy documents no list of what a broken file raises
@@ -112,7 +101,27 @@ def load_masks(path: Path) -> Masks:
         raise UserError(
             f"{path}: not readable as masks ({reason}): make it again with sam_infer.py --overwrite"
         ) from None
-    return masks
+
+
+def is_done(path: Path, made_with: dict[str, Any]) -> bool:
+    """Whether an image has its two files, readable and of these settings.
+
+    Raises:
+        UserError: they are of other settings.
+    """
+    if not (path.exists() and path.with_suffix(".png").exists()):
+        return False
+    try:
+        before = load_masks(path).settings["made_with"]
+    except UserError as error:
+        say(f"{error}; making it again")
+        return False
+    if other := sorted({name for name, _ in before.items() ^ made_with.items()}):
+        raise UserError(
+            f"{path}: holds masks made with another {' and '.join(other)}: --overwrite makes them "
+            "again, --output_dir DIR puts them elsewhere"
+        )
+    return True
 
 
 def draw_masks(image: torch.Tensor, masks: Masks) -> Image.Image:

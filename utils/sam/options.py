@@ -8,7 +8,7 @@ from datasets import DATA_FLAGS, add_data_args
 from utils.common.errors import UserError
 from utils.common.flags import SHARE, Parser, refuse, whole
 from utils.options import add_device_flags
-from utils.sam.mask_maker import SAM_MODELS
+from utils.sam.weights import SAM_MODELS
 
 
 def build_parser(description: str) -> Parser:
@@ -17,10 +17,13 @@ def build_parser(description: str) -> Parser:
     text = "images and folders, if not the report's five"
     parser.add_argument("images", nargs="*", default=[], help=text)
     data = add_data_args(parser)
+    text = "decide images of the five yourself, as in visualize.py"
+    data.add_argument("--pick", nargs="+", action="extend", metavar="CLASS=ID", help=text)
     data.add_argument("--split", help="take the images of this split, such as val")
     data.add_argument("--limit", type=whole(1), help="take the first so many images alone")
 
-    parser.needs |= {"points_per_side": ("prompts", "grid")}
+    of_grid = ("prompts", "grid")
+    parser.needs |= {"points_per_side": of_grid, "min_mask_region_area": of_grid}
     add = parser.add_argument_group("SAM").add_argument
     add("--sam_model", choices=list(SAM_MODELS), default="vit_b", help="its size")
     add("--sam_checkpoint", help="its weights, if not the official ones")
@@ -66,12 +69,12 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     if args.images and args.split:
         raise UserError(f"--split {args.split}: give images or a split, not both")
     if args.images:
-        refuse(DATA_FLAGS | {"report_dir"}, given, "has no use with images: leave it out")
+        refuse(DATA_FLAGS | {"report_dir", "pick"}, given, "has no use with images: leave it out")
         if args.prompts == "grid":
             useless = {"ckpt", "output_stride", "runs_dir"}
             refuse(useless, given, "images have no scores: give --prompts deeplab with it")
     if args.split:
-        refuse({"report_dir"}, given, "has no use with --split: give one of them")
+        refuse({"report_dir", "pick"}, given, "has no use with --split: give one of them")
     if args.ckpt:
         refuse({"runs_dir"}, given, "has no use with --ckpt: give one of them")
     if args.min_mask_region_area and importlib.util.find_spec("cv2") is None:
@@ -83,9 +86,8 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
 
 
 def mask_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `SamAutomaticMaskGenerator` takes of the flags, under the same names."""
+    """The flags that decide on the masks, as `SamAutomaticMaskGenerator` names them."""
     names = (
-        "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh",
-        "min_mask_region_area",
+        "points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from datasets.base import IGNORE_INDEX
-from utils.metrics import StreamSegMetrics
+from utils.metrics import StreamSegMetrics, target_miou
 from utils.sam.regions import border_band, connected_components, index_map, paint_classes
 
 BAND_WIDTHS = (3, 5, 10)  # pixels; see `border_band`
@@ -34,7 +34,8 @@ class RegionScores:
             width: {name: StreamSegMetrics(num_classes) for name in ("deeplab", "sam_deeplab")}
             for width in BAND_WIDTHS
         }
-        self.num_images = self.num_masks = self.num_regions = 0
+        self.mask_counts: list[int] = []  # of the images
+        self.num_regions = 0
 
     def update(
         self, target: torch.Tensor, masks: Sequence[torch.Tensor], pred: torch.Tensor | None
@@ -46,8 +47,7 @@ class RegionScores:
             masks: bool (H, W) each; later ones lie over earlier ones.
             pred: integer (H, W), classes; None to count masks and regions alone.
         """
-        self.num_images += 1
-        self.num_masks += len(masks)
+        self.mask_counts.append(len(masks))
         regions = connected_components(target)[target != IGNORE_INDEX]
         self.num_regions += len(regions.unique())
         if pred is None:
@@ -66,27 +66,39 @@ class RegionScores:
             for name, metrics in by_name.items():
                 metrics.update(target[band], preds[name][band])
 
-    def compute(self, class_names: Sequence[str]) -> dict[str, Any]:
+    def compute(self, class_names: Sequence[str], is_split: bool = True) -> dict[str, Any]:
         """All scores so far, in [0, 1]; without a prediction the counts alone.
+
+        Args:
+            class_names: of the C classes.
+            is_split: the images are a whole split. Of fewer images the mIoU is the mean over the
+                classes of their ground truth; see `utils.metrics.target_miou`.
 
         Returns:
             `deeplab`, `sam_deeplab` and `oracle`: {`miou`, `class_iou`: {name: number or None}};
-            `borders`: {width: {`deeplab`: mIoU, `sam_deeplab`: mIoU}}; `masks_per_image`;
-            `masks_per_region`: masks per connected region of one class in the target, background
-            included; None if there is no region.
+            `borders`: {width: {`deeplab`: mIoU, `sam_deeplab`: mIoU}}; `classes`: how many classes
+            the mIoU is the mean over, None for a split; `masks_per_image`; `masks_per_region`:
+            masks per connected region of one class in the target, background included; None if
+            there is no region.
         """
         scores: dict[str, Any] = {}
+
+        def miou(metrics: StreamSegMetrics) -> float:
+            return metrics.compute()["miou"] if is_split else target_miou(metrics.confusion)[0]
+
         if self.whole["deeplab"].confusion.any():
             for name, metrics in self.whole.items():
-                found = metrics.compute()
-                class_iou = dict(zip(class_names, found["class_iou"], strict=True))
-                scores[name] = {"miou": found["miou"], "class_iou": class_iou}
+                class_iou = zip(class_names, metrics.compute()["class_iou"], strict=True)
+                scores[name] = {"miou": miou(metrics), "class_iou": dict(class_iou)}
             scores["borders"] = {
-                str(width): {name: metrics.compute()["miou"] for name, metrics in by_name.items()}
+                str(width): {name: miou(metrics) for name, metrics in by_name.items()}
                 for width, by_name in self.borders.items()
             }
-        scores["masks_per_image"] = self.num_masks / max(self.num_images, 1)
-        scores["masks_per_region"] = self.num_masks / self.num_regions if self.num_regions else None
+            number = target_miou(self.whole["deeplab"].confusion)[1]
+            scores["classes"] = None if is_split else number
+        num_images, num_masks = len(self.mask_counts), sum(self.mask_counts)
+        scores["masks_per_image"] = num_masks / max(num_images, 1)
+        scores["masks_per_region"] = num_masks / self.num_regions if self.num_regions else None
         return scores
 
 
@@ -100,15 +112,17 @@ def format_comparison(scores: dict[str, Any]) -> str:
     )
     if "deeplab" not in scores:
         return counts
-    rows = []
-    for name in scores["deeplab"]["class_iou"]:
-        rows.append((name, [scores[key]["class_iou"][name] for key in COLUMNS]))
-    rows.append(("mIoU", [scores[key]["miou"] for key in COLUMNS]))
-    for width, mious in scores["borders"].items():
-        rows.append((f"mIoU, {width} px at borders", [mious.get(key) for key in COLUMNS]))
-    width = max(len(name) for name, _ in rows)
+    rows = {
+        name: [scores[key]["class_iou"][name] for key in COLUMNS]
+        for name in scores["deeplab"]["class_iou"]
+    }
+    miou = f"mIoU of {scores['classes']} true classes" if scores["classes"] else "mIoU"
+    rows[miou] = [scores[key]["miou"] for key in COLUMNS]
+    for pixels, mious in scores["borders"].items():
+        rows[f"mIoU, {pixels} px at borders"] = [mious.get(key) for key in COLUMNS]
+    width = max(map(len, rows))
     lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
-    for name, values in rows:
+    for name, values in rows.items():
         cells = ["-" if value is None else f"{100 * value:.2f}" for value in values]
         padded = [f"{c:>{len(head)}}" for c, head in zip(cells, COLUMNS.values(), strict=True)]
         lines.append(f"  {name:<{width}}  " + "  ".join(padded))

@@ -8,7 +8,6 @@ from utils.sam.mask_files import (
     Masks,
     distinct_colours,
     draw_masks,
-    image_checksum,
     load_masks,
     save_masks,
 )
@@ -58,7 +57,7 @@ def test_run_lengths_in_the_file_are_the_packages_own(tmp_path):
     np.testing.assert_array_equal(rle_to_mask(rle), SMALL.numpy())
 
 
-@pytest.mark.parametrize("spoil", ["cut", "text", "empty", "other arrays", "wrong sum", "missing"])
+@pytest.mark.parametrize("spoil", ["cut", "text", "empty", "other arrays", "missing"])
 def test_broken_mask_file_is_named(tmp_path, spoil):
     path = tmp_path / "a.npz"
     save_masks(path, masks_of([LARGE, SMALL]))
@@ -70,16 +69,10 @@ def test_broken_mask_file_is_named(tmp_path, spoil):
         path.write_bytes(b"")
     elif spoil == "other arrays":
         np.savez(path, a=np.zeros(3))
-    elif spoil == "wrong sum":
-        save_masks(path, dataclass_with(masks_of([LARGE]), size=(4, 6)))
     else:
         path.unlink()
     with pytest.raises(UserError, match=r"a\.npz: .*sam_infer\.py"):
         load_masks(path)
-
-
-def dataclass_with(masks: Masks, **changes) -> Masks:
-    return Masks(**{**vars(masks), **changes})
 
 
 def test_picture_has_colours_inside_borders_between_and_the_image_outside():
@@ -103,10 +96,3 @@ def test_picture_of_no_mask_is_the_image():
 
 def test_colours_of_three_hundred_masks_all_differ():
     assert len({tuple(colour) for colour in distinct_colours(300).round().tolist()}) == 300
-
-
-def test_checksum_tells_images_apart():
-    image = torch.zeros(3, 4, 5, dtype=torch.uint8)
-    changed = image.clone()
-    changed[2, 3, 4] = 1
-    assert image_checksum(image) == image_checksum(image.clone()) != image_checksum(changed)

@@ -1,9 +1,10 @@
 import itertools
+import re
 
 import pytest
 import torch
 
-from utils.sam.region_scores import RegionScores
+from utils.sam.region_scores import RegionScores, format_comparison
 
 
 def mask_of(*rows: str) -> torch.Tensor:
@@ -30,6 +31,18 @@ def test_scores_of_a_hand_made_image():
     assert found["oracle"] == found["sam_deeplab"]
     assert found["masks_per_image"] == 2
     assert found["masks_per_region"] == 2 / 2
+    assert found["classes"] is None
+
+
+def test_few_images_are_scored_over_the_classes_of_their_ground_truth():
+    scores = RegionScores(3)
+    scores.update(TARGET, [WHOLE, OBJECT], PRED)
+    found = scores.compute(("a", "b", "c"), is_split=False)
+    assert found["classes"] == 2  # c is in the prediction alone
+    assert found["deeplab"]["miou"] == pytest.approx((10 / 12 + 6 / 8) / 2)
+    assert found["sam_deeplab"]["miou"] == pytest.approx((10 / 11 + 1) / 2)
+    table = format_comparison({**found, "seconds_per_image": 1.0})
+    assert re.search(r"mIoU of 2 true classes +79\.17 +95\.45", table)
 
 
 def test_oracle_takes_its_classes_from_the_target():
