@@ -262,7 +262,7 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     crop_size = (args.crop_size[0], args.crop_size[-1])
     transform = train_transform(crop_size, args.resize, args.color_jitter)
     with main_first():  # what is downloaded or drawn comes once
-        train_set = build_dataset(DataSource.of(args), args.image_set, transform)
+        train_set = build_dataset(DataSource.of(args), args.image_set, transform, keep_doubles=True)
         crop = args.crop_size[0] if args.crop_val else None
         val_set, sizes = build_val_set(DataSource.of(args), args.val_image_set, crop)
     check_batch_size(train_set, args.batch_size)

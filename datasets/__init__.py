@@ -5,13 +5,14 @@ import dataclasses
 from collections.abc import Callable
 
 from datasets.base import SegmentationDataset, Transform
+from datasets.cityscapes import Cityscapes
 from datasets.class_counts import class_statistics, present_and_absent
 from datasets.custom import CustomSegmentation
 from datasets.shapes import ShapesSegmentation
 from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from utils.common.errors import UserError
-from utils.common.flags import SEED, Parser, real
+from utils.common.flags import SEED, Parser, real, whole
 from utils.common.progress import say_once
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
@@ -27,7 +28,12 @@ DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
         image_set,
         val_fraction=source.val_fraction,
         seed=source.split_seed,
+        void_value=source.void_value,
+        object_value=source.object_value,
         **options,
+    ),
+    "cityscapes": lambda source, image_set, **options: Cityscapes(
+        source.data_root, image_set, **options
     ),
     "shapes": lambda source, image_set, **options: ShapesSegmentation(
         source.data_root, image_set, **options
@@ -45,6 +51,8 @@ class DataSource:
     voc_archive: str | None = None
     val_fraction: float = 0.2
     split_seed: int = 0
+    void_value: int | None = None
+    object_value: int | None = None
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "DataSource":
@@ -62,18 +70,20 @@ class DataSource:
 
 
 def build_dataset(
-    source: DataSource,
-    image_set: str,
-    transform: Transform | None = None,
-    masks_only: bool = False,
+    source: DataSource, image_set: str, transform: Transform | None = None, **options: bool
 ) -> SegmentationDataset:
     """Build a split of the data set that `source` names.
+
+    Args:
+        source: the data set.
+        image_set: the split.
+        transform: of each sample.
+        **options: see `SegmentationDataset`.
 
     Raises:
         UserError: it is not there, or not as it should be.
     """
-    build = DATASETS[source.dataset]
-    return build(source, image_set, transform=transform, masks_only=masks_only)
+    return DATASETS[source.dataset](source, image_set, transform=transform, **options)
 
 
 def build_val_set(
@@ -95,16 +105,19 @@ def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDat
     """Say what makes scores say less than they seem to; refuse what makes them meaningless.
 
     Raises:
-        UserError: a mask is not as it should be, or a set holds fewer than two classes.
+        UserError: a mask is not as it should be, an image has another size than its mask, or a set
+            holds fewer than two classes.
     """
     for name, dataset in (("training", train_set), ("validation", val_set)):
+        dataset.check_sizes()
         pixel_counts = class_statistics(dataset).pixel_counts
         present, absent = present_and_absent(pixel_counts, dataset.class_names)
         if len(present) < 2:
             raise UserError(
                 f"{dataset.folder}, {name} set: every pixel is "
                 f"{' or '.join([*present, 'void (255)'])}, and nothing can be learnt or measured "
-                "with fewer than two classes: check that the masks hold the indices of the classes"
+                "with fewer than two classes: check that the masks hold the indices of the classes "
+                "(if 255 is the second one: save 1 for it, or say --object_value 255)"
             )
         if absent:
             say_once(f"note: classes without a pixel in the {name} set: {', '.join(absent)}")
@@ -126,6 +139,8 @@ def add_data_args(parser: Parser) -> argparse._ArgumentGroup:
         "voc_archive": ("dataset", "voc"),
         "val_fraction": ("dataset", "custom"),
         "split_seed": ("dataset", "custom"),
+        "void_value": ("dataset", "custom"),
+        "object_value": ("dataset", "custom"),
     }
     group = parser.add_argument_group("data")
     add = group.add_argument
@@ -137,4 +152,8 @@ def add_data_args(parser: Parser) -> argparse._ArgumentGroup:
     text = f"{custom}: share of val"
     add("--val_fraction", type=real(0, 1, "()"), default=0.2, help=text)
     add("--split_seed", type=SEED, default=0, help=f"{custom}: seed of the split")
+    text = "custom masks of indices: what they hold for void besides 255"
+    add("--void_value", type=whole(0, 254), metavar="N", help=text)
+    text = "custom masks of two classes: what they hold for the second in place of 1, such as 255"
+    add("--object_value", type=whole(0, 255), metavar="N", help=text)
     return group

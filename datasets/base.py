@@ -1,6 +1,7 @@
-"""The base of every data set in VOC's layout: pairs of images and masks."""
+"""The base of all data sets: pairs of images and masks."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
@@ -11,36 +12,40 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.colours import default_colours
-from datasets.image_files import image_size, keeps_orientation, read_image, read_mask
-from datasets.lists import find_files, normalize
-from utils.common.errors import UserError
+from datasets.image_files import check_fit, image_size, keeps_orientation, misfit, read_image
+from datasets.lists import find_files, list_files, normalize
+from datasets.masks import IGNORE_INDEX, IndexMasks, MaskReader
 from utils.common.progress import say_once
-
-IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around an image
 
 Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class SegmentationDataset(Dataset):
-    """Pairs of `JPEGImages/<id>.*` and `<target_folder>/<id>.png` below one folder.
+    """Pairs of `JPEGImages/<id>.*` and `SegmentationClass/<id>.png` below one folder.
 
     Args:
         folder: the folder that holds both.
         ids: the samples, in order.
         class_names: one name per index.
         transform: `(image, target) -> (image, target)`, applied to each sample.
-        target_folder: the folder of the masks.
         masks_only: do not ask for images (for statistics of the masks alone).
+        masks_optional: be content if no id has a mask: then there are no `target_paths`, and
+            every pixel of the targets is void.
+        keep_doubles: an id that the list holds several times is shown as often, as somebody may
+            want it for training; else it is one sample.
 
     Attributes:
-        colours: uint8 (C, 3), those that the classes are shown in.
+        folders: the folders of masks and images.
         palette: uint8 (256, 3), the colours that a palette mask is expected to have; None where
             there is none. Other colours are taken, but not these under other indices.
+        colours: uint8 (C, 3), those that the classes are shown in.
+        masks: reads a mask.
 
     Raises:
         UserError: an id has no image or no mask.
     """
 
+    folders = {"mask": "SegmentationClass", "image": "JPEGImages"}
     palette: np.ndarray | None = None
 
     def __init__(
@@ -49,18 +54,22 @@ class SegmentationDataset(Dataset):
         ids: Sequence[str],
         class_names: Sequence[str],
         transform: Transform | None = None,
-        target_folder: str = "SegmentationClass",
+        *,
         masks_only: bool = False,
+        masks_optional: bool = False,
+        keep_doubles: bool = False,
     ) -> None:
         self.folder = folder
         self.ids = [normalize(sample) for sample in ids]
+        self._say_doubles(keep_doubles)
+        if not keep_doubles:
+            self.ids = list(dict.fromkeys(self.ids))
         self.class_names = tuple(class_names)
         self.colours = default_colours(self.class_names)
+        self.masks: MaskReader = IndexMasks(self.num_classes, self.palette)
         self.transform = transform
-        self.target_paths = find_files(folder / target_folder, self.ids, "mask")
-        self.image_paths: list[Path] = []
-        if not masks_only:
-            self.image_paths = find_files(folder / "JPEGImages", self.ids, "image")
+        self.target_paths = self._find("mask", masks_optional)
+        self.image_paths = [] if masks_only else self._find("image")
         with ThreadPoolExecutor() as pool:
             kept = list(pool.map(keeps_orientation, self.image_paths, self.target_paths))
         if any(kept):
@@ -70,6 +79,31 @@ class SegmentationDataset(Dataset):
                 f"these are used ({sum(kept)} such images in {self.folder})"
             )
 
+    def _say_doubles(self, keep_doubles: bool) -> None:
+        counts = Counter(self.ids)
+        doubles = {sample: count for sample, count in counts.items() if count > 1}
+        if doubles:
+            sample, count = next(iter(doubles.items()))
+            say_once(
+                f"note: {self.folder}: {len(doubles)} ids are in the list more than once, such as "
+                f"{sample} ({count} times): "
+                + ("each is shown as often" if keep_doubles else "each is taken once")
+            )
+
+    def _find(self, kind: str, optional: bool = False) -> list[Path]:
+        """The file of each id; none at all where that is allowed and no id has one."""
+        folder = self.folder / self.folders[kind]
+        if optional and not folder.is_dir():
+            return []
+        files = self.list_files(folder, kind)
+        if optional and files.keys().isdisjoint(self.ids):
+            return []
+        return find_files(folder, self.ids, kind, files)
+
+    def list_files(self, folder: Path, kind: str) -> dict[str, list[Path]]:
+        """The files of each id in one of the `folders`."""
+        return list_files(folder, kind)
+
     @property
     def num_classes(self) -> int:
         """Number of classes, void not counted."""
@@ -78,7 +112,7 @@ class SegmentationDataset(Dataset):
     @property
     def ids_hash(self) -> str:
         """Twelve hexadecimal digits that tell whether two sets hold the same ids, in any order."""
-        return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()[:12]
+        return hashlib.sha256("\n".join(sorted(set(self.ids))).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,34 +127,34 @@ class SegmentationDataset(Dataset):
             UserError: a file cannot be read, the sizes differ, or the mask holds another value
                 than a class or 255.
         """
-        image, target = self._read_sample(index)
+        if self.target_paths:
+            target = self.read_target(index)
+            image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
+            if image.shape[1:] != target.shape:
+                paths = self.image_paths[index], self.target_paths[index]
+                raise misfit(*paths, tuple(image.shape[1:]), tuple(target.shape))
+        else:
+            image = read_image(self.image_paths[index])
+            target = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
         if self.transform is not None:
             image, target = self.transform(image, target)
         return image, target
 
     def read_target(self, index: int) -> torch.Tensor:
-        """The mask alone, untransformed: uint8 (H, W)."""
-        target = read_mask(self.target_paths[index], self.palette, self.num_classes)
-        # In bytes 255 + 1 is 0: one pass over the mask tells whether all is in order.
-        if (target + 1).max() > self.num_classes:
-            wrong = target[(target >= self.num_classes) & (target != IGNORE_INDEX)]
-            raise UserError(
-                f"{self.target_paths[index]}: value {int(wrong[0])} is neither a class "
-                f"(0 to {self.num_classes - 1}) nor {IGNORE_INDEX} (void)"
-            )
-        return target
-
-    def _read_sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        target = self.read_target(index)
-        image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
-        if image.shape[1:] != target.shape:
-            image_size, target_size = (f"{w}x{h}" for h, w in (image.shape[1:], target.shape))
-            raise UserError(
-                f"{self.target_paths[index]}: the mask is {target_size}, but its image "
-                f"{self.image_paths[index]} is {image_size}: they must be of one size"
-            )
-        return image, target
+        """The mask alone, untransformed: uint8 (H, W), classes and 255."""
+        return self.masks(self.target_paths[index])
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every sample, from the headers of the masks: images must fit them."""
-        return [image_size(path) for path in self.target_paths]
+        """(height, width) of every sample, from headers: of the masks, which images must fit."""
+        if self.target_paths:
+            return [image_size(path) for path in self.target_paths]
+        return [image_size(path, upright=True) for path in self.image_paths]
+
+    def check_sizes(self) -> None:
+        """Compare the sizes of all images and masks, from their headers alone.
+
+        Raises:
+            UserError: an image and its mask differ, or one has no header.
+        """
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(check_fit, self.image_paths, self.target_paths))

@@ -1,31 +1,46 @@
-"""Any data set in VOC's layout with its own classes, such as labelme's VOC export."""
+"""Any data set in VOC's layout with its own classes: labelme's VOC export, CVAT's masks."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
-from datasets.lists import list_files, read_ids, read_lines
-from datasets.voc import PALETTE
+from datasets.colours import PALETTE
+from datasets.labelmap import is_void, read_labelmap
+from datasets.lists import list_files, list_lists, normalize, read_ids, read_lines, what_is_in
+from datasets.masks import UNKNOWN, ColourMasks, IndexMasks
 from utils.common.errors import UserError
+from utils.common.progress import say_once
+
+FOLDERS = SegmentationDataset.folders
 
 
 class CustomSegmentation(SegmentationDataset):
-    """A folder with `JPEGImages/`, `SegmentationClass/` and `class_names.txt`.
+    """A folder with `JPEGImages/`, `SegmentationClass/` and `class_names.txt` or `labelmap.txt`.
 
     `class_names.txt` holds one name a line, index 0 first; a first line `__ignore__` (labelme's
-    name for void) is passed over. With `ImageSets/Segmentation/<image_set>.txt` the lists decide;
-    without that folder the masks are split by `val_fraction`. Palette masks have VOC's colours, as
-    labelme writes them, or any others.
+    name for void) is passed over. Palette masks have VOC's colours, as labelme writes them, or any
+    others. Where there is a `labelmap.txt` (CVAT's "Segmentation mask 1.1"), it names the classes,
+    and masks are read by the colours in it.
+
+    With `ImageSets/Segmentation/<image_set>.txt` the lists decide. Without lists, or with lists of
+    other names than train and val, all masks are split by `val_fraction`.
 
     Args:
         root: the folder.
         image_set: the name of a list; without lists `train`, `val` or `trainval`.
         val_fraction: the rough share of `val` where there are no lists, in (0, 1).
         seed: with an image's name it decides that split.
-        transform, masks_only: see `SegmentationDataset`.
+        void_value: what index masks hold for void besides 255.
+        object_value: what masks of two classes hold for the second, in place of 1.
+        transform, options: see `SegmentationDataset`.
 
     Raises:
-        UserError: a folder, a list or a file is missing, or the split would be empty.
+        UserError: a folder, a list or a file is missing, the split would be empty, or a value is
+            already a class.
     """
 
     palette = PALETTE
@@ -35,20 +50,63 @@ class CustomSegmentation(SegmentationDataset):
         root: str | Path,
         image_set: str = "train",
         transform: Transform | None = None,
+        *,
         val_fraction: float = 0.2,
         seed: int = 0,
-        masks_only: bool = False,
+        void_value: int | None = None,
+        object_value: int | None = None,
+        **options: Any,
     ) -> None:
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder: --data_root names the folder of the data set")
-        lists = root / "ImageSets" / "Segmentation"
-        if lists.is_dir():
-            ids = read_ids(lists / f"{image_set}.txt")
-        else:
-            ids = split_ids(root, image_set, val_fraction, seed)
-        class_names = read_class_names(root / "class_names.txt")
-        super().__init__(root, ids, class_names, transform, masks_only=masks_only)
+        ids = find_ids(root, image_set, val_fraction, seed)
+        path = root / "labelmap.txt"
+        labels = read_labelmap(path) if path.exists() else None
+        names = labels.names if labels else read_class_names(root / "class_names.txt")
+        super().__init__(root, ids, names, transform, **options)
+        if labels is None:
+            values = index_values(names, void_value, object_value)
+            hint = "; if it is void, say --void_value with it"
+            self.masks = IndexMasks(len(names), self.palette, values, hint)
+            return
+        for flag, value in (("void", void_value), ("object", object_value)):
+            if value is not None:
+                raise UserError(
+                    f"--{flag}_value {value}: does nothing, since masks are read by the colours in "
+                    f"{path}: leave it out"
+                )
+        if (root / "class_names.txt").exists():
+            say_once(f"note: {path} names the classes, {root / 'class_names.txt'} is not read")
+        self.colours, self.masks = labels.colours, ColourMasks(labels.classes, path)
+
+
+def index_values(
+    names: Sequence[str], void_value: int | None, object_value: int | None
+) -> np.ndarray | None:
+    """What each stored index stands for, uint8 (256,); None: for itself.
+
+    Raises:
+        UserError: a flag's value is that of a class, or there is no object among many classes.
+    """
+    if void_value is None and object_value is None:
+        return None
+    values = np.arange(256, dtype=np.uint8)
+    if void_value is not None:
+        if void_value < len(names) and not is_void(names[void_value]):
+            raise UserError(
+                f"--void_value {void_value}: is the class {names[void_value]!r}, line "
+                f"{void_value + 1} of class_names.txt: give another value, or name that line void"
+            )
+        values[void_value] = IGNORE_INDEX
+    if object_value is not None:
+        if len(names) != 2 or object_value in (0, 1, void_value):
+            raise UserError(
+                f"--object_value {object_value}: what masks of two classes hold for the second in "
+                f"place of 1, but there are {len(names)}, and 0, 1 and void are taken: leave it out"
+            )
+        values[1], values[object_value] = UNKNOWN, 1
+    return values
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -72,26 +130,56 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def split_ids(root: Path, image_set: str, val_fraction: float, seed: int) -> list[str]:
-    """Split the masks of a data set without lists: a hash of its name and the seed decides each.
+def find_ids(root: Path, image_set: str, val_fraction: float, seed: int) -> list[str]:
+    """The ids of a list, or, without train.txt and val.txt, one side of a split of all masks.
+
+    Lists of other names, such as CVAT's default.txt, say which masks these are.
+    """
+    folder, masks_folder = root / "ImageSets" / "Segmentation", root / FOLDERS["mask"]
+    lists = list_lists(folder)
+    names = {path.stem for path in lists}
+    if image_set in names or {"train", "val"} & {name.lower() for name in names}:
+        return read_ids(folder / f"{image_set}.txt")
+    masks = set(list_files(masks_folder, "mask"))
+    if not masks:
+        raise UserError(
+            f"{masks_folder}: no masks, which are PNG files in the folder itself, but "
+            f"{what_is_in(masks_folder)}"
+        )
+    if lists:
+        images = {normalize(sample) for path in lists for sample in read_ids(path)}
+        say_once(
+            f"note: {folder}: no train.txt or val.txt: the ids of "
+            f"{', '.join(path.name for path in lists)} are split into these by their names"
+        )
+        masks &= images
+    else:
+        is_there = (root / FOLDERS["image"]).is_dir()
+        images = set(list_files(root / FOLDERS["image"], "image")) if is_there else set()
+    if images - masks:
+        say_once(f"note: {root}: {len(images - masks)} of {len(images)} images are unused: no mask")
+    return split_ids(sorted(masks), image_set, val_fraction, seed)
+
+
+def split_ids(ids: Sequence[str], image_set: str, val_fraction: float, seed: int) -> list[str]:
+    """Split ids that have no lists: a hash of its name and the seed decides each.
 
     So a new image moves no other from one side to the other; `val_fraction` is met roughly.
     """
-    ids = sorted(list_files(root / "SegmentationClass", "mask"))
     if image_set == "trainval":
-        return ids
+        return list(ids)
     if image_set not in ("train", "val"):
         raise UserError(
-            f"--image_set {image_set}: {root} has no ImageSets/Segmentation/: without lists there "
-            "are train, val and trainval"
+            f"--image_set {image_set}: the data set has no such list in ImageSets/Segmentation/: "
+            "without lists there are train, val and trainval"
         )
     hashes = [hashlib.sha256(f"{seed}/{sample}".encode()).digest() for sample in ids]
     in_val = [int.from_bytes(part[:8], "big") < val_fraction * 2**64 for part in hashes]
     if not 0 < sum(in_val) < len(ids):
         raise UserError(
-            f"{root}: --val_fraction {val_fraction} leaves {sum(in_val)} of {len(ids)} masks in "
-            "val, and neither train nor val may be empty: give another fraction or --split_seed, "
-            "or lists in ImageSets/Segmentation/"
+            f"--val_fraction {val_fraction}: leaves {sum(in_val)} of {len(ids)} masks in val, and "
+            "neither train nor val may be empty: give another fraction or --split_seed, or lists "
+            "in ImageSets/Segmentation/"
         )
     is_val = image_set == "val"
     return [sample for sample, inside in zip(ids, in_val, strict=True) if inside == is_val]

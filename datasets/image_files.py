@@ -28,6 +28,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {5, 6, 7, 8}  # of them
 
 
 class ImageError(UserError):
@@ -72,62 +73,37 @@ def read_image(path: Path, target_size: tuple[int, int] | None = None) -> Tensor
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def read_mask(path: Path, palette: np.ndarray | None = None, num_classes: int = 255) -> Tensor:
-    """Read an index mask: a palette PNG or a grey one of 1 to 8 bits.
+def image_size(path: Path, upright: bool = False) -> tuple[int, int]:
+    """Height and width, from the file's header alone.
 
     Args:
         path: the file.
-        palette: uint8 (256, 3), if the data set has one: a mask that has the colours of the classes
-            and of void under other indices is refused. Masks in colours of their own are not.
-        num_classes: how many of these colours are classes.
+        upright: of the image as a viewer shows it; else of the stored pixels.
+    """
+    with open_image(path, load=False) as image:
+        turned = upright and exif_orientation(image) in SIDEWAYS
+        return (image.width, image.height) if turned else (image.height, image.width)
 
-    Returns:
-        uint8 (H, W), the stored indices.
+
+def check_fit(path: Path, target_path: Path) -> None:
+    """Compare the sizes of an image and its mask, from their headers alone.
 
     Raises:
-        ImageError: the file is missing, cut off, no PNG, or stores colours in place of indices.
+        ImageError: they differ, or one of the two cannot be read.
     """
-    with open_image(path) as image:
-        if image.format != "PNG" or image.mode not in ("P", "L", "1"):
-            raise ImageError(
-                f"{path}: the mask is stored as {image.mode} in a {image.format} file, but class "
-                "indices are needed: save it, from its original, as a palette (P) or 8-bit grey "
-                "(L) PNG whose values are the indices"
-            )
-        target = np.array(image, dtype=np.uint8)
-    if image.mode == "L":  # Pillow has stretched fewer bits to the range of eight
-        with path.open("rb") as file:
-            bit_depth = file.read(25)[24]
-        target //= {2: 85, 4: 17}.get(bit_depth, 1)
-    if image.mode == "P" and palette is not None:
-        check_palette(path, target, bytes(image.getpalette()), palette, num_classes)
-    return torch.from_numpy(target)
+    size, target_size = image_size(path), image_size(target_path)
+    if target_size not in (size, image_size(path, upright=True)):
+        raise misfit(path, target_path, size, target_size)
 
 
-def check_palette(
-    path: Path, target: np.ndarray, stored: bytes, palette: np.ndarray, num_classes: int
-) -> None:
-    """Refuse a mask whose colours are those of classes and void, each once, at other indices."""
-    if palette.tobytes().startswith(stored):
-        return
-    indices = [*range(num_classes), 255]
-    index_of = dict(zip(map(tuple, palette[indices].tolist()), indices, strict=True))
-    used = [index for index in np.unique(target).tolist() if 3 * index < len(stored)]
-    meant = [index_of.get(tuple(stored[3 * index : 3 * index + 3])) for index in used]
-    if None in meant or len(set(meant)) < len(meant) or meant == used:
-        return
-    index, other = next(pair for pair in zip(used, meant, strict=True) if pair[0] != pair[1])
-    raise ImageError(
-        f"{path}: the palette has the classes' colours under other indices (that of {other} under "
-        f"{index}), as image editors leave it: save the mask in VOC's palette, or, if its indices "
-        "are right, as grey"
+def misfit(
+    path: Path, target_path: Path, size: tuple[int, ...], target_size: tuple[int, ...]
+) -> ImageError:
+    """What is to be said of an image and a mask whose sizes (height, width) differ."""
+    return ImageError(
+        f"{target_path}: the mask is {target_size[1]}x{target_size[0]}, but its image {path} is "
+        f"{size[1]}x{size[0]}: they must be of one size"
     )
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the stored pixels, from the file's header alone."""
-    with open_image(path, load=False) as image:
-        return image.height, image.width
 
 
 def open_image(path: Path, load: bool = True) -> Image.Image:
@@ -143,7 +119,7 @@ def open_image(path: Path, load: bool = True) -> Image.Image:
             "(in predict.py --max_pixels raises the limit)"
         ) from None
     except Image.UnidentifiedImageError:
-        reason = "not an image" if path.stat().st_size else "the file is empty"
+        reason = unidentified(path)
     except Exception as error:  # Pillow's formats raise whatever a broken file leads them to
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         reason = f"cannot be read ({reason or type(error).__name__})"
@@ -152,6 +128,15 @@ def open_image(path: Path, load: bool = True) -> Image.Image:
         image.load()
         return image
     raise ImageError(f"{path}: {reason}: replace it, or leave it out")
+
+
+def unidentified(path: Path) -> str:
+    """Why Pillow does not know a file."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF whose kind of pixels Pillow does not read: save it with 8 bits a channel"
+    return "not an image" if head else "the file is empty"
 
 
 def strip_metadata(file: bytes) -> bytes:
@@ -169,6 +154,8 @@ def strip_metadata(file: bytes) -> bytes:
 
 def exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none, or it cannot be read."""
+    if image.format == "TIFF":  # Pillow turns it while it decodes it
+        return 1
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # as broken as the tags may be, the pixels are not
@@ -181,8 +168,7 @@ def keeps_orientation(path: Path, target_path: Path) -> bool:
     Headers alone are read. A file that cannot be read says so when its pixels are.
     """
     with contextlib.suppress(Exception), Image.open(path) as image:
-        # Pillow turns a TIFF while it decodes it.
-        if image.format != "TIFF" and "exif" in image.info and exif_orientation(image) in TURNS:
+        if "exif" in image.info and exif_orientation(image) in TURNS:
             return (image.height, image.width) == image_size(target_path)
     return False
 

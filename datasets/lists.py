@@ -1,13 +1,19 @@
 """Lists of samples, and the files of each sample."""
 
+import glob
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.image_files import picture_suffixes
 from utils.common.errors import UserError
 from utils.common.progress import say_once
+
+FILES = {
+    "mask": "PNG files in the folder itself",
+    "image": "images that Pillow reads, in the folder itself,",
+}
 
 
 def read_lines(path: Path) -> list[str]:
@@ -21,7 +27,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """A list of sample ids, one a line, as in `ImageSets/Segmentation/train.txt`."""
+    """A list of sample ids, one a line, as in `ImageSets/Segmentation/train.txt`.
+
+    Raises:
+        UserError: there is no such list, or it holds no ids.
+    """
+    others = [other.name for other in list_lists(path.parent)]
+    if others and not path.exists():
+        raise UserError(f"{path}: there is no such list, but {', '.join(others)}: name one of them")
     ids = [line for line in read_lines(path) if line]
     if not ids:
         raise UserError(f"{path}: the list is empty")
@@ -29,6 +42,11 @@ def read_ids(path: Path) -> list[str]:
         if "/" in sample or "\\" in sample or "\0" in sample:
             raise UserError(f"{path}: {sample!r} is not an id: give the file name without folders")
     return ids
+
+
+def list_lists(folder: Path) -> list[Path]:
+    """The lists in a folder such as `ImageSets/Segmentation/`, sorted."""
+    return sorted(path for path in folder.glob("*.txt") if path.name[0] != ".")
 
 
 def normalize(name: str) -> str:
@@ -62,19 +80,27 @@ def list_files(folder: Path, kind: str) -> dict[str, list[Path]]:
     return files
 
 
-def find_files(folder: Path, ids: Sequence[str], kind: str) -> list[Path]:
+def find_files(
+    folder: Path, ids: Sequence[str], kind: str, files: Mapping[str, list[Path]] | None = None
+) -> list[Path]:
     """The file of each id in `folder`; the first in the alphabet if there are several.
+
+    Args:
+        folder: what `list_files` lists.
+        ids: the samples.
+        kind: "image" or "mask".
+        files: the files of each id, where they are known.
 
     Raises:
         UserError: the folder, or the file of an id, is missing.
     """
-    files = list_files(folder, kind)
+    files = list_files(folder, kind) if files is None else files
     missing = [sample for sample in ids if sample not in files]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"{folder / missing[0]}{'.png' if kind == 'mask' else '.jpg'}: the {kind} of an id in "
-            f"the list is missing{more}: add it, or take the id out of the list"
+            f"{folder / missing[0]}{'.png' if kind == 'mask' else '.jpg'}: the {kind} of an id is "
+            f"missing{more}: {_remedy(folder, missing[0], kind, files)}"
         )
     several = [files[sample] for sample in ids if len(files[sample]) > 1]
     if several:
@@ -84,3 +110,23 @@ def find_files(folder: Path, ids: Sequence[str], kind: str) -> list[Path]:
             f"({first.name}, and not {second.name})"
         )
     return [files[sample][0] for sample in ids]
+
+
+def _remedy(folder: Path, sample: str, kind: str, files: Mapping[str, list[Path]]) -> str:
+    """What to do about an id without a file, from what lies in the folder instead."""
+    for known in (sample.partition(" ")[0], sample.partition("\t")[0], Path(sample).stem):
+        if known in files:
+            return f"a list holds ids alone: {known!r} has a file, take off what follows it"
+    pattern = f"{glob.escape(sample)}.*"
+    for path in (*sorted(folder.glob(pattern)), *sorted(folder.glob(f"*/{pattern}"))):
+        return f"there is {path.relative_to(folder)}, but {FILES[kind]} are needed"
+    return "add it, or take the id out of the list (without lists: its mask out of the folder)"
+
+
+def what_is_in(folder: Path) -> str:
+    """A few words on the entries of a folder that holds nothing of use."""
+    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    if not entries:
+        return "it is empty"
+    first = next((path for path in entries if path.is_dir()), entries[0])
+    return f"there is {first.name}{'/' if first.is_dir() else ''} ({len(entries)} entries in all)"

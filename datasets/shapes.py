@@ -13,6 +13,7 @@ import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
@@ -69,7 +70,7 @@ class ShapesSegmentation(SegmentationDataset):
     Args:
         root: the folder to draw into.
         image_set: `train` (480), `val` (120) or `trainval` (600).
-        transform, masks_only: see `SegmentationDataset`.
+        transform, options: see `SegmentationDataset`.
 
     Raises:
         UserError: no such image set, or the folder cannot be written.
@@ -80,7 +81,7 @@ class ShapesSegmentation(SegmentationDataset):
         root: str | Path,
         image_set: str = "train",
         transform: Transform | None = None,
-        masks_only: bool = False,
+        **options: Any,
     ) -> None:
         if image_set not in IMAGE_SETS:
             raise UserError(
@@ -89,7 +90,7 @@ class ShapesSegmentation(SegmentationDataset):
             )
         folder = install_shapes(root)
         ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
-        super().__init__(folder, ids, CLASS_NAMES, transform, masks_only=masks_only)
+        super().__init__(folder, ids, CLASS_NAMES, transform, **options)
 
 
 def install_shapes(

@@ -3,6 +3,7 @@
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from utils.common.download import (
 )
 from utils.common.errors import UserError
 from utils.common.locks import locked
-from utils.common.progress import progress
+from utils.common.progress import progress, say_once
 
 CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -58,10 +59,9 @@ class VOCSegmentation(SegmentationDataset):
         image_set: `train` (1,464), `val` (1,449), `trainval` (2,913), or `trainaug`: every mask in
             `SegmentationClassAug/` (Hariharan et al., ICCV 2011) that is not in `val` (10,582).
         year: "2012"; the other years have no archive here, but are read where they lie.
-        transform: `(image, target) -> (image, target)`.
         download: fetch the archive (2 GB) if the data set is not there.
         archive: a VOC archive already on disk, to extract in place of a download.
-        masks_only: do not ask for images.
+        transform, options: see `SegmentationDataset`.
 
     Raises:
         UserError: the data set, a list or a file is missing.
@@ -77,18 +77,23 @@ class VOCSegmentation(SegmentationDataset):
         transform: Transform | None = None,
         download: bool = False,
         archive: str | Path | None = None,
-        masks_only: bool = False,
+        **options: Any,
     ) -> None:
         folder = find_voc(Path(root), year)
         if folder is None:
             folder = self._install(Path(root), year, download, archive)
-        target_folder = "SegmentationClass"
+        for name in ("class_names.txt", "labelmap.txt"):
+            if (folder / name).exists():
+                say_once(
+                    f"note: {folder / name}: not read, since the classes of --dataset voc are "
+                    "VOC's: for other ones there is --dataset custom"
+                )
         if image_set == "trainaug":
-            target_folder = "SegmentationClassAug"
+            self.folders = {**self.folders, "mask": "SegmentationClassAug"}
             ids = list_trainaug(folder)
         else:
             ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
-        super().__init__(folder, ids, CLASS_NAMES, transform, target_folder, masks_only)
+        super().__init__(folder, ids, CLASS_NAMES, transform, **options)
 
     decode_target = staticmethod(decode_target)
 

@@ -20,6 +20,7 @@ from utils.run_folder import ARGS_FILE
 
 # What a data set changes in the recipe.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "cityscapes": {"crop_size": [769], "lr_policy": "poly"},
     "shapes": {
         "backbone_weights": "none",
         "crop_size": [64],  # more would be padded, which whole images are not: norms would be off

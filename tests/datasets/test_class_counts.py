@@ -57,7 +57,8 @@ def test_masks_of_0_and_255_are_refused(tmp_path):
     binary = make_set(tmp_path, {"b": [0, 255], "c": [255, 0]}, ["background", "cat"])
     with pytest.raises(UserError, match=rf"^{tmp_path}, training set: every pixel is background"):
         check_training_data(binary, two)
-    with pytest.raises(UserError, match=rf"^{tmp_path}, validation set: every pixel is backgr"):
+    message = rf"^{tmp_path}, validation set: every pixel is backgr.*--object_value 255"
+    with pytest.raises(UserError, match=message):
         check_training_data(two, binary)
 
 

@@ -1,14 +1,17 @@
-import argparse
 import os
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from datasets import DataSource, add_data_args
 from datasets.custom import CustomSegmentation, read_class_names, split_ids
-from tests.conftest import save_sample, write_list
+from datasets.labelmap import read_labelmap
+from tests.conftest import save_mask, save_sample, write_list
 from utils.common.errors import UserError
+from utils.common.flags import Parser
 
 
 @pytest.fixture
@@ -36,29 +39,20 @@ def test_without_lists_train_and_val_share_nothing_and_miss_nothing(folder):
     assert sorted(train + val) == CustomSegmentation(folder, "trainval").ids
 
 
-def make_masks(folder: Path, names: list[str]) -> None:
-    (folder / "SegmentationClass").mkdir(exist_ok=True)
-    for name in names:
-        (folder / "SegmentationClass" / f"{name}.png").touch()
+def test_new_images_move_no_other_between_train_and_val():
+    old, new = ([f"{age} {number}" for number in range(50)] for age in ("old", "new"))
+    for side in ("train", "val"):
+        after = split_ids(new + old, side, 0.2, seed=0)
+        assert [name for name in after if name in old] == split_ids(old, side, 0.2, seed=0)
 
 
-def test_new_images_move_no_other_between_train_and_val(tmp_path):
-    make_masks(tmp_path, [f"old {number}" for number in range(50)])
-    before = {side: set(split_ids(tmp_path, side, 0.2, seed=0)) for side in ("train", "val")}
-    make_masks(tmp_path, [f"new {number}" for number in range(30)])
-    for side, ids in before.items():
-        after = split_ids(tmp_path, side, 0.2, seed=0)
-        assert ids == {name for name in after if name.startswith("old")}
-
-
-def test_split_is_the_same_on_every_machine_and_meets_its_share(tmp_path):
+def test_split_is_the_same_on_every_machine_and_meets_its_share():
     names = [f"{number:04d}" for number in range(1000)]
-    make_masks(tmp_path, names)
-    val = split_ids(tmp_path, "val", 0.25, seed=3)
+    val = split_ids(names, "val", 0.25, seed=3)
     # A quarter of all hashes begins with one of four of the sixteen hexadecimal digits.
     expected = [name for name in names if sha256(f"3/{name}".encode()).hexdigest()[0] in "0123"]
     assert val == expected and 200 < len(val) < 300
-    assert val != split_ids(tmp_path, "val", 0.25, seed=4)
+    assert val != split_ids(names, "val", 0.25, seed=4)
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.01, 0.99, 1.0])
@@ -125,7 +119,172 @@ def test_real_data_sets_are_read_as_they_are(name, image_set, size, num_classes)
 
 
 def test_a_source_names_itself_on_a_command_line():
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_data_args(parser)
-    for source in (DataSource(), DataSource("custom", "my data", no_download=True, split_seed=3)):
+    own = DataSource("custom", "my data", no_download=True, split_seed=3, void_value=0)
+    for source in (DataSource(), own):
         assert DataSource.of(parser.parse_args(source.flags())) == source
+
+
+# Lists of other names, and masks that are not there.
+
+
+def test_ids_of_other_lists_are_split_and_that_is_said(folder, capsys):
+    listed = [f"photo {number}" for number in range(9)]
+    write_list(folder, "default", [*listed, "without a mask"])
+    sides = [CustomSegmentation(folder, s, val_fraction=0.3).ids for s in ("train", "val")]
+    assert all(sides) and sorted(sum(sides, [])) == listed
+    assert sides[1] == split_ids(listed, "val", 0.3, seed=0)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "no train.txt or val.txt: the ids of default.txt are split" in said[0]
+    assert said[1] == f"note: {folder}: 1 of 10 images are unused: no mask"
+
+
+@pytest.mark.parametrize("there", ["val", "Train"])
+def test_list_that_is_missing_beside_others_is_named_with_them(folder, there):
+    write_list(folder, there, ["photo 3"])
+    message = rf"Segmentation/train\.txt: there is no such list, but {there}\.txt: name"
+    with pytest.raises(UserError, match=message):
+        CustomSegmentation(folder, "train")
+
+
+def test_images_without_a_mask_are_said(folder, capsys):
+    for number in (1, 4, 8):
+        (folder / "SegmentationClass" / f"photo {number}.png").unlink()
+    for image_set in ("train", "val"):
+        CustomSegmentation(folder, image_set, val_fraction=0.5)
+    assert capsys.readouterr().err == f"note: {folder}: 3 of 10 images are unused: no mask\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("city/im000.png", "there is city/ \\(1 entries"),
+        ("im000.tif", "there is im000.tif"),
+        ("im000.npy", "there is im000.npy"),
+        (".hidden.png", "it is empty"),
+    ],
+)
+def test_folder_without_masks_says_what_is_there(tmp_path, name, message):
+    (tmp_path / "SegmentationClass" / name).parent.mkdir(parents=True)
+    (tmp_path / "SegmentationClass" / name).touch()
+    with pytest.raises(UserError, match=rf"SegmentationClass: no masks, .*PNG.*, but {message}"):
+        CustomSegmentation(tmp_path, "train")
+
+
+# Values that stand for void or for the one object.
+
+
+def one_mask(folder, names, row):
+    """A data set of one mask of one row."""
+    save_mask(folder / "SegmentationClass" / "a.png", np.array([row]))
+    (folder / "class_names.txt").write_text("\n".join(names))
+    return lambda **options: CustomSegmentation(folder, "trainval", masks_only=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "void"), [(["a", "b", "c"], 11), (["a", "b", "c"], 3), (["void", "b", "c"], 0)]
+)
+def test_void_value_counts_as_void_and_nothing_else_moves(tmp_path, names, void):
+    dataset = one_mask(tmp_path, names, [1, void, 2, 255])(void_value=void)
+    assert dataset.read_target(0).tolist() == [[1, 255, 2, 255]]
+    assert dataset.class_names == tuple(names)
+
+
+def test_void_value_that_is_a_class_is_refused(tmp_path):
+    make = one_mask(tmp_path, ["a", "b", "c"], [0])
+    with pytest.raises(UserError, match=r"^--void_value 2: is the class 'c', line 3 of class_name"):
+        make(void_value=2)
+
+
+def test_value_that_is_no_class_names_the_flag(tmp_path):
+    dataset = one_mask(tmp_path, ["a", "b"], [0, 1, 4])()
+    with pytest.raises(UserError, match=r"a\.png: value 4 is neither .*--void_value"):
+        dataset.read_target(0)
+
+
+def test_object_value_is_class_1_and_1_is_none(tmp_path):
+    make = one_mask(tmp_path, ["ground", "wood"], [0, 255, 128])
+    dataset = make(object_value=255, void_value=128)
+    assert dataset.read_target(0).tolist() == [[0, 1, 255]]
+    save_mask(dataset.target_paths[0], np.array([[0, 1, 255]]))  # as a scaled mask has it
+    with pytest.raises(UserError, match="value 1 is neither"):
+        dataset.read_target(0)
+    for values in ({"object_value": 1}, {"object_value": 9, "void_value": 9}):
+        with pytest.raises(UserError, match="^--object_value"):
+            make(**values)
+    with pytest.raises(UserError, match=r"^--object_value 255: .*there are 3"):
+        one_mask(tmp_path, ["a", "b", "c"], [0])(object_value=255)
+
+
+# CVAT's "Segmentation mask 1.1".
+
+LABELMAP = """# label:color_rgb:parts:actions
+cat:250,50,83::
+background:0,0,0::
+dog:51,221,255::
+__ignore__:10,10,10::
+"""
+
+
+@pytest.fixture
+def cvat(tmp_path):
+    """An export as it is unpacked: twelve images in colours, all in one list."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        (tmp_path / folder).mkdir()
+    for number in range(12):
+        target = rng.integers(0, 4, (20, 30)).astype(np.uint8)
+        colours = np.uint8([(0, 0, 0), (250, 50, 83), (51, 221, 255), (10, 10, 10)])
+        path = tmp_path / "SegmentationClass" / f"frame_{number:06d}.png"
+        Image.fromarray(colours[target]).save(path)
+        Image.fromarray(colours[target]).save(tmp_path / "JPEGImages" / f"{path.stem}.jpg")
+    write_list(tmp_path, "default", [f"frame_{number:06d}" for number in range(12)])
+    (tmp_path / "labelmap.txt").write_text(LABELMAP)
+    return tmp_path
+
+
+def test_cvats_export_is_read_as_it_is_unpacked(cvat):
+    train, val = (CustomSegmentation(cvat, s, val_fraction=0.4) for s in ("train", "val"))
+    assert len(train) + len(val) == 12
+    assert train.class_names == ("background", "cat", "dog")
+    assert train.colours.tolist() == [[0, 0, 0], [250, 50, 83], [51, 221, 255]]
+    expected = np.random.default_rng(0).integers(0, 4, (20, 30))  # of frame 0
+    expected[expected == 3] = 255
+    first = train if "frame_000000" in train.ids else val
+    assert np.array_equal(first.read_target(first.ids.index("frame_000000")), expected)
+
+
+def test_labelmap_comes_before_class_names_which_is_said(cvat, capsys):
+    (cvat / "class_names.txt").write_text("x\ny\n")
+    assert CustomSegmentation(cvat, "trainval").num_classes == 3
+    assert f"{cvat / 'class_names.txt'} is not read" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^--void_value 4: does nothing.*labelmap\.txt"):
+        CustomSegmentation(cvat, "trainval", void_value=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\ndog:1,2,3::\n", r"line 1 is not name:R,G,B::"),
+        ("cat:1,2::\n", "line 1 is not"),
+        ("# x\n\ncat:1,2,256::\n", "line 3 is not"),
+        ("cat:1,2,-3::\n", "line 1 is not"),
+        (":1,2,3::\n", "line 1 is not"),
+        ("cat:1,2,3::\ncat:1,2,4::\n", "line 2 has a name or a colour"),
+        ("cat:1,2,3::\ndog:1,2,3::\n", "line 2 has a name or a colour"),
+        ("cat:1,2,3::\nvoid:1,2,4::\n", "1 classes: from 2 to 253"),
+    ],
+)
+def test_bad_labelmaps_are_explained(cvat, text, message):
+    (cvat / "labelmap.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"labelmap\.txt: {message}"):
+        CustomSegmentation(cvat, "trainval")
+
+
+def test_labelmap_may_have_spaces_and_no_end(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("a b : 1, 2 ,3\nVoid: 0,0,0 : x : y\nc:4,5,6:")
+    labels = read_labelmap(tmp_path / "labelmap.txt")
+    assert labels.names == ("a b", "c") and labels.colours.tolist() == [[1, 2, 3], [4, 5, 6]]
+    cream = {(224, 224, 192): 255}
+    assert labels.classes == {(1, 2, 3): 0, (4, 5, 6): 1, (0, 0, 0): 255} | cream

@@ -1,4 +1,4 @@
-"""Images of every kind are read as a viewer shows them, and masks as they are stored."""
+"""Images of every kind are read as a viewer shows them."""
 
 import struct
 import zlib
@@ -11,8 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.base import SegmentationDataset
-from datasets.image_files import ImageError, image_size, pixel_limit, read_image, read_mask
-from datasets.voc import PALETTE, VOCSegmentation
+from datasets.image_files import ImageError, image_size, pixel_limit, read_image
 from tests.conftest import save_mask
 
 RED, GREEN = (220, 30, 20), (10, 200, 60)
@@ -227,6 +226,7 @@ def test_image_is_turned_where_only_its_turned_size_fits_the_mask(tmp_path, caps
     image, target = dataset[0]
     assert image.shape == (3, 64, 32) and dataset.image_sizes() == [tuple(target.shape)]
     assert close(image, 28, 4, RED, 40) and close(image, 4, 4, GREEN, 40)
+    dataset.check_sizes()
     assert "EXIF" not in capsys.readouterr().err
 
 
@@ -287,66 +287,6 @@ def test_jpeg_with_broken_metadata_is_read(tmp_path, broken):
     file = whole.read_bytes()
     (tmp_path / "a.jpg").write_bytes(file[:2] + BROKEN_SEGMENTS[broken] + file[2:])
     assert torch.equal(read_image(tmp_path / "a.jpg"), read_image(whole))
-
-
-@pytest.mark.parametrize("bit_depth", [1, 2, 4, 8])
-@pytest.mark.parametrize("colour_type", [0, 3])
-def test_masks_of_few_bits_hold_the_stored_values(tmp_path, bit_depth, colour_type):
-    values = [value % 2**bit_depth for value in (0, 1, 2, 3, 15, 7, 1)]
-    colours = chunk(b"PLTE", bytes(range(3 * min(2**bit_depth, 16))))
-    file = png(values, bit_depth, colour_type, *[colours] * (colour_type == 3))
-    (tmp_path / "a.png").write_bytes(file)
-    assert read_mask(tmp_path / "a.png").tolist() == [values]
-    assert read_mask(tmp_path / "a.png").dtype == torch.uint8
-
-
-def test_jpeg_under_the_name_of_a_mask_is_refused(tmp_path):
-    path = save(tmp_path / "a.png", Image.new("L", (8, 8), 1), format="JPEG")
-    with pytest.raises(ImageError, match=rf"^{path}: the mask is stored as L in a JPEG file.*PNG"):
-        read_mask(path)
-
-
-def save_with_palette(path, indices, palette):
-    mask = Image.fromarray(np.uint8([indices]))
-    mask.putpalette([int(value) for colour in palette for value in colour])
-    return save(path, mask)
-
-
-def test_vocs_colours_under_other_indices_are_refused(tmp_path):
-    path = tmp_path / "a.png"
-    quantized = [PALETTE[15], PALETTE[0], PALETTE[255], PALETTE[3]]  # as an editor sorts them
-    save_with_palette(path, [0, 0, 1, 1, 2], quantized)
-    with pytest.raises(ImageError, match=rf"^{path}: .*that of 15 under 0.*VOC's palette"):
-        read_mask(path, PALETTE, 21)
-    save_with_palette(path, [0, 0, 0, 0], [PALETTE[15]])  # one class fills the mask
-    with pytest.raises(ImageError, match=r"that of 15 under 0"):
-        read_mask(path, PALETTE, 21)
-    assert read_mask(path).tolist() == [[0, 0, 0, 0]]  # a data set without VOC's palette
-
-
-@pytest.mark.parametrize(
-    ("indices", "palette"),
-    [
-        ([0, 1, 20, 255], PALETTE[:21]),  # nothing is stored for 255
-        ([0, 1, 2, 255], [PALETTE[0], (255, 0, 0), PALETTE[1], *PALETTE[3:21]]),  # one is not
-        ([0, 1, 1, 0], [(0, 0, 0), (64, 0, 128)]),  # VOC's colour 16, which is no class of three
-        ([0, 1, 2, 0], [(0, 0, 0)] * 3),  # all black
-        ([0, 1, 2, 255], [(i, i, i) for i in range(256)]),  # grey levels
-        ([0, 0, 2, 2], [PALETTE[0], (9, 9, 9), PALETTE[2]]),  # an unused colour differs
-    ],
-)
-def test_palettes_that_are_not_vocs_are_no_reason_to_refuse(tmp_path, indices, palette):
-    path = save_with_palette(tmp_path / "a.png", indices, palette)
-    assert read_mask(path, PALETTE, 3).tolist() == [indices]
-
-
-def test_data_set_refuses_its_colours_under_other_indices(voc_root):
-    path = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
-    with Image.open(path) as mask:
-        mask.convert("RGB").quantize().save(path)
-    dataset = VOCSegmentation(voc_root, "train")
-    with pytest.raises(ImageError, match=r"2007_000000\.png: the palette"):
-        dataset[0]
 
 
 def test_image_size_is_read_from_the_header(tmp_path):
