@@ -130,14 +130,11 @@ def load_run(folder: Path) -> Run:
 def read_settings(folder: Path) -> Run:
     """A run without its log."""
     stored = read_json(folder / ARGS_FILE)
-    parts = {key: stored.get(key) or {} for key in ("args", "environment", "data")}
-    class_names = stored.get("class_names")
-    if "args" not in stored or not isinstance(class_names, list):
+    args, class_names = stored.get("args"), stored.get("class_names")
+    if not isinstance(args, dict) or not isinstance(class_names, list):
         raise UserError(f"{folder / ARGS_FILE}: holds no settings of a run")
-    for key, part in parts.items():
-        if not isinstance(part, dict):
-            raise UserError(f"{folder / ARGS_FILE}: its {key} cannot be {str(part):.40}")
-    return Run(folder, parts["args"], class_names, parts["environment"], parts["data"])
+    environment, lists = (stored.get(key) or {} for key in ("environment", "data"))
+    return Run(folder, args, class_names, environment, lists)
 
 
 def _with_log(run: Run) -> Run:

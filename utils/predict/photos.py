@@ -4,7 +4,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.image_files import picture_suffixes
@@ -28,35 +28,20 @@ def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) ->
         UserError: a path does not exist, or a folder or a wildcard has no image.
     """
     found: dict[Path, Path] = {}
-    for path in expand(inputs):
-        try:
-            path.stat()
-        except (OSError, ValueError) as error:  # such as a name that is too long
-            reason = getattr(error, "strerror", None) or error
-            if isinstance(error, FileNotFoundError):
-                reason = "no such file or folder"
-            raise UserError(f"{path}: {reason}: give the path of an image") from None
-        files = list_folder(path, output_dir) if path.is_dir() else [path]
-        if not files:
-            raise UserError(
-                f"{path}: no image in this folder: name another one (its sub-folders are not "
-                "searched), or the files themselves"
-            )
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
-
-
-def expand(inputs: Iterable[str | Path]) -> Iterator[Path]:
-    """The paths that the words name: where the shell (cmd.exe) does not, `*`, `?` and `[` do."""
     for word in map(str, inputs):
-        if not glob.has_magic(word) or os.path.exists(word):
-            yield Path(word)
-            continue
-        matching = sorted(glob.glob(word))
-        if not matching:
-            raise UserError(f"{word}: matches no file: give the path of an image")
-        yield from map(Path, matching)
+        paths = [word] if os.path.exists(word) else sorted(glob.glob(word))
+        if not paths:
+            raise UserError(f"{word}: no such file or folder: give the path of an image")
+        for path in map(Path, paths):
+            files = list_folder(path, output_dir) if path.is_dir() else [path]
+            if not files:
+                raise UserError(
+                    f"{path}: no image in this folder: name another one (its sub-folders are not "
+                    "searched), or the files themselves"
+                )
+            for file in files:
+                found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
 def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:

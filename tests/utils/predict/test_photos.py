@@ -17,12 +17,10 @@ def test_folder_gives_its_images_whatever_the_case_of_the_suffix(tmp_path):
 
 
 def test_missing_paths_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.jpg: no such file or folder"):
-        find_images([tmp_path / "nowhere.jpg"])
-    with pytest.raises(UserError, match="xxx: File name too long: give the path"):
-        find_images([tmp_path / ("x" * 300)])
-    with pytest.raises(UserError, match="embedded null byte"):
-        find_images(["a\0b"])
+    for name in ("nowhere.jpg", "x" * 300, "a\0b", "*.gif"):
+        with pytest.raises(UserError) as error:
+            find_images([f"{tmp_path}/{name}"])
+        assert str(error.value).startswith(f"{tmp_path}/{name}: no such file or folder: give the")
     with pytest.raises(UserError, match=rf"{tmp_path}: no image in this folder"):
         find_images([tmp_path])
 
@@ -75,8 +73,6 @@ def test_wildcards_that_no_shell_expanded_are(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     found = find_images([tmp_path / "?.jpg", tmp_path / "x[1].jpg"])
     assert [path.name for path in found] == ["a.jpg", "b.jpg", "x[1].jpg"]
-    with pytest.raises(UserError, match=r"\*\.gif: matches no file"):
-        find_images([f"{tmp_path}/*.gif"])
 
 
 def test_sub_folders_that_hold_images_are_said(tmp_path, capsys):
