@@ -138,19 +138,6 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(results):
     ]
 
 
-def test_runs_on_other_lists_are_said(run, results):
-    for name, images in (("town_ce_s0", 300), ("town_focal_s0", 1464)):
-        path = results / name / "args.json"
-        data = {part: {"images": images, "ids": str(images)} for part in ("train", "val")}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
-    text = run(main, results).stdout
-    assert "trained on different lists of images" in text
-    assert "evaluated on different lists of images, so their scores do not compare" in text
-    how = "whole images at native size"
-    assert f"evaluated on `val` (300 images), {how} / `val`, {how};" in text
-    assert f"evaluated on `val` (1,464 images), {how};" in text
-
-
 def test_bad_results_are_named(run, results, tmp_path):
     assert "nowhere: holds no run" in run(main, tmp_path / "nowhere").error
     error = run(main, results, "--baseline", "zzz").error
