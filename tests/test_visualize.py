@@ -118,7 +118,7 @@ def test_report_is_the_default_has_everything_and_is_the_same_every_time(show, d
     assert "- R1: `voc_ce`, " in report and "whole images at native size" in report
     assert "| R1 | 65.12 | 90.00 | 50.00 | 80.00 |" in report
     assert "| `loss` | ce | focal |" in report
-    assert "SAM's masks, classes from the ground truth | 80.00" in report
+    assert "| SAM's masks, classes from the ground truth | 80.00 |" in report
     assert "SAM's masks, classes from DeepLab & 55.00" in tex
     assert "What is missing" not in report
 

@@ -11,6 +11,12 @@ from utils.report.runs import measured_on
 from utils.report.training import training
 from utils.run_records import best_run
 
+SAM_ROWS = {
+    "deeplab": "DeepLab",
+    "sam_deeplab": "SAM's masks, classes from DeepLab",
+    "oracle": "SAM's masks, classes from the ground truth",
+}
+
 
 def build_report(found: Findings) -> dict[str, list[Block]]:
     """The blocks of the report, by the names of its parts: the course's problems in their order."""
@@ -124,30 +130,30 @@ def _network(found: Findings) -> list[Block]:
 
 def _sam(found: Findings) -> list[Block]:
     """What `sam_infer.py` measured; any part may be missing."""
-    sam = found.sam or {}
-    names = {
-        "deeplab": "DeepLab",
-        "sam_deeplab": "SAM's masks, classes from DeepLab",
-        "oracle": "SAM's masks, classes from the ground truth",
-    }
-    cells = {f"mIoU of {names[key]}": points((sam.get(key) or {}).get("miou")) for key in names}
-    for width, scores in (sam.get("borders") or {}).items():
-        for key in ("deeplab", "sam_deeplab"):
-            name = f"mIoU of {names[key]}, within {width} pixels of a border"
-            cells[name] = points((scores or {}).get(key))
-    for key in ("masks_per_image", "masks_per_region", "seconds_per_image"):
-        cells[key.replace("_", " ")] = f"{sam[key]:.1f}" if sam.get(key) is not None else "-"
-    rows = [row for row in cells.items() if row[1] != "-"]
-    number, split = len(sam.get("images") or []), code(sam.get("image_set"))
-    caption = (
-        f"SAM on {number} image{'s' * (number != 1)} of {split}, mIoU in percent over these images "
-        "alone: no score of a whole split compares with it. Regions are those of the ground truth."
-    )
-    if sam.get("checkpoint"):
-        caption += f" DeepLab is {code(sam['checkpoint'])}."
-    return [
+    blocks: list[Block] = [
         Heading(2, "Problem 4: Segment Anything"),
         Heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
         *read_answers()["4.1"],
-        *([Table(caption, ["", "value"], rows, "lr")] if rows else []),
     ]
+    if found.sam is None:
+        return blocks
+    sam, borders = found.sam, found.sam.get("borders") or {}
+    names = ("masks_per_image", "masks_per_region", "seconds_per_image")
+    known = [name for name in names if sam.get(name) is not None]
+    numbers = ", ".join(f"{sam[name]:.1f} {name.replace('_', ' ')}" for name in known)
+    if numbers:
+        blocks.append(f"Here it gives {numbers}; regions are those of the ground truth.")
+    rows = [
+        [name, points(sam[key]["miou"]), *(points(mious.get(key)) for mious in borders.values())]
+        for key, name in SAM_ROWS.items()
+        if sam.get(key)
+    ]
+    number, classes = len(sam.get("images") or []), sam.get("classes")
+    caption = (
+        f"mIoU in percent of {number} image{'s' * (number != 1)} of {code(sam.get('image_set'))}, "
+        f"over {f'the {classes} classes of their ground truth' if classes else 'all classes'}: no "
+        f"score of a whole split compares with it. DeepLab is {code(sam.get('checkpoint'))}."
+    )
+    header = ["", "mIoU", *(f"within {width} pixels of a border" for width in borders)]
+    table = Table(caption, header, rows, "l" + "r" * (len(header) - 1))
+    return [*blocks, table] if rows else blocks

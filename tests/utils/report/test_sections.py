@@ -42,7 +42,7 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
         found.runs.append(load_run(write_run(path, mious, class_names, stored, **args)))
     found.sam = {
         "images": ["a"] * 5, "image_set": "train", "deeplab": {"miou": 0.9}, "oracle": None,
-        "sam": {"sam_model": "vit_b"}, "checkpoint": "runs/voc/best.pth", "masks_per_image": 31.2,
+        "sam": {"sam_model": "vit_b"}, "checkpoint": "runs/voc/best.pth", "masks_per_image": 31.2, "classes": 7,
         "borders": {"3": {"deeplab": 0.31}},
     }  # fmt: skip
     for name in PICTURES:
@@ -88,8 +88,10 @@ def test_every_score_says_on_what(tmp_path):
     assert f"- R1: `{name}`, {on}, -\n" in text
     assert "| R1 | 50.00 | 90.00 | 50.00 | 80.00 | 3 min | - |" in text
     assert "voc: IoU of each class in percent, at the best evaluation" in text
-    assert "SAM on 5 images of `train`, mIoU in percent over these images alone" in text
-    assert "| mIoU of DeepLab | 90.00 |" in text
+    assert (
+        "mIoU in percent of 5 images of `train`, over the 7 classes of their ground truth" in text
+    )
+    assert "| DeepLab | 90.00 | 31.00 |" in text and "gives 31.2 masks per image;" in text
 
 
 @pytest.mark.parametrize(
