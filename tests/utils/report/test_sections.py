@@ -42,8 +42,8 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
         found.runs.append(load_run(write_run(path, mious, class_names, stored, **args)))
     found.sam = {
         "images": ["a"] * 5, "image_set": "train", "deeplab": {"miou": 0.9}, "oracle": None,
-        "sam": {"sam_model": "vit_b"}, "checkpoint": "runs/voc/best.pth", "masks_per_image": 31.2, "classes": 7,
-        "borders": {"3": {"deeplab": 0.31}},
+        "sam": {"sam_model": "vit_b"}, "checkpoint": "runs/voc/best.pth", "masks_per_image": 31.2,
+        "classes": 7, "borders": {"3": {"deeplab": 0.31}},
     }  # fmt: skip
     for name in PICTURES:
         found.pictures[name] = Picture(name, f"The figure {name}.", f"shows {name}.")
