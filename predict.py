@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets import build_dataset
 from datasets.image_files import pixel_limit, read_image
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
 from utils.common.errors import UserError, run_script
@@ -31,7 +32,14 @@ from utils.predict.photos import find_images, name_outputs, output_files
 from utils.predict.results import Result, Results
 from utils.predictor import Predictor
 from utils.run_records import default_checkpoint
-from utils.scores import Evaluation, predictions_folder, score_checkpoint
+from utils.scores import (
+    Evaluation,
+    check_classes,
+    describe_evaluation,
+    predictions_folder,
+    score_checkpoint,
+    scores_file,
+)
 
 
 def choose_checkpoint(args: argparse.Namespace) -> Checkpoint:
@@ -114,7 +122,22 @@ def score_split(
 
     Returns:
         The exit status: 1 if some predictions could not be saved.
+
+    Raises:
+        UserError: the split has no masks, and predictions were not asked for.
     """
+    dataset = build_dataset(evaluation.source, evaluation.image_set, masks_optional=True)
+    if not dataset.target_paths:
+        if not save_predictions or evaluation.crop:
+            raise UserError(
+                f"{evaluation.name}: has no masks, and so no scores: --save_predictions predicts "
+                "its images, without --crop_val"
+            )
+        print(f"{evaluation.name}: has no masks: predictions alone, no scores")
+        check_classes(predictor.checkpoint, dataset, evaluation.source.dataset)
+        settings = describe_evaluation(predictor, evaluation, dataset)
+        names = dict(zip(dataset.image_paths, dataset.ids, strict=True))
+        return predict_images(names, predictions_folder(scores_file(settings, folder)), predictor)
     if not save_predictions:
         score_checkpoint(predictor, evaluation, folder)
         return 0

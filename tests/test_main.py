@@ -247,9 +247,12 @@ def test_overwrite_starts_again(run, finished, data, tmp_path):
     argv = [*flags(data, tmp_path, "--overwrite"), "--total_itrs", 1]
     (tmp_path / finished.name / "scores.json").write_text("{}")
     (tmp_path / finished.name / "scores_test.json").write_text("{}")
+    (tmp_path / finished.name / "predictions_test").mkdir()
+    (tmp_path / finished.name / "predictions_test" / "a.png").write_bytes(b"")
     assert run(main, *argv).status == 0
     assert [record["iteration"] for record in read_log(tmp_path / finished.name)] == [1]
-    assert not list((tmp_path / finished.name).glob("scores*"))  # those of the run that is gone
+    left = [path for path in (tmp_path / finished.name).rglob("*") if path.is_file()]
+    assert not {"scores.json", "scores_test.json", "a.png"} & {path.name for path in left}
 
 
 def test_resume_refuses_other_classes(run, tmp_path):

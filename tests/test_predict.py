@@ -22,7 +22,7 @@ from datasets.voc import CLASS_NAMES
 from main import main as train
 from network.modeling import build_model
 from predict import main
-from tests.conftest import ROOT, make_voc, save_mask
+from tests.conftest import ROOT, make_voc, save_mask, write_list
 from tests.utils.test_checkpoint import randomize
 from utils.checkpoint import describe_model, save_checkpoint
 from utils.common.errors import run_script
@@ -197,7 +197,7 @@ def test_unreadable_images_are_listed_and_the_others_done(run, photos, ckpt, tmp
 
 
 def test_results_that_cannot_be_written_fail_alone(run, photos, ckpt, tmp_path):
-    name = "x" * 240  # as a file of the system's; its overlay's name is too long
+    name = "x" * 246  # as a file of the system's; its overlay's name is too long
     Image.new("L", (9, 9)).save(photos / f"{name}.png")
     ended = run(main, photos, "--ckpt", ckpt, "--output_dir", tmp_path / "out", *CPU)
     assert ended.status == 1 and "Traceback" not in ended.stderr
@@ -437,6 +437,24 @@ def test_prediction_of_a_split_that_cannot_be_written_is_named(run, trained, dat
     assert ended.status == 1 and (tmp_path / "scores_val_one.json").exists()
     (line,) = (line for line in ended.stderr.splitlines() if line.startswith("failed: "))
     assert f"{ids[3]}.png: cannot be written" in line
+
+
+def test_split_without_masks_is_predicted_and_has_no_scores(run, trained, data, tmp_path):
+    folder = data / "VOCdevkit" / "VOC2012"
+    write_list(folder, "test", ["photo_2", "photo_1"])  # as VOC's test list, without masks
+    for name in ("photo_1", "photo_2"):
+        shutil.copy(folder / "JPEGImages" / "2008_000000.jpg", folder / f"JPEGImages/{name}.jpg")
+    argv = ("--split", "test", "--ckpt", trained / "best.pth", "--output_dir", tmp_path, *CPU)
+    error = run(main, *argv).error
+    assert "voc, test: has no masks, and so no scores: --save_predictions" in error
+    ended = run(main, *argv, "--save_predictions")
+    assert ended.status == 0 and "predictions alone, no scores" in ended.stdout
+    assert files_of(tmp_path) == ["predictions_test_one"]
+    files = ["photo_1.png", "photo_2.png", "predictions.csv"]
+    assert files_of(tmp_path / "predictions_test_one") == files
+    image = folder / "JPEGImages" / "photo_1.jpg"
+    expected = Predictor.from_checkpoint(trained / "best.pth", "cpu", "fp32").predict_image(image)
+    assert np.array_equal(read_indices(tmp_path / "predictions_test_one/photo_1.png"), expected)
 
 
 def test_data_set_with_other_classes_is_refused(run, ckpt, data, tmp_path):

@@ -73,7 +73,7 @@ class RunFolder:
             except UserError as error:  # some network file systems
                 print(f"{error}; until then start no second run in it", flush=True)
             self.check(resume, overwrite)  # another run may have come and gone
-            old = [*RUN_FILES, "scores*.json"] if not resume else []
+            old = [*RUN_FILES, "scores*.json", "predictions_*/*"] if not resume else []
             for pattern in (".*.partial", *old):
                 for path in self.path.glob(pattern):
                     path.unlink(missing_ok=True)

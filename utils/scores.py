@@ -142,6 +142,8 @@ def describe_evaluation(
         "checkpoint": str(checkpoint.path),
         "dataset": evaluation.source.dataset,
         "data_root": evaluation.source.data_root,
+        "void_value": evaluation.source.void_value,
+        "object_value": evaluation.source.object_value,
         "image_set": evaluation.image_set,
         "images": len(dataset),
         "ids": dataset.ids_hash,
