@@ -111,8 +111,8 @@ def second_loss_command(run: Run, source: DataSource) -> str:
 
 
 def class_mean(group: Sequence[Run], name: str) -> float:
-    """The mean over runs of a class's IoU, or of `mIoU`, at the best; NaN if unknown."""
-    shares = [{"mIoU": run.best["miou"], **run.best["class_iou"]}.get(name) for run in group]
+    """The mean over runs of a class's IoU, or of a score, at the best; NaN if unknown."""
+    shares = [{**run.best, **run.best["class_iou"]}.get(name) for run in group]
     known = [float(x) for x in shares if isinstance(x, int | float) and math.isfinite(x)]
     return fmean(known) if known else math.nan
 

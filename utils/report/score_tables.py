@@ -137,13 +137,13 @@ def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None
     first = next(iter(groups.values()))[0]
     has_baseline = first.variant == baseline
     rows = []
-    for name in [*first.class_names, "mIoU"]:
+    for name in [*first.class_names, "miou"]:
         means = [class_mean(group, name) for group in groups.values()]
         cells = [points(mean) for mean in means]
         for place, mean in enumerate(means):
             if has_baseline and place and math.isfinite(mean - means[0]):
                 cells[place] += f" ({100 * (mean - means[0]):+.2f})"
-        rows.append([code(name) if name in first.class_names else name, *cells])
+        rows.append([code(name) if name in first.class_names else "mIoU", *cells])
     caption = (
         f"{data_name(first)}: IoU of each class in percent, at the best evaluation, mean over the "
         "seeds"

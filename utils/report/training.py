@@ -4,6 +4,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from utils.common.flags import show
 from utils.optim import build_optimizer, build_scheduler
 from utils.report.charts import loss_name
@@ -169,20 +171,25 @@ def _result(group: Sequence[Run]) -> str:
 
 def _verdict(first: Sequence[Run], other: Sequence[Run]) -> str:
     """Whether the other loss is better, equal or worse, by what two seeds may differ in."""
-    gain = class_mean(other, "mIoU") - class_mean(first, "mIoU")
+    gain, accuracy = (
+        class_mean(other, name) - class_mean(first, name) for name in ("miou", "pixel_acc")
+    )
     by_seed = [[run.best["miou"] for run in group] for group in (first, other)]
     last = [run.column("miou")[-LAST:] for group in (first, other) for run in group]
     is_seeds = max(map(len, by_seed)) > 1
-    chance = max(max(values) - min(values) for values in (by_seed if is_seeds else last))
+    chance = max(
+        np.nanmax(values) - np.nanmin(values) for values in (by_seed if is_seeds else last)
+    )
+    text = f"That is {100 * gain:+.2f} points of mIoU and {100 * accuracy:+.2f} of pixel accuracy."
     if max(map(len, (*by_seed, *last))) < 2:
-        return "Of one seed and one evaluation nobody can tell whether that is more than chance."
+        return f"{text} Of one seed and one evaluation nobody can tell whether it is chance."
     of = "seeds of one loss" if is_seeds else "last evaluations of one run"
-    by = f"{points(abs(gain))} points of mIoU, {{}} the {points(chance)} by which the {of} differ"
+    by = f"the {points(chance)} by which the {of} differ"
     if abs(gain) <= chance:
-        return f"These are {by.format('no more than')}: which loss is better, they do not tell."
+        return f"{text} The first is no more than {by}: which loss is better, they do not tell."
     better = "better" if gain > 0 else "worse"
     names = loss_name(other[0]), loss_name(first[0])
-    return f"These are {by.format('more than')}: {names[0]} is {better} here than {names[1]}."
+    return f"{text} The first is more than {by}: {names[0]} is {better} here than {names[1]}."
 
 
 def _classes(first: Sequence[Run], other: Sequence[Run]) -> str:
