@@ -18,18 +18,14 @@ PREAMBLE = r"""\documentclass[a4paper]{article}
 \usepackage[utf8]{inputenc}
 \setlength{\parindent}{0pt}\setlength{\parskip}{6pt}\setlength{\emergencystretch}{3em}
 """
-# Cyrillic letters, if this TeX has them.
+# Cyrillic letters where this TeX has them, and else what stands for unknown ones.
 CYRILLIC = (
     r"\providecommand{\cyrillic}[2]{\ifcsname T@T2A\endcsname"
-    r"{\fontencoding{T2A}\fontfamily{cmr}\selectfont #1}\else #2\fi}"
-)
-SPECIAL = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    **{letter: "\\" + letter for letter in "_%$&#{}"},
-}  # fmt: skip
-# Letters that pdflatex prints; in place of others stand boxes with their numbers.
-CYRILLIC_LETTERS = "[\u0400-\u045f]+"
-UNKNOWN = "[^\0\n\x20-\x7e\xa1-\u017e\u2010-\u201e†‡•…€←↑→↓]|[ĦħĸĿŀŉŦŧ]"
+    r"{\fontencoding{T2A}\fontfamily{cmr}\selectfont #1}\else #2\fi}" "\n"
+)  # fmt: skip
+SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# The second group: letters that pdflatex has no sign for.
+FOREIGN = "([\u0400-\u045f]+)|([^\0\n\x20-\x7e\xa1-\u017e\u2010-\u201e†‡•…€←↑→↓]|[ĦħĸĿŀŉŦŧ])"
 
 
 def to_latex(title: str, below: str, parts: Mapping[str, Iterable[Block]]) -> dict[str, str]:
@@ -40,12 +36,14 @@ def to_latex(title: str, below: str, parts: Mapping[str, Iterable[Block]]) -> di
         below: a line under it.
         parts: the blocks of each part, by its file's name without `.tex`.
     """
-    files = {f"{name}.tex": "\n\n".join(map(_write, blocks)) for name, blocks in parts.items()}
-    files = {name: f"{CYRILLIC}\n{text}\n" for name, text in files.items()}
-    inputs = "\n".join(rf"\input{{{name}}}" for name in parts)
-    head = rf"\title{{{_escape(title)}}}\author{{{_escape(below)}}}\date{{}}"
-    body = f"{CYRILLIC}\n{head}\n\\begin{{document}}\n\\maketitle\n{inputs}\n\\end{{document}}\n"
-    return {"report.tex": PREAMBLE + body, **files}
+    inputs = "".join(f"\\input{{{name}}}\n" for name in parts)
+    head = f"\\title{{{_escape(title)}}}\\author{{{_escape(below)}}}\\date{{}}\n"
+    body = f"\\begin{{document}}\n\\maketitle\n{inputs}\\end{{document}}\n"
+    files = {"report.tex": PREAMBLE + CYRILLIC + head + body}
+    for name, blocks in parts.items():
+        text = "\n\n".join(map(_write, blocks)) + "\n"
+        files[f"{name}.tex"] = CYRILLIC * (r"\cyrillic" in text) + text
+    return files
 
 
 def _write(block: Block) -> str:
@@ -89,20 +87,18 @@ def _escape(text: str) -> str:
     """Text with its code in typewriter letters, where lines may break behind signs."""
     parts = re.split(r"`([^`]*)`", unicodedata.normalize("NFC", text))
     parts[::2] = map(_literal, parts[::2])
-    breakable = (re.sub(r"[/_.=:,]|\w{12}", r"\g<0>" + "\0", part) for part in parts[1::2])
+    breakable = (re.sub(r"[/_.=:,]|[^\W_]{12}", r"\g<0>" + "\0", part) for part in parts[1::2])
     parts[1::2] = (rf"\texttt{{{_literal(part)}}}" for part in breakable)
     return "".join(parts).replace("\0", r"\allowbreak{}")
 
 
 def _literal(text: str) -> str:
     """Text that prints as it is: without commands, ligatures, and letters that would be errors."""
-    text = re.sub(r"[\\~^_%$&#{}]", lambda found: SPECIAL[found[0]], text)
-    text = re.sub(r"([-<>,'`])(?=\1)", r"\1{}", text)
-    parts = re.split(f"({CYRILLIC_LETTERS})", text)
-    parts[::2] = (re.sub(UNKNOWN, lambda letter: _boxed(letter[0]), part) for part in parts[::2])
-    parts[1::2] = (rf"\cyrillic{{{part}}}{{{_boxed(part)}}}" for part in parts[1::2])
-    return "".join(parts)
+    text = re.sub(r"[\\~^_%$&#{}]", lambda sign: SPECIAL.get(sign[0], "\\" + sign[0]), text)
+    text = re.sub(r"([-<>,'`])(?=\1)", r"\1{}", text)  # not a dash or a quotation mark
+    return re.sub(FOREIGN, _spell, text)
 
 
-def _boxed(letters: str) -> str:
-    return "".join(rf"\fbox{{\tiny {ord(letter):04X}}}" for letter in letters)
+def _spell(letters: re.Match) -> str:
+    boxes = "".join(rf"\fbox{{\tiny {ord(letter):04X}}}" for letter in letters[0])
+    return rf"\cyrillic{{{letters[0]}}}{{{boxes}}}" if letters[1] else boxes
