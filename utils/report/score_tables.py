@@ -108,9 +108,7 @@ def read_scores(run: Run) -> dict[str, float]:
         if not isinstance(scores.get("miou"), int | float):
             raise UserError(f"{path}: holds no mIoU: take it away, or score the run once more")
         name = evaluation_name(scores, run)
-        if name in found:
-            raise UserError(f"{path}: a second score on {name} of one run: keep one of them")
-        found[name] = scores["miou"]
+        found[f"{name} ({path.stem})" if name in found else name] = scores["miou"]
     return found
 
 

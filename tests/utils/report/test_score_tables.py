@@ -144,12 +144,15 @@ def test_bad_results_are_named(run, results, tmp_path):
     assert "--baseline zzz: no such variant; there are: town_ce, town_focal" in error
 
 
-def test_bad_scores_are_named(run, results):
+def test_bad_scores_are_named_and_several_are_told_apart(run, results):
     add_scores(results / "town_ce_s0")
     assert "scores.json: holds no mIoU" in run(main, results).error
     add_scores(results / "town_ce_s0", miou=0.3)
-    add_scores(results / "town_ce_s0", "scores_2.json", miou=0.3)
-    assert "scores_2.json: a second score on `test`" in run(main, results).error
+    add_scores(results / "town_ce_s0", "scores_test_fp32.json", miou=0.4)
+    assert rows_of(run(main, results).stdout)[0][4:6] == [
+        "mIoU on `test`",
+        "mIoU on `test` (scores\\_test\\_fp32)",
+    ]
 
 
 @pytest.mark.parametrize("folder", ["results", "results/screening"])
