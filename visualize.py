@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
@@ -27,10 +26,10 @@ from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
 from utils.precision import choose_device
-from utils.report.charts import plot_confusion, plot_curves, plot_distribution
+from utils.report.charts import plot_confusion, plot_distribution
 from utils.report.contents import Findings, Heading, Picture, code, points
+from utils.report.curves import loss_name, plot_curves
 from utils.report.figures import (
-    Column,
     analyse_errors,
     constant_scores,
     draw_classes,
@@ -38,8 +37,9 @@ from utils.report.figures import (
     draw_errors,
     find_sam_pictures,
     load_predictor,
-    sam_head,
+    model_name,
 )
+from utils.report.heads import draw_heads
 from utils.report.image_choice import load_or_make_picks, object_classes
 from utils.report.image_grid import PAGE_WIDTH, save_figure
 from utils.report.latex import to_latex
@@ -55,6 +55,9 @@ from utils.report.runs import (
 from utils.report.sections import build_report
 from utils.run_records import Run, find_runs, load_named_runs
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_COMPARED = 4
 
 
@@ -66,7 +69,7 @@ class Output:
     formats: tuple[str, ...]
     dpi: int
 
-    def save(self, found: Findings, figure: Figure, picture: Picture) -> None:
+    def save(self, found: Findings, figure: "Figure", picture: Picture) -> None:
         """Write a figure in all formats, and note it for the report."""
         for suffix in self.formats:
             path = self.folder / f"{picture.name}.{suffix}"
@@ -95,7 +98,7 @@ def show_distribution(found: Findings, args: argparse.Namespace, output: Output)
     found.images, found.statistics = len(dataset), class_statistics(dataset)
     counts, void = found.statistics.pixel_counts, found.statistics.void_pixels
     name = f"{args.dataset} {args.image_set} ({len(dataset):,} images)"
-    figure = plot_distribution(name, dataset.class_names, found.statistics)
+    figure = plot_distribution(name, dataset.class_names, dataset.colours, found.statistics)
     text = "shows the share of the labelled pixels that each class has."
     picture = Picture("distribution", f"Share of the labelled pixels in {name}.", text)
     output.save(found, figure, picture)
@@ -176,10 +179,14 @@ def show_comparison(found: Findings, args: argparse.Namespace, output: Output) -
     device = choose_device(args.device)
     models = ((run, load_predictor(run, device, args.precision)) for run in runs)
     figure = draw_comparison(dataset, ids, models, get_sam(found, Path(args.sam_dir), dataset, ids))
+    columns = "; ".join(
+        f"({letter}) {model_name(run)}, {loss_name(run)}, {code(run.name)}, mIoU on "
+        f"{run.setting('val_image_set') or 'val'}{', centre crops' * bool(run.setting('crop_val'))}"
+        for letter, run in zip("cdef", runs, strict=False)
+    )
     caption = (
-        f"Predictions on images of {code(args.image_set)}. Above a column is the run's mIoU, and "
-        "what it was measured on; below a prediction are the mIoU of that image, over the classes "
-        "of its ground truth, and its pixel accuracy."
+        f"Predictions on images of {code(args.image_set)}: {columns}. Below a prediction are the "
+        "mIoU of that image, over the classes of its ground truth, and its pixel accuracy."
     )
     if any(run.setting("image_set") == args.image_set for run in runs):
         caption += " These are images that the models were trained on."
@@ -218,18 +225,17 @@ def choose_compared(found: Findings) -> list[Run]:
 
 def get_sam(
     found: Findings, folder: Path, dataset: SegmentationDataset, ids: Iterable[str]
-) -> Column | None:
-    """SAM's scores, into `found`; head and pictures of its column, None if they are not there."""
+) -> list[Path]:
+    """SAM's scores, into `found`; the pictures of its column, none if they are not all there."""
     found.sam, reason = read_sam_scores(folder, found.source.dataset, dataset.class_names)
     if found.sam is None:
         found.miss("the numbers of SAM", str(reason), found.sam_command)
     of_other_data = found.sam is None and (folder / SAM_SCORES_FILE).exists()
-    pictures = None if of_other_data else find_sam_pictures(folder, dataset, ids)
-    if pictures is None:
+    pictures = [] if of_other_data else find_sam_pictures(folder, dataset, ids)
+    if not pictures:
         reason = f"{folder} does not hold pictures of all the images compared"
         found.miss("the column of SAM", reason, found.sam_command)
-        return None
-    return sam_head(found.sam or {}), pictures
+    return pictures
 
 
 def show_errors(found: Findings, args: argparse.Namespace, output: Output) -> None:
@@ -242,8 +248,8 @@ def show_errors(found: Findings, args: argparse.Namespace, output: Output) -> No
     analysis = analyse_errors(dataset, args.val_image_set, predictor, args.limit)
     caption = f"{code(run.name)}: worst and best of {analysis.measured_on}, as whole images."
     text = f"shows where {code(run.name)} errs most and least."
-    output.save(found, draw_errors(analysis, run, predictor), Picture("errors", caption, text))
-    title = f"{run.name}\n{analysis.score_text}; % of each row"
+    output.save(found, draw_errors(analysis, predictor), Picture("errors", caption, text))
+    title = f"mIoU {100 * analysis.miou:.1f} on {analysis.measured_on}; % of each row"
     figure = plot_confusion(dataset.class_names, analysis.confusion.numpy(), title)
     caption = f"{code(run.name)}: confusion matrix of {analysis.measured_on}."
     text = "shows which class is taken for which."
@@ -266,6 +272,8 @@ def report(found: Findings, args: argparse.Namespace, output: Output) -> None:
                 show(found, args, output)
         except UserError as error:
             found.miss(what, str(error), found.again)
+    caption = "Both heads at output stride 16; what DeepLabV3+ adds is orange."
+    output.save(found, draw_heads(), Picture("heads", caption, "shows both heads."))
     below = ", ".join(filter(None, (args.author, args.date)))
     title, parts = f"Semantic segmentation of {found.data_title} with DeepLab", build_report(found)
     blocks = [Heading(1, title), *filter(None, [below]), *chain(*parts.values())]

@@ -15,17 +15,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import visualize
-from datasets import DataSource
-from datasets.voc import CLASS_NAMES, VOCSegmentation
+from datasets.voc import CLASS_NAMES
 from network.modeling import build_model
 from tests.conftest import make_voc
+from tests.utils.report.test_figures import save_full_masks
 from tests.utils.report.test_runs import write_run
 from utils.checkpoint import describe_model, save_checkpoint
-from utils.report.contents import Findings
 from visualize import main
 
 MODEL = "deeplabv3plus_mobilenet"
-FIGURES = ("classes", "distribution", "curves", "compare", "errors", "confusion")
+FIGURES = ("classes", "distribution", "heads", "curves", "compare", "errors", "confusion")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +87,7 @@ def make_sam_results(folder, data, ids, **scores):
     for sample in ids:
         image = Image.open(data / "VOCdevkit/VOC2012/JPEGImages" / f"{sample}.jpg")
         Image.new("RGB", image.size, "red").save(folder / f"{sample}.png")
+        save_full_masks(folder / f"{sample}.npz", image.size[::-1], 3)
     (folder / "scores.json").write_text(json.dumps({"dataset": "voc", **scores}))
 
 
@@ -292,18 +292,3 @@ def test_runs_evaluated_otherwise_are_not_compared(show, undrawn, runs_dir, tmp_
     ended = show("compare", *flags)
     assert "note: not compared, since evaluated otherwise: voc_focal" in ended.stdout
     assert f"args.json --loss focal --runs_dir {tmp_path / 'runs'}" in ended.stdout
-
-
-def test_sams_head_says_what_its_scores_are_of(data, tmp_path):
-    ids = ["2007_000000", "2007_000001"]
-    scores = {"image_set": "train", "images": ids, "oracle": {"miou": 0.8}}
-    make_sam_results(tmp_path / "sam", data, ids, **scores, sam_deeplab={"miou": 0.55})
-    found, dataset = (
-        Findings(DataSource(), "train", "val", "", "", ""),
-        VOCSegmentation(data, "train"),
-    )
-    (head, small), pictures = visualize.get_sam(found, tmp_path / "sam", dataset, ids)
-    assert head == "masks of SAM" and [path.stem for path in pictures] == ids
-    assert small == (
-        "mIoU on 2 images of train: with DeepLab's classes 55.0, with the true classes 80.0"
-    )

@@ -1,0 +1,3 @@
+from utils.common.fonts import forget_backend
+
+forget_backend()  # before any module here imports matplotlib

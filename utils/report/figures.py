@@ -4,8 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -16,9 +15,9 @@ from datasets.image_files import image_size, read_image
 from datasets.loader import build_val_loader, default_num_workers
 from utils.common.errors import UserError
 from utils.engine import evaluate
-from utils.metrics import confusion_matrix, scores_from_confusion
+from utils.metrics import confusion_matrix, scores_from_confusion, target_miou
 from utils.predictor import Predictor
-from utils.report.charts import loss_name
+from utils.report.curves import loss_name
 from utils.report.image_grid import (
     RIGHT_COLOR,
     WRONG_COLOR,
@@ -29,6 +28,7 @@ from utils.report.image_grid import (
     photo,
 )
 from utils.run_records import Run
+from utils.sam.mask_files import load_masks
 
 PAIRS_PER_ROW = 5
 NUM_EXTREMES = 3  # so many of the worst and of the best images
@@ -38,7 +38,6 @@ SHORT_NAMES = {
     "resnet101": "R101", "mobilenet": "MobileNetV2", "efficientnet_lite0": "EffNet-Lite0",
     "efficientnet_lite1": "EffNet-Lite1", "efficientnet_lite2": "EffNet-Lite2",
 }  # fmt: skip
-Column = tuple[tuple[str, str], Sequence[Path]]  # its head, and its pictures
 
 
 def draw_classes(dataset: SegmentationDataset, classes: Mapping[str, str]) -> Figure:
@@ -51,11 +50,27 @@ def draw_classes(dataset: SegmentationDataset, classes: Mapping[str, str]) -> Fi
     panels = []
     for name, sample in classes.items():
         image, target = dataset[dataset.ids.index(sample)]
-        panels += [photo(image, name), color_map(target)]
-    columns = 2 * PAIRS_PER_ROW
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heads = [("", "image | ground truth")] * (len(rows[0]) // 2)
-    return image_grid(rows, heads, ratio=3 / 4, pairs=True)
+        down, across = crop_around(target == dataset.class_names.index(name))
+        panel = photo(image[:, down, across], name)
+        panel.beside = color_map(target[down, across], dataset.colours)
+        panels.append(panel)
+    rows = [panels[start : start + PAIRS_PER_ROW] for start in range(0, len(panels), PAIRS_PER_ROW)]
+    void = class_legend(dataset.class_names, dataset.colours, [torch.tensor(IGNORE_INDEX)])
+    return image_grid(rows, ["image | ground truth"], void)
+
+
+def crop_around(mask: torch.Tensor) -> tuple[slice, slice]:
+    """The rows and columns of the largest 4:3 part of bool (H, W), its middle near the mask's."""
+    height, width = mask.shape
+    parts = []
+    for length, kept, places in zip(
+        mask.shape, (width * 3 // 4, height * 4 // 3), mask.nonzero(as_tuple=True), strict=True
+    ):
+        kept = min(kept, length)
+        middle = float(places.double().mean()) if len(places) else length / 2
+        start = round(min(max(middle - kept / 2, 0), length - kept))
+        parts.append(slice(start, start + kept))
+    return parts[0], parts[1]
 
 
 def constant_scores(dataset: SegmentationDataset, index: int) -> dict[str, Any]:
@@ -83,93 +98,91 @@ def predict(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
     return predictor(image[None].to(predictor.device))[0].cpu()
 
 
-def image_scores(
-    target: torch.Tensor, pred: torch.Tensor, num_classes: int
-) -> tuple[float, float] | None:
-    """The mIoU of one image over the classes of its target, and its pixel accuracy, in [0, 1].
+class ImageScores(NamedTuple):
+    """The scores of one image: a mean over the classes of its target, and how many these are."""
 
-    A class that a few stray pixels of the prediction have takes no part: it would count as much as
-    one that fills the image. None if the target has no labelled pixel.
-    """
+    miou: float
+    num_classes: int
+    pixel_acc: float
+
+    def __str__(self) -> str:
+        return f"mIoU {100 * self.miou:.1f}, acc. {100 * self.pixel_acc:.1f} %"
+
+
+def image_scores(target: torch.Tensor, pred: torch.Tensor, num_classes: int) -> ImageScores | None:
+    """The scores of one image; None if the target has no labelled pixel."""
     confusion = confusion_matrix(target, pred, num_classes, IGNORE_INDEX)
     if not confusion.any():
         return None
-    scores, in_target = scores_from_confusion(confusion), confusion.any(1).tolist()
-    ious = [iou for iou, present in zip(scores["class_iou"], in_target, strict=True) if present]
-    return fmean(ious), scores["pixel_acc"]
+    return ImageScores(*target_miou(confusion), scores_from_confusion(confusion)["pixel_acc"])
 
 
-def scores_text(scores: tuple[float, float] | None) -> str:
-    """An image's scores, for its caption."""
-    if scores is None:
-        return "no labelled pixel"
-    return f"mIoU {100 * scores[0]:.1f}\naccuracy {100 * scores[1]:.1f} %"
+def number_of_classes(target: torch.Tensor) -> str:
+    """How many classes a target has, in words."""
+    number = len(set(target.unique().tolist()) - {IGNORE_INDEX})
+    return "1 class" if number == 1 else f"{number} classes"
 
 
-def run_head(run: Run, score: str) -> tuple[str, str]:
-    """What stands above a run's predictions: model, loss and score; and, small, its name."""
+def model_name(run: Run) -> str:
+    """Head and backbone of a run's model, for people."""
     words = str(run.setting("model")).split("_", 1)
-    model = " ".join(SHORT_NAMES.get(word, word) for word in words)
-    return f"{model}, {loss_name(run)}\n{score}", run.name
+    return " ".join(SHORT_NAMES.get(word, word) for word in words)
 
 
 def draw_comparison(
     dataset: SegmentationDataset,
-    ids: Mapping[str, str],
+    ids: Iterable[str],
     models: Iterable[tuple[Run, Predictor]],
-    sam: Column | None = None,
+    sam: Sequence[Path] = (),
 ) -> Figure:
     """Images, ground truth and the predictions of some runs, one image per row.
 
     Args:
         dataset: holds the images.
-        ids: {id: the class that it was chosen for}.
-        models: each gives a column, headed by its mIoU and what that was measured on.
-        sam: a last column.
+        ids: of the images.
+        models: each gives a column, headed by its loss and mIoU.
+        sam: SAM's picture of each image, for a last column.
 
     Raises:
-        UserError: weights cannot be read.
+        UserError: weights or masks cannot be read.
     """
-    samples = [dataset[dataset.ids.index(sample)] for sample in ids]
+    named = {sample: dataset[dataset.ids.index(sample)] for sample in ids}
     rows = [
-        [photo(image, f"{name}\n{sample}"), color_map(target)]
-        for (sample, name), (image, target) in zip(ids.items(), samples, strict=True)
+        [photo(image, sample), color_map(target, dataset.colours, number_of_classes(target))]
+        for sample, (image, target) in named.items()
     ]
-    heads = [("image", ""), ("ground truth", "")]
-    shown = [target for _, target in samples]
+    heads = ["image", "ground truth"]
+    shown = [target for _, target in named.values()]
     for run, predictor in models:
-        score = f"mIoU {100 * run.best['miou']:.1f} on {run.setting('val_image_set') or 'val'}"
-        score += ", centre crops" if run.setting("crop_val") else ""
-        heads.append(run_head(run, score))
-        for row, (image, target) in zip(rows, samples, strict=True):
+        kind = loss_name(run).partition(",")[0]
+        heads.append(f"{kind}\nmIoU {100 * run.best['miou']:.1f}")
+        for row, (image, target) in zip(rows, named.values(), strict=True):
             pred = predict(predictor, image)
             scores = image_scores(target, pred, dataset.num_classes)
-            row.append(color_map(pred, scores_text(scores)))
+            row.append(color_map(pred, dataset.colours, str(scores or "no labelled pixel")))
             shown.append(pred)
     if sam:
-        heads.append(sam[0])
-        for row, path in zip(rows, sam[1], strict=True):
-            row.append(photo(read_image(path)))
-    return image_grid(rows, heads, class_legend(dataset.class_names, shown))
+        heads.append("masks of SAM")
+        for row, path in zip(rows, sam, strict=True):
+            number = len(load_masks(path.with_suffix(".npz")))
+            row.append(photo(read_image(path), f"{number} masks"))
+    legend = class_legend(dataset.class_names, dataset.colours, shown)
+    return image_grid(rows, lettered(heads), legend)
 
 
-def sam_head(scores: Mapping[str, Any]) -> tuple[str, str]:
-    """What stands above SAM's pictures: its scores, and which images they are of."""
-    words = []
-    for key, name in (("sam_deeplab", "DeepLab's classes"), ("oracle", "the true classes")):
-        if scores.get(key):
-            words.append(f"with {name} {100 * scores[key]['miou']:.1f}")
-    on = f"mIoU on {len(scores.get('images') or [])} images of {scores.get('image_set')}: "
-    return "masks of SAM", on + ", ".join(words) if words else ""
+def lettered(heads: Iterable[str]) -> list[str]:
+    """The heads of columns as a caption can name them: (a), (b) and so on."""
+    return [f"({letter}) {head}" for letter, head in zip("abcdefgh", heads, strict=False)]
 
 
-def find_sam_pictures(
-    folder: Path, dataset: SegmentationDataset, ids: Iterable[str]
-) -> list[Path] | None:
-    """SAM's picture of each image; None unless all are there, each of its image's size."""
+def find_sam_pictures(folder: Path, dataset: SegmentationDataset, ids: Iterable[str]) -> list[Path]:
+    """SAM's pictures, each beside its masks and of its image's size; none unless all are there."""
     paths = {folder / f"{name}.png": dataset.target_paths[dataset.ids.index(name)] for name in ids}
-    fit = all(p.exists() and image_size(p) == image_size(mask) for p, mask in paths.items())
-    return list(paths) if fit else None
+    fit = all(
+        path.exists() and path.with_suffix(".npz").exists() and image_size(path) == image_size(mask)
+        for path, mask in paths.items()
+    )
+    return list(paths) if fit else []
 
 
 @dataclasses.dataclass
@@ -179,21 +192,20 @@ class ErrorAnalysis:
     Attributes:
         dataset: the images that were predicted.
         measured_on: the same in words.
-        scores: mIoU, pixel accuracy and index of each image, the worst first; those without a
-            labelled pixel are left out.
+        scores: mIoU and index of each image, the worst first; those without a labelled pixel are
+            left out.
         confusion: int64 (C, C) over all of them, rows are targets.
     """
 
     dataset: SegmentationDataset
     measured_on: str
-    scores: list[tuple[float, float, int]]
+    scores: list[tuple[float, int]]
     confusion: torch.Tensor
 
     @property
-    def score_text(self) -> str:
+    def miou(self) -> float:
         """The mIoU over all images."""
-        miou = scores_from_confusion(self.confusion)["miou"]
-        return f"mIoU {100 * miou:.1f} on {self.measured_on}"
+        return scores_from_confusion(self.confusion)["miou"]
 
 
 def analyse_errors(
@@ -219,7 +231,7 @@ def analyse_errors(
     def visit(index: int, _: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
         scores = image_scores(target, pred.cpu(), dataset.num_classes)
         if scores:
-            scored.append((*scores, index))
+            scored.append((scores.miou, index))
 
     loader = build_val_loader(data, data.image_sizes(), BATCH_SIZE, default_num_workers())
     metrics = evaluate(predictor, data, loader, visit)
@@ -228,24 +240,27 @@ def analyse_errors(
     return ErrorAnalysis(data, measured_on, sorted(scored), metrics.confusion.cpu())
 
 
-def draw_errors(analysis: ErrorAnalysis, run: Run, predictor: Predictor) -> Figure:
+def draw_errors(analysis: ErrorAnalysis, predictor: Predictor) -> Figure:
     """The worst and the best images, with a map of where the prediction is wrong."""
     number, dataset = len(analysis.scores), analysis.dataset
     worst = analysis.scores[: min(NUM_EXTREMES, (number + 1) // 2)]
     best = analysis.scores[max(number - NUM_EXTREMES, len(worst)) :][::-1]
-    named = [(f"worst {rank}", *scores) for rank, scores in enumerate(worst, start=1)]
-    named += [(f"best {rank}", *scores) for rank, scores in enumerate(best, start=1)]
+    named = [(f"worst {rank}", index) for rank, (_, index) in enumerate(worst, start=1)]
+    named += [(f"best {rank}", index) for rank, (_, index) in enumerate(best, start=1)]
     rows, shown = [], []
-    for name, miou, accuracy, index in named:
+    for name, index in named:
         image, target = dataset[index]
         pred = predict(predictor, image)
-        wrong = f"{100 * (1 - accuracy):.1f} % wrong"
+        scores = image_scores(target, pred, dataset.num_classes)
+        assert scores is not None  # it was ranked by them
         rows.append([
-            photo(image, f"{name}\n{dataset.ids[index]}"), color_map(target),
-            color_map(pred, scores_text((miou, accuracy))), error_map(image, target, pred, wrong),
+            photo(image, f"{name}: {dataset.ids[index]}"),
+            color_map(target, dataset.colours, number_of_classes(target)),
+            color_map(pred, dataset.colours, str(scores)),
+            error_map(image, target, pred, f"{100 * (1 - scores.pixel_acc):.1f} % wrong"),
         ])  # fmt: skip
         shown += [target, pred]
-    legend = class_legend(dataset.class_names, shown)
-    legend += [("wrong", WRONG_COLOR), ("right (darkened)", RIGHT_COLOR)]
-    heads = [("image", ""), ("ground truth", ""), run_head(run, analysis.score_text)]
-    return image_grid(rows, [*heads, ("errors", "")], legend)
+    legend = class_legend(dataset.class_names, dataset.colours, shown)
+    legend += [("wrong", WRONG_COLOR), ("right", RIGHT_COLOR)]
+    heads = ["image", "ground truth", f"prediction\nmIoU {100 * analysis.miou:.1f}", "errors"]
+    return image_grid(rows, lettered(heads), legend)

@@ -1,45 +1,45 @@
-"""Pictures for a page: grids of images with captions, and what every figure shares.
+"""Grids of pictures, and what every figure shares.
 
 Figures are `matplotlib.figure.Figure` objects without pyplot, so nothing needs a display. They are
-made for `PAGE_WIDTH`: on a page of 165 mm their letters are about 7 points high.
+as wide as the text of a page, and at most 80 % of a page high: printed as they are, their letters
+are 7 points high or more.
 """
 
+import contextlib
 import dataclasses
-import functools
-import math
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.textpath import text_to_path
 
 from datasets.base import IGNORE_INDEX
-from datasets.voc import PALETTE, decode_target
+from datasets.colours import full_palette
 from utils.common.files import write_atomically
+from utils.common.fonts import find_font
 
-PAGE_WIDTH, PAGE_HEIGHT = 8.0, 10.5  # inches
-MIN_SCALE = 0.6  # of the images of a grid that is higher than a page
-FONT_SIZE, SMALL = 9, 7  # points
-PAD = 0.03  # inches around each panel
-LEGEND_PATCH = 0.6  # inches, with the gaps beside it
-PAIR_GAP = 0.12  # between pairs, of a panel's width
-MIN_RATIO, MAX_RATIO = 0.2, 1.5  # height / width of a panel's box
-WRONG_COLOR, RIGHT_COLOR = (220, 30, 30), (40, 40, 40)
+PAGE_WIDTH, MAX_HEIGHT = 165 / 25.4, 7.4  # inches
+PANEL_GAP, PAIR_GAP = 24 / 300, 4 / 300  # inches between panels, and inside a pair
+MIN_RATIO, MAX_RATIO = 1 / 5, 3 / 4  # height / width of a panel's box
+FONT_SIZE, SMALL = 8, 7  # points
+LEGEND_PATCH = 0.5  # inches, with the gaps beside it
+WRONG_COLOR, RIGHT_COLOR = (255, 0, 255), (120, 120, 120)  # no class of VOC is magenta
 
 # Names of runs and classes may hold a `$`, which must not start a formula. The salt makes the ids
 # in SVG files the same every time.
-STYLE: Any = {
+STYLE: dict[str, Any] = {
     "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.labelsize": FONT_SIZE,
-    "xtick.labelsize": FONT_SIZE - 1, "ytick.labelsize": FONT_SIZE - 1,
-    "legend.fontsize": FONT_SIZE, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": FONT_SIZE,
+    "figure.titlesize": FONT_SIZE, "axes.spines.top": False, "axes.spines.right": False,
     "text.parse_math": False, "svg.hashsalt": "deeplab",
 }  # fmt: skip
 
@@ -50,37 +50,42 @@ class Panel:
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        caption: below the image.
+        caption: below the image, one line.
         is_photo: smoothed when scaled; colour maps are not, since mixed colours mean other classes.
+        beside: its other half.
     """
 
     image: np.ndarray
     caption: str = ""
     is_photo: bool = False
+    beside: "Panel | None" = None
 
 
-Rows = Sequence[Sequence[Panel]]
-Heads = Sequence[tuple[str, str]]  # a text, and one in small letters below it
 Legend = Sequence[tuple[str, Sequence[int]]]  # names, and colours: RGB in 0 to 255
-Texts = tuple[Heads, Legend]
 
 
-def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw with `STYLE`, whatever a user's matplotlibrc says about these."""
+@contextlib.contextmanager
+def drawing(texts: Iterable[str] = ()) -> Iterator[None]:
+    """Where all drawing is done: in `STYLE`, and nothing of a user's matplotlibrc.
 
-    @functools.wraps(plot)
-    def plot_in_style(*args, **options) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return plot(*args, **options)
-
-    return plot_in_style
+    Args:
+        texts: what may hold letters that DejaVu Sans has not: an installed font has them.
+    """
+    files = {find_font(text) for text in texts} - {find_font("")}
+    for path in files:
+        fontManager.addfont(path)
+    families = ["DejaVu Sans", *(FontProperties(fname=path).get_name() for path in sorted(files))]
+    with matplotlib.style.context(["default", {**STYLE, "font.family": families}]):
+        with warnings.catch_warnings():  # a line has said which letters no font has
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            yield
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure in the format that the suffix names; the same figure gives the same bytes."""
     file_format = path.suffix.removeprefix(".")
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with matplotlib.rc_context(STYLE), write_atomically(path) as partial:
+    with drawing(), write_atomically(path) as partial:
         figure.savefig(partial, format=file_format, dpi=dpi, metadata=dates.get(file_format))
 
 
@@ -89,165 +94,122 @@ def photo(image: torch.Tensor, caption: str = "") -> Panel:
     return Panel(image.permute(1, 2, 0).numpy(), caption, is_photo=True)
 
 
-def color_map(target: torch.Tensor, caption: str = "") -> Panel:
-    """A panel of a target or prediction, integer (H, W), in VOC's colours."""
-    return Panel(decode_target(target), caption)
+def color_map(target: torch.Tensor, colours: np.ndarray, caption: str = "") -> Panel:
+    """A panel of a target or prediction, integer (H, W), in the classes' colours, uint8 (C, 3)."""
+    return Panel(full_palette(colours)[target.numpy()], caption)
 
 
 def error_map(
     image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor, caption: str = ""
 ) -> Panel:
-    """Where a prediction (H, W) is wrong; the right pixels are those of a dark grey image."""
-    colors = np.repeat(image.float().mean(0)[..., None].numpy() / 3, 3, axis=2).astype(np.uint8)
-    colors[(pred != target).numpy()] = WRONG_COLOR
-    colors[(target == IGNORE_INDEX).numpy()] = PALETTE[IGNORE_INDEX]
-    return Panel(colors, caption)
+    """Where a prediction (H, W) is wrong; the right pixels are those of a grey image."""
+    grey = (40 + 0.6 * image.float().mean(0)).byte()
+    pixels = grey[..., None].expand(-1, -1, 3).numpy().copy()
+    pixels[(pred != target).numpy()] = WRONG_COLOR
+    void = (target == IGNORE_INDEX).numpy()
+    pixels[void] = full_palette(np.empty((0, 3), np.uint8))[IGNORE_INDEX]
+    return Panel(pixels, caption)
 
 
 def class_legend(
-    class_names: Sequence[str], maps: Iterable[torch.Tensor]
+    class_names: Sequence[str], colours: np.ndarray, maps: Iterable[torch.Tensor]
 ) -> list[tuple[str, Sequence[int]]]:
     """The legend of the classes that some targets and predictions show, void last."""
     shown = sorted({int(value) for index_map in maps for value in index_map.unique()})
-    names = dict(enumerate(class_names)) | {IGNORE_INDEX: "void (not scored)"}
-    return [(names[value], PALETTE[value].tolist()) for value in shown]
+    names, palette = {**dict(enumerate(class_names)), IGNORE_INDEX: "void"}, full_palette(colours)
+    return [(names[value], palette[value].tolist()) for value in shown]
 
 
-def letters(width: float, size: float = FONT_SIZE) -> int:
-    """How many letters of usual width a line of so many inches holds."""
-    return max(int(width * 72 / (0.62 * size)), 2)
+def width_of(text: str, size: float = FONT_SIZE) -> float:
+    """The width of a line in inches; call it inside `drawing`."""
+    font = FontProperties(size=size)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
-def fit(text: str, width: float, lines: int = 1, size: float = FONT_SIZE) -> str:
-    """Break each paragraph into lines of `width` inches; what is too long loses its middle."""
-    room, result = letters(width, size), []
-    for paragraph in text.splitlines():
-        if len(paragraph) > room * lines:
-            kept = room * lines - 1
-            paragraph = paragraph[: (kept + 1) // 2] + "\u2026" + paragraph[-(kept // 2) :]
-        # Names break behind their underscores.
-        broken = textwrap.wrap(paragraph.replace("_", "_ "), room) or [""]
-        if len(broken) > lines:  # whole words take too many lines
-            broken = [paragraph[start : start + room] for start in range(0, len(paragraph), room)]
-        result += [line.replace("_ ", "_") for line in broken]
-    return "\n".join(result)
+def fit(text: str, width: float, size: float = FONT_SIZE) -> str:
+    """A line that is at most `width` inches wide: a longer one loses its middle."""
+    short, kept = text, len(text)
+    while (too_wide := width_of(short, size) / width) > 1 and kept > 2:
+        kept -= max(int(kept * (1 - 1 / too_wide)), 1)
+        short = text[: (kept + 1) // 2] + "\u2026" + text[len(text) - kept // 2 :]
+    return short
 
 
-class _Plan:
-    """The sizes of a grid in inches, and its texts in lines that fit; arguments as `image_grid`'s.
-
-    Attributes:
-        places: for each panel of a row its column; between pairs there is a narrow, empty one.
-        columns: relative widths of the columns.
-        ratios: height / width of each row's boxes.
-        middle: of a head or a caption, in widths of its (first) panel.
-        size: width and height of the figure.
-    """
-
-    def __init__(self, rows: Rows, texts: Texts, ratio: float | None, pairs: bool) -> None:
-        self.span = 1 + pairs
-        self.places = [n + n // 2 if pairs else n for n in range(max(map(len, rows)))]
-        self.columns = [PAIR_GAP if pairs and n % 3 == 2 else 1 for n in range(self.places[-1] + 1)]
-        highest = [max(p.image.shape[0] / p.image.shape[1] for p in row) for row in rows]
-        self.ratios = [ratio or min(max(MIN_RATIO, own), MAX_RATIO) for own in highest]
-        width = PAGE_WIDTH / sum(self.columns) - 2 * PAD  # of a panel
-        self.fit_texts(rows, texts, width)
-        if self.size[1] > PAGE_HEIGHT:  # what is too high gets narrower
-            scale = 1 - (self.size[1] - PAGE_HEIGHT) / (width * sum(self.ratios))
-            width *= max(scale, MIN_SCALE)
-            self.fit_texts(rows, texts, width)
-        self.middle = 1 + PAD / width if pairs else 0.5
-
-    def fit_texts(self, rows: Rows, texts: Texts, width: float) -> None:
-        """Break the texts for panels of a width."""
-        room, total = self.span * width, sum(self.columns) * (width + 2 * PAD)
-        self.heads = [(fit(head, room, 4), fit(small, room, 4, SMALL)) for head, small in texts[0]]
-        self.captions = [[fit(p.caption, room, 3) for p in row[:: self.span]] for row in rows]
-        height = max((_height(a) + _height(b, SMALL) + 0.05 for a, b in self.heads), default=0)
-        height += sum(max(map(_height, row)) + 3 * PAD for row in self.captions)
-        height += math.ceil(len(texts[1]) / _legend_columns(texts[1], total)) * 1.6 * FONT_SIZE / 72
-        self.size = total, height + width * sum(self.ratios)
-
-
-@styled
 def image_grid(
-    rows: Rows,
-    heads: Heads = (),
-    legend: Legend = (),
-    ratio: float | None = None,
-    pairs: bool = False,
+    rows: Sequence[Sequence[Panel]], heads: Sequence[str] = (), legend: Legend = ()
 ) -> Figure:
     """Images in rows, each in its own proportions in the middle of a box.
 
+    All boxes of a row have the proportions of its highest image, but are never higher than 3:4.
+
     Args:
         rows: the panels. A row may be shorter than the others.
-        heads: above each column, or each pair: a text, and one in small letters below it.
+        heads: above the columns, one or two lines each.
         legend: names and colours, below all.
-        ratio: height / width of all boxes; by default that of the highest image of the row.
-        pairs: two neighbours belong together: they share a head, and the caption of the first.
     """
-    plan = _Plan(rows, (heads, legend), ratio, pairs)
-    layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
-    figure = Figure(plan.size, layout=layout)
-    grid = figure.add_gridspec(
-        len(rows), len(plan.columns), width_ratios=plan.columns, height_ratios=plan.ratios
-    )
-    for row, panels in enumerate(rows):
-        drawn = [figure.add_subplot(grid[row, place]) for place in plan.places[: len(panels)]]
-        for axes, panel in zip(drawn, panels, strict=True):
-            smoothing = "antialiased" if panel.is_photo else "nearest"
-            axes.imshow(panel.image, interpolation=smoothing, aspect="auto")
-            axes.set(xticks=[], yticks=[], facecolor="0.9" if ratio else "none")
-            axes.spines[:].set_visible(False)
-        for axes, text in zip(drawn[:: plan.span], plan.captions[row], strict=True):
-            axes.set_xlabel(text, x=plan.middle, labelpad=2)
-    for axes, texts in zip(figure.axes[:: plan.span], plan.heads, strict=False):
-        _draw_head(axes, plan.middle, *texts)
-    if legend:
-        _draw_legend(figure, legend)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the cells stay as they are
-    for axes, panel in zip(figure.axes, chain(*rows), strict=True):
-        _center_image(axes, panel)
+    captions = [panel.caption for row in rows for panel in row]
+    with drawing([*captions, *heads, *(name for name, _ in legend)]):
+        columns = max(map(len, rows))
+        width = PAGE_WIDTH / columns - PANEL_GAP
+        ratios = [max(min(max(map(_ratio, row)), MAX_RATIO), MIN_RATIO) for row in rows]
+        layout = ConstrainedLayoutEngine(
+            w_pad=PANEL_GAP / 2, h_pad=0.03, wspace=0, hspace=0, compress=True
+        )
+        figure = Figure((PAGE_WIDTH, MAX_HEIGHT), layout=layout)
+        grid = figure.add_gridspec(len(rows), columns, height_ratios=ratios)
+        for row, (panels, ratio) in enumerate(zip(rows, ratios, strict=True)):
+            for column, panel in enumerate(panels):
+                axes = figure.add_subplot(grid[row, column])
+                _draw_panel(axes, panel, ratio, width)
+                if row == 0 and column < len(heads):
+                    lines = [fit(line, width) for line in heads[column].splitlines()]
+                    axes.set_title("\n".join(lines), pad=3)
+        if legend:
+            _draw_legend(figure, legend)
+        _settle(figure, layout)
     return figure
 
 
-def _height(text: str, size: float = FONT_SIZE) -> float:
-    return (len(text.splitlines()) * 1.32 * size - 2 * bool(text)) / 72
-
-
-def _center_image(axes: Axes, panel: Panel) -> None:
-    """Let axes show all of their image, in its own proportions, and what is beside it."""
+def _ratio(panel: Panel) -> float:
     height, width, _ = panel.image.shape
-    box = axes.get_window_extent()
-    scale = max(width / box.width, height / box.height) / 2
-    x, y = (width - 1) / 2, (height - 1) / 2
-    axes.set_xlim(x - scale * box.width, x + scale * box.width)
-    axes.set_ylim(y + scale * box.height, y - scale * box.height)
+    return height / width
 
 
-def _draw_head(axes: Axes, middle: float, head: str, small: str) -> None:
-    if not head:
-        axes.set_title(small, x=middle, pad=3, fontsize=SMALL)
-        return
-    # The title makes the room for both: in the layout the small text would widen its column.
-    axes.set_title(head, x=middle, pad=6 + 72 * _height(small, SMALL))
-    below = axes.annotate(
-        small, (middle, 1), (0, 3), "axes fraction", "offset points", ha="center", fontsize=SMALL
-    )
-    below.set_in_layout(False)
-
-
-def _legend_columns(legend: Legend, width: float) -> int:
-    longest = max((len(fit(name, width / 2 - LEGEND_PATCH)) for name, _ in legend), default=0)
-    return max(min(letters(width) // (longest + letters(LEGEND_PATCH)), len(legend)), 1)
+def _draw_panel(axes: Axes, panel: Panel, ratio: float, width: float) -> None:
+    """Draw one or two images in boxes of 1 x `ratio`; `width` is that of the panel in inches."""
+    halves = [panel] if panel.beside is None else [panel, panel.beside]
+    gap = PAIR_GAP / (width - PAIR_GAP) * 2
+    for number, half in enumerate(halves):
+        scale = min(1, ratio / _ratio(half))  # of the image's width to that of its box
+        left, bottom = number * (1 + gap) + (1 - scale) / 2, (ratio - scale * _ratio(half)) / 2
+        axes.imshow(
+            half.image,
+            interpolation="antialiased" if half.is_photo else "nearest",
+            extent=(left, left + scale, bottom, bottom + scale * _ratio(half)),
+        )
+    axes.set(xlim=(0, len(halves) + gap * (len(halves) - 1)), ylim=(0, ratio))
+    axes.set(xticks=[], yticks=[], facecolor="none", frame_on=False)
+    axes.set_xlabel(fit(panel.caption, width, SMALL), fontsize=SMALL, labelpad=2)
 
 
 def _draw_legend(figure: Figure, legend: Legend) -> None:
-    width = figure.get_figwidth()
+    names = [fit(name, 2) for name, _ in legend]
     patches = []
-    for name, (red, green, blue) in legend:
-        color, label = (red / 255, green / 255, blue / 255), fit(name, width / 2 - LEGEND_PATCH)
-        patches.append(Patch(facecolor=color, edgecolor="0.4", label=label))
-    columns = _legend_columns(legend, width)
+    for name, (_, (red, green, blue)) in zip(names, legend, strict=True):
+        color = (red / 255, green / 255, blue / 255)
+        patches.append(Patch(facecolor=color, edgecolor="0.4", linewidth=0.5, label=name))
+    room = PAGE_WIDTH / (max(map(width_of, names)) + LEGEND_PATCH)
+    columns = min(int(room), len(names))
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _settle(figure: Figure, layout: ConstrainedLayoutEngine) -> None:
+    """Give texts that are wider than their panels room, and take away the height left white."""
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() or axes.bbox for axes in figure.axes]
+    more = max(box.width - axes.bbox.width for box, axes in zip(boxes, figure.axes, strict=True))
+    layout.set(w_pad=max(PANEL_GAP, more / figure.dpi + 0.05) / 2)
+    floor = max((legend.get_window_extent().y1 for legend in figure.legends), default=0)
+    white = figure.bbox.height - max(box.y1 for box in boxes) + min(box.y0 for box in boxes) - floor
+    height = figure.get_figheight() - white / figure.dpi + 0.06
+    figure.set_figheight(min(height, MAX_HEIGHT))

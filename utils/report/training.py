@@ -8,8 +8,8 @@ import numpy as np
 
 from utils.common.flags import show
 from utils.optim import build_optimizer, build_scheduler
-from utils.report.charts import loss_name
 from utils.report.contents import Block, Code, Findings, Heading, Table, code, points, spread
+from utils.report.curves import loss_name
 from utils.report.runs import (
     UNCOMPARED,
     all_settings,

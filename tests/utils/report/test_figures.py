@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datasets.base import SegmentationDataset
-from datasets.voc import CLASS_NAMES, PALETTE, VOCSegmentation
+from datasets.colours import PALETTE
+from datasets.voc import CLASS_NAMES, VOCSegmentation
 from tests.conftest import make_voc, save_mask
 from tests.utils.report.test_image_grid import LONG, check_layout
 from tests.utils.report.test_runs import write_run
 from utils.common.errors import UserError
 from utils.report import figures
+from utils.report.image_grid import WRONG_COLOR
 from utils.run_records import load_run
+from utils.sam.mask_files import Masks, save_masks
 
 CPU = torch.device("cpu")
 
@@ -45,26 +49,36 @@ def background_ious(dataset):
     return [float((t == 0).sum() / (t != 255).sum()) / 2 for _, t in dataset]
 
 
+def save_full_masks(path, size, number):
+    """Write so many masks, all of the whole image."""
+    names = ("boxes", "predicted_iou", "stability", "points", "prompt_boxes", "classes")
+    arrays = {name: np.zeros(number) for name in names}
+    save_masks(path, Masks(tuple(size), [np.array([0, size[0] * size[1]])] * number, **arrays))
+
+
 def captions(figure):
     return [axes.get_xlabel() for axes in figure.axes]
 
 
-def test_an_images_miou_takes_the_classes_of_its_target(dataset):
+def test_an_images_miou_takes_the_classes_of_its_target():
     target = torch.zeros(10, 10, dtype=torch.uint8)
     target[:5] = 7
     target[0, 0] = 255
     pred = target.clone()
     pred[0, 0], pred[9, :4] = 3, 1  # four stray pixels of a class that is not there
-    miou, accuracy = figures.image_scores(target, pred, 21)
-    assert miou == pytest.approx((1 + 46 / 50) / 2)  # and not that, and 0 for the third: 0.64
-    assert accuracy == pytest.approx(95 / 99)
-    assert figures.scores_text((miou, accuracy)) == "mIoU 96.0\naccuracy 96.0 %"
+    scores = figures.image_scores(target, pred, 21)
+    assert scores.miou == pytest.approx(
+        (1 + 46 / 50) / 2
+    )  # and not that, and 0 for the third: 0.64
+    assert (scores.num_classes, scores.pixel_acc) == (2, pytest.approx(95 / 99))
+    assert str(scores) == "mIoU 96.0, acc. 96.0 %"
+    assert figures.number_of_classes(target) == "2 classes"
+    assert figures.number_of_classes(torch.tensor([[3, 255]])) == "1 class"
     assert figures.image_scores(torch.full((3, 3), 255), torch.zeros(3, 3).long(), 21) is None
-    assert figures.scores_text(None) == "no labelled pixel"
 
 
 def test_comparison_shows_images_targets_and_predictions(dataset, run):
-    ids = {dataset.ids[1]: "cat", dataset.ids[2]: "dog"}
+    ids = [dataset.ids[1], dataset.ids[2]]
     figure = figures.draw_comparison(dataset, ids, [(run, nothing)] * 2)
     arrays = [axes.images[0].get_array() for axes in figure.axes]
     assert len(arrays) == 8
@@ -74,55 +88,73 @@ def test_comparison_shows_images_targets_and_predictions(dataset, run):
         np.testing.assert_array_equal(row[0], image.permute(1, 2, 0))
         np.testing.assert_array_equal(row[1], PALETTE[target])
         assert not row[2].any() and row[2].shape == row[1].shape
-        name = ids[dataset.ids[index]]
-        score = f"mIoU {100 * expected[index]:.1f}\naccuracy {200 * expected[index]:.1f} %"
+        score = f"mIoU {100 * expected[index]:.1f}, acc. {200 * expected[index]:.1f} %"
         assert captions(figure)[place : place + 4] == [
-            f"{name}\n{dataset.ids[index]}", "", score, score,
+            dataset.ids[index], "2 classes", score, score,
         ]  # fmt: skip
     shown = {CLASS_NAMES[v] for i in (1, 2) for v in dataset[i][1].unique() if v != 255}
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert set(legend) == shown | {"background", "void (not scored)"}
+    assert set(legend) == shown | {"background", "void"}
     check_layout(figure)
 
 
-def test_heads_name_model_and_loss_and_say_what_a_score_is_of(dataset, tmp_path):
-    settings = {"model": "deeplabv3plus_resnet50", "val_image_set": "val"}
+def test_heads_are_lettered_and_name_the_loss_over_its_miou(dataset, tmp_path):
+    settings = {"loss": "focal", "focal_gamma": 2, "model": "deeplabv3plus_resnet50"}
     runs = [
-        load_run(write_run(tmp_path / "first", (0.1, 0.6512), **settings)),
-        load_run(write_run(tmp_path / "second", (0.7,), **settings, loss="focal", crop_val=True)),
+        load_run(write_run(tmp_path / "first", (0.1, 0.6512))),
+        load_run(write_run(tmp_path / "second", (0.7,), **settings)),
     ]
     models = [(run, nothing) for run in runs]
-    figure = figures.draw_comparison(dataset, {dataset.ids[0]: "cat"}, models)
-    heads = [axes.get_title().replace("\n", " ") for axes in figure.axes]
-    assert heads == [
-        "image", "ground truth", "DeepLabV3+ R50, cross entropy mIoU 65.1 on val",
-        "DeepLabV3+ R50, focal loss mIoU 70.0 on val, centre crops",
+    figure = figures.draw_comparison(dataset, dataset.ids[:1], models)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "(a) image", "(b) ground truth", "(c) cross entropy\nmIoU 65.1",
+        "(d) focal loss\nmIoU 70.0",
     ]  # fmt: skip
-    small = [text for axes in figure.axes[2:] for text in axes.texts]
-    assert [text.get_text() for text in small] == ["first", "second"]
-    assert all(text.get_fontsize() < figure.axes[2].title.get_fontsize() for text in small)
+    assert figures.model_name(runs[1]) == "DeepLabV3+ R50"
 
 
-def test_errors_are_sorted_by_the_images_miou(dataset, run):
+def test_the_column_of_sam_counts_the_masks_and_is_there_as_a_whole_or_not(dataset, run, tmp_path):
+    ids = dataset.ids[:2]
+    for number, sample in enumerate(ids):
+        assert figures.find_sam_pictures(tmp_path, dataset, ids) == []
+        _, target = dataset[number]
+        Image.new("RGB", (target.shape[1], target.shape[0]), (9, 8, 7)).save(
+            tmp_path / f"{sample}.png"
+        )
+        assert figures.find_sam_pictures(tmp_path, dataset, ids) == []
+        save_full_masks(tmp_path / f"{sample}.npz", target.shape, 7 + number)
+    pictures = figures.find_sam_pictures(tmp_path, dataset, ids)
+    figure = figures.draw_comparison(dataset, ids, [(run, nothing)], pictures)
+    assert figure.axes[3].get_title() == "(d) masks of SAM"
+    assert captions(figure)[3::4] == ["7 masks", "8 masks"]
+    assert figure.axes[7].images[0].get_array()[0, 0].tolist() == [9, 8, 7]
+    Image.new("RGB", (3, 3)).save(tmp_path / f"{ids[0]}.png")  # of another image
+    assert figures.find_sam_pictures(tmp_path, dataset, ids) == []
+
+
+def test_errors_are_sorted_by_the_images_miou(dataset):
     analysis = figures.analyse_errors(dataset, "val", nothing)
     expected = background_ious(dataset)
-    indices = [index for _, _, index in analysis.scores]
+    indices = [index for _, index in analysis.scores]
     assert indices == sorted(range(5), key=lambda index: (expected[index], index))
-    assert [miou for miou, _, _ in analysis.scores] == pytest.approx(sorted(expected))
+    assert [miou for miou, _ in analysis.scores] == pytest.approx(sorted(expected))
     labelled = sum(int((target != 255).sum()) for _, target in dataset)
     assert int(analysis.confusion.sum()) == int(analysis.confusion[:, 0].sum()) == labelled
-    figure = figures.draw_errors(analysis, run, nothing)
+    figure = figures.draw_errors(analysis, nothing)
     assert len(figure.axes) == 4 * 5  # of five images three are the worst, two the best
     ranks = ["worst 1", "worst 2", "worst 3", "best 1", "best 2"]
     order = [indices[place] for place in (0, 1, 2, 4, 3)]
     assert captions(figure)[::4] == [
-        f"{rank}\n{dataset.ids[index]}" for rank, index in zip(ranks, order, strict=True)
+        f"{rank}: {dataset.ids[index]}" for rank, index in zip(ranks, order, strict=True)
     ]
-    wrong = (figure.axes[3].images[0].get_array() == (220, 30, 30)).all(-1)
+    wrong = (figure.axes[3].images[0].get_array() == WRONG_COLOR).all(-1)
     _, target = dataset[order[0]]
     np.testing.assert_array_equal(wrong, (target != 0) & (target != 255))
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend[-3:] == ["void (not scored)", "wrong", "right (darkened)"]
+    assert legend[-3:] == ["void", "wrong", "right"]
+    heads = [axes.get_title() for axes in figure.axes[:4]]
+    miou = 100 * figures.scores_from_confusion(analysis.confusion)["miou"]
+    assert heads[2:] == [f"(c) prediction\nmIoU {miou:.1f}", "(d) errors"]
     check_layout(figure)
 
 
@@ -133,14 +165,11 @@ def test_errors_are_sorted_by_the_images_miou(dataset, run):
         (9, [0, 1, 2, 3, 4], "val"), (0, [0, 1, 2, 3, 4], "val"),
     ],
 )  # fmt: skip
-def test_a_limit_spreads_over_the_set_and_is_said(dataset, run, limit, places, measured_on):
+def test_a_limit_spreads_over_the_set_and_is_said(dataset, limit, places, measured_on):
     analysis = figures.analyse_errors(dataset, "val", nothing, limit)
     assert analysis.dataset.ids == [dataset.ids[place] for place in places]
-    assert sorted(index for _, _, index in analysis.scores) == list(range(len(places)))
+    assert sorted(index for _, index in analysis.scores) == list(range(len(places)))
     assert analysis.measured_on == measured_on
-    head = figures.draw_errors(analysis, run, nothing).axes[2].get_title().replace("\n", " ")
-    miou = 100 * figures.scores_from_confusion(analysis.confusion)["miou"]
-    assert head.endswith(f"mIoU {miou:.1f} on {measured_on}")
 
 
 def test_a_set_without_a_labelled_pixel_is_named(dataset, monkeypatch):
@@ -149,19 +178,50 @@ def test_a_set_without_a_labelled_pixel_is_named(dataset, monkeypatch):
         figures.analyse_errors(dataset, "val", nothing)
 
 
-def test_classes_are_pairs_five_in_a_row(dataset):
-    classes = {f"name {number}": dataset.ids[number % 5] for number in range(7)}
+def test_classes_are_pairs_five_in_a_row_under_one_head(dataset):
+    classes = {name: dataset.ids[n % 5] for n, name in enumerate(CLASS_NAMES[1:7])}
     figure = figures.draw_classes(dataset, classes)
-    assert len(figure.axes) == 14
-    assert [text for text in captions(figure) if text] == list(classes)
-    heads = [axes.get_title() for axes in figure.axes]
-    assert heads == ["image | ground truth", ""] * 5 + [""] * 4
+    assert captions(figure) == list(classes)
+    assert [axes.get_title() for axes in figure.axes] == ["image | ground truth"] + [""] * 5
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["void"]
     tops = [round(axes.get_position(original=True).y0, 6) for axes in figure.axes]
-    assert len(set(tops[:10])) == 1 and len(set(tops[10:])) == 1 and tops[0] > tops[10]
+    assert len(set(tops[:5])) == 1 and tops[5] < tops[0]
     image, target = dataset[1]
-    np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), image.permute(1, 2, 0))
-    np.testing.assert_array_equal(figure.axes[3].images[0].get_array(), PALETTE[target])
+    rows, columns = figures.crop_around(target == 2)
+    one, other = (drawn.get_array() for drawn in figure.axes[1].images)
+    np.testing.assert_array_equal(one, image[:, rows, columns].permute(1, 2, 0))
+    np.testing.assert_array_equal(other, PALETTE[target[rows, columns]])
     check_layout(figure)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "expected"),
+    [
+        ((90, 120), (0, 10, 0, 10), (0, 90, 0, 120)),  # is 4:3
+        ((160, 120), (0, 20, 50, 60), (0, 90, 0, 120)),  # an object at the top of a portrait
+        ((160, 120), (90, 101, 0, 9), (50, 140, 0, 120)),  # its middle is that of the part
+        ((160, 120), (150, 160, 0, 9), (70, 160, 0, 120)),
+        ((90, 240), (0, 9, 100, 161), (0, 90, 70, 190)),
+        ((90, 240), (0, 0, 0, 0), (0, 90, 60, 180)),  # of nothing, the middle
+    ],
+)
+def test_panels_are_cut_to_4_by_3_around_the_object(size, box, expected):
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[box[0] : box[1], box[2] : box[3]] = True
+    rows, columns = figures.crop_around(mask)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == expected
+
+
+def test_portraits_fit_a_page(tmp_path, run):
+    for sample in "abcde":
+        save_mask(tmp_path / "SegmentationClass" / f"{sample}.png", np.ones((160, 90), np.uint8))
+        (tmp_path / "JPEGImages").mkdir(exist_ok=True)
+        Image.new("RGB", (90, 160)).save(tmp_path / "JPEGImages" / f"{sample}.png")
+    portraits = SegmentationDataset(tmp_path, list("abcde"), ["sky", "road"])
+    figure = figures.draw_comparison(portraits, portraits.ids, [(run, nothing)] * 2)
+    check_layout(figure)
+    road = portraits.colours[1].tolist()
+    assert figure.axes[1].images[0].get_array()[0, 0].tolist() == road  # not black, not maroon
 
 
 def test_constant_prediction_scores_by_hand(tmp_path):

@@ -1,0 +1,214 @@
+"""Curves: how runs went."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from torch.optim import SGD
+
+from utils.optim import build_scheduler
+from utils.report.image_grid import MAX_HEIGHT, PAGE_WIDTH, SMALL, drawing, fit
+from utils.report.runs import group_runs
+from utils.run_records import Run
+
+MAX_MARKED = 60  # more evaluations than these merge into a thick line
+COURSE_MIOU = 65  # percent, what the course asks for on VOC's val
+LOSS_NAMES = {
+    "ce": "cross entropy", "focal": "focal loss", "lovasz": "Lovász-softmax", "dice": "Dice loss",
+    "ce_lovasz": "cross entropy + Lovász", "ohem": "OHEM cross entropy",
+}  # fmt: skip
+
+
+def epochs_of(run: Run) -> list[float]:
+    """The epoch of each record, with its fraction where a run was evaluated within one.
+
+    A log may hold whole epochs; their length follows from the first evaluation, which is made at
+    the end of one (unless the run is shorter).
+    """
+    logged, first = run.column("epoch"), run.log[0]
+    if not first["epoch"] >= 1:
+        return logged
+    exact = [record["iteration"] * first["epoch"] / first["iteration"] for record in run.log]
+    fits = [math.floor(value + 1e-9) for value in exact] == logged
+    return exact if fits else logged
+
+
+def places_of(run: Run, x: str) -> list[float]:
+    """Where each record of a run stands on an axis of "epochs" or "iterations"."""
+    return epochs_of(run) if x == "epochs" else run.column("iteration")
+
+
+def best_point(run: Run, x: str) -> tuple[float, float]:
+    """The place of a run's best record, and its mIoU in percent."""
+    return places_of(run, x)[run.log.index(run.best)], 100 * run.best["miou"]
+
+
+def loss_name(run: Run) -> str:
+    """The loss for people; two runs of one name have losses of one kind."""
+    name = LOSS_NAMES.get(str(run.setting("loss")), str(run.setting("loss")))
+    if run.setting("focal_gamma") is not None:
+        name += f", gamma {run.setting('focal_gamma'):g}"
+    if run.setting("class_weights") not in (None, "none"):
+        name += f", {run.setting('class_weights')} weights"
+    return name + (", auxiliary head" if run.setting("aux_weight") else "")
+
+
+def applied_rates(run: Run) -> np.ndarray | None:
+    """The learning rates of backbone and head in each iteration up to the last evaluation.
+
+    Returns:
+        float (iterations, 2), made as the training made them; None of a run that does not tell all
+        its settings.
+    """
+    names = ("lr", "backbone_lr_factor", "lr_policy", "step_size", "total_itrs")
+    lr, factor, policy, step_size, total = (run.setting(name) for name in names)
+    if None in (lr, factor, policy, step_size, total):
+        return None
+    groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in (factor * lr, lr)]
+    optimizer, warmup = SGD(groups), run.setting("warmup_itrs") or 0
+    scheduler = build_scheduler(optimizer, policy, step_size, total, warmup)
+    rates = []
+    for _ in range(run.log[-1]["iteration"]):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return np.array(rates)
+
+
+def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
+    """Validation mIoU of runs with the best point marked, training loss, and learning rate.
+
+    Losses of different kinds have a panel each; a panel that no run has numbers for is left out.
+    Runs that differ in the seed alone share a colour and an entry of the legend. Later lines are
+    thinner, and broken: of equal ones both are seen.
+
+    Args:
+        runs: at least one.
+        x: "epochs" or "iterations".
+    """
+    if not any(max(epochs_of(run)) >= 1 for run in runs):
+        x = "iterations"  # of runs shorter than an epoch
+    kinds = sorted({loss_name(run) for run in runs if _has(run, "train_loss")})
+    panels = ["miou", *kinds, *(["lr"] if any(_has(run, "lr") for run in runs) else [])]
+    groups = group_runs(runs)
+    names = _legend_entries(groups, x)
+    with drawing(names):
+        height = min(2.3 + (len(panels) - 1) + 0.16 * len(names), MAX_HEIGHT)
+        figure = Figure((PAGE_WIDTH, height), layout="constrained")
+        ratios = [2] + [1] * (len(panels) - 1)
+        grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=ratios)
+        by_name = dict(zip(panels, grid[:, 0], strict=True))
+        drawn = []
+        for number, group in enumerate(groups):
+            drawn.append([_draw_run(by_name, run, x, number) for run in group][0])
+        _label_panels(by_name, x, any(run.setting("lr_policy") == "step" for run in runs))
+        if all(run.setting("dataset") == "voc" for run in runs):
+            _draw_course_miou(by_name["miou"])
+        _label_stars(by_name["miou"], [best_point(run, x) for run in runs])
+        fitting = [fit(name, PAGE_WIDTH - 0.9) for name in names]
+        figure.legend(drawn, fitting, loc="outside lower left", frameon=False, handlelength=4)
+    return figure
+
+
+def _has(run: Run, column: str) -> bool:
+    return any(map(math.isfinite, run.column(column)))
+
+
+def _legend_entries(groups: Sequence[Sequence[Run]], x: str) -> list[str]:
+    """Loss and best score of each group; with the names of those that share a loss."""
+    losses = [loss_name(group[0]) for group in groups]
+    entries = []
+    for loss, group in zip(losses, groups, strict=True):
+        scores = ", ".join(f"{100 * run.best['miou']:.1f}" for run in group)
+        best, unit = group[0].best, x.removesuffix("s")
+        place = f"{unit} {best[unit]:g}"
+        if len(group) > 1:
+            place = "seeds " + ", ".join(str(run.setting("seed")) for run in group)
+        name = group[0].variant if len(group) > 1 else group[0].name
+        prefix = f"{name}: " if Counter(losses)[loss] > 1 else ""
+        entries.append(f"{prefix}{loss}, best {scores} ({place})")
+    return entries
+
+
+def _draw_run(by_name: dict[str, Axes], run: Run, x: str, number: int) -> Line2D:
+    """Draw a run into all panels; returns its mIoU line, for the legend."""
+    style: dict[str, Any] = {
+        "color": matplotlib.colormaps["tab10"](number % 10),
+        "linestyle": ("-", "--", ":", "-.")[number % 4],
+        "linewidth": max(2 - 0.4 * number, 1),
+        "zorder": 2 + 0.01 * number,
+    }
+    marked = {**style, "marker": "." if len(run.log) <= MAX_MARKED else ""}
+    places = places_of(run, x)
+    axes = by_name["miou"]
+    (line,) = axes.plot(places, 100 * np.array(run.column("miou")), **marked)
+    axes.plot(
+        *best_point(run, x), "*", color=line.get_color(), markersize=11,
+        markeredgecolor="black", markeredgewidth=0.6, zorder=5,
+    )  # fmt: skip
+    if loss_name(run) in by_name:
+        by_name[loss_name(run)].plot(places, run.column("train_loss"), **marked)
+    if "lr" in by_name:
+        rates = applied_rates(run)
+        if rates is None:
+            rates, style = np.array([run.column("backbone_lr"), run.column("lr")]).T, marked
+        else:
+            every = np.arange(1, len(rates) + 1)
+            places = np.interp(every, [0, *run.column("iteration")], [0, *places]).tolist()
+        backbone, head = rates.T
+        by_name["lr"].plot(places, head, **style)
+        if not np.array_equal(backbone, head, equal_nan=True):
+            by_name["lr"].plot(places, backbone, **style, alpha=0.45)
+    return line
+
+
+def _label_panels(by_name: dict[str, Axes], x: str, is_stepped: bool) -> None:
+    labels = {"miou": "validation mIoU (%)", "lr": "learning rate"}
+    for name, axes in by_name.items():
+        axes.set_ylabel(labels.get(name, "training loss"))
+        axes.grid(alpha=0.3)
+        if name not in labels:
+            axes.set_title(fit(name, PAGE_WIDTH - 1, SMALL), loc="right", pad=2, fontsize=SMALL)
+    if "lr" in by_name:
+        axes = by_name["lr"]
+        if is_stepped:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        if any(line.get_alpha() for line in axes.lines):
+            text = "full colour: head, pale: backbone"
+            axes.set_title(text, loc="right", pad=2, fontsize=SMALL)
+    last = list(by_name.values())[-1]
+    last.set_xlabel({"iterations": "iteration", "epochs": "epoch"}[x])
+    last.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    last.set_xlim(0, 1.08 * last.dataLim.x1)  # with room for the best scores
+
+
+def _draw_course_miou(axes: Axes) -> None:
+    axes.axhline(COURSE_MIOU, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
+    text = f"the course asks for {COURSE_MIOU}"
+    place = (0.005, COURSE_MIOU)
+    axes.text(*place, text, va="bottom", fontsize=SMALL, transform=axes.get_yaxis_transform())
+
+
+def _label_stars(axes: Axes, stars: Sequence[tuple[float, float]]) -> None:
+    """The score beside each star; of stars close together one above the other, as room allows."""
+    axes.margins(y=0.12)  # the star is large
+    width, (bottom, top) = axes.get_xlim()[1], axes.get_ylim()
+    line = 0.07 * (top - bottom)
+    taken: list[tuple[float, float]] = []
+    for x, y in sorted(set(stars)):
+        place = y
+        while any(abs(x - a) < 0.07 * width and abs(place - b) < line for a, b in taken):
+            place += line / 8
+        if place < top:  # the legend has them all
+            taken.append((x, place))
+            axes.text(x + 0.015 * width, place, f"{y:.1f}", va="center", fontsize=SMALL)
