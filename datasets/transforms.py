@@ -2,7 +2,8 @@
 
 Images are (3, H, W) RGB, targets (H, W). Random choices come from torch's default CPU generator,
 so any transform of `torchvision.transforms.v2` fits beside these. Normalisation is not among them:
-images travel as bytes, and the model normalises them.
+images travel as bytes, and the model normalises them. torchvision is imported where it is used,
+here and elsewhere: it takes as long as torch, and `--help` needs neither its transforms nor models.
 """
 
 from collections.abc import Sequence
@@ -10,11 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
-from datasets.base import IGNORE_INDEX
+from datasets.base import IGNORE_INDEX, Transform
 from utils.common.imagenet import MEAN
 
 MEAN_COLOR = tuple(round(255 * value) for value in MEAN)  # of padding: 0 when normalised
@@ -25,6 +23,9 @@ def resize(image: Tensor, target: Tensor, size: Sequence[int]) -> tuple[Tensor, 
 
     The image comes out channels last. Targets are on the CPU.
     """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
     # Dense and channels last, as torch's kernel for bytes computes: it need not change the layout.
     image = image[None].contiguous(memory_format=torch.channels_last)
     image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)[0]
@@ -93,7 +94,7 @@ class RandomHorizontalFlip:
 
 def train_transform(
     crop_size: tuple[int, int], resize: float = 1.0, color_jitter: float = 0.0
-) -> v2.Compose:
+) -> Transform:
     """The augmentation of training: random scale 0.5 to 2.0, random crop, horizontal flip.
 
     Args:
@@ -102,6 +103,8 @@ def train_transform(
         color_jitter: brightness, contrast and saturation change by factors of 1 - color_jitter to
             1 + color_jitter.
     """
+    from torchvision.transforms import v2
+
     transforms = [RandomScaleCrop(crop_size, (0.5 * resize, 2 * resize)), RandomHorizontalFlip()]
     if color_jitter:  # of several tensors torchvision changes the first
         transforms.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
@@ -116,6 +119,8 @@ class ShortSideCenterCrop:
 
     def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Image and target of (size, size)."""
+        from torchvision.transforms.v2 import functional as F
+
         height, width = target.shape
         factor = self.size / min(height, width)
         image, target = resize(image, target, (round(height * factor), round(width * factor)))

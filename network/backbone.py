@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import get_model, get_model_weights
 
 from network.efficientnet_lite import EfficientNetLiteBackbone, StateDict
 from network.mobilenet import MobileNetV2Backbone
@@ -41,6 +40,8 @@ class ResNetBackbone(nn.Module):
     out_channels = 2048
 
     def __init__(self, name: str, output_stride: int) -> None:
+        from torchvision.models import get_model
+
         super().__init__()
         resnet = get_model(
             name, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True]
@@ -173,6 +174,8 @@ def download_weights(
     Raises:
         UserError: the download fails, or the cached file is damaged.
     """
+    from torchvision.models import get_model_weights
+
     weights: Any = get_model_weights(name)[version.upper()]
     path = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     timeout = socket.getdefaulttimeout()

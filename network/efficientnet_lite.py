@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models._utils import _make_divisible
 
 from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
 
@@ -87,6 +86,8 @@ class EfficientNetLiteBackbone(nn.Module):
     """
 
     def __init__(self, name: str, output_stride: int) -> None:
+        from torchvision.models._utils import _make_divisible
+
         super().__init__()
         self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
         self._bn0 = norm(32)

@@ -1,10 +1,10 @@
 """torchvision's MobileNetV2 as a backbone, and the padding of the public ancestor's."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model
-from torchvision.models.mobilenetv2 import InvertedResidual
 
 from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
 from network.efficientnet_lite import StateDict
@@ -23,6 +23,8 @@ class MobileNetV2Backbone(nn.Module):
     out_channels = 320
 
     def __init__(self, name: str, output_stride: int) -> None:
+        from torchvision.models import get_model
+
         super().__init__()
         features = get_model(name, weights=None).features
         self.low_level_features = features[:4]  # slices keep the names "0" to "17"
@@ -51,10 +53,10 @@ class MobileNetV2Backbone(nn.Module):
         them, and does not pad the first convolution at all.
         """
         self.low_level_features[0][0].padding = (0, 0)
-        for block in self.modules():
-            if isinstance(block, InvertedResidual):
-                block.conv[-3][0].padding = (0, 0)  # the depthwise one
-                block.__class__ = EarlyPaddedBlock
+        for features in (self.low_level_features, self.high_level_features):
+            for name, block in list(features.named_children()):
+                if name != "0":
+                    setattr(features, name, EarlyPaddedBlock(block))
 
     @staticmethod
     def from_published(state: StateDict) -> StateDict:
@@ -69,8 +71,13 @@ class MobileNetV2Backbone(nn.Module):
         return renamed
 
 
-class EarlyPaddedBlock(InvertedResidual):
+class EarlyPaddedBlock(nn.Module):
     """An inverted residual whose input is padded, and not what its depthwise convolution gets."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv, self.use_res_connect = block.conv, block.use_res_connect
+        self.conv[-3][0].padding = (0, 0)  # the depthwise one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float (N, C, H, W) to (N, C', H', W'), of the sizes that torchvision's block gives."""

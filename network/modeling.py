@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import nn
-from torchvision.models.segmentation.fcn import FCNHead
 
 from network._deeplab import DeepLab, DeepLabHead, DeepLabHeadPlus
 from network.backbone import BACKBONES, build_backbone
@@ -73,5 +72,9 @@ def build_model(
         for module in backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum
-    aux_classifier = FCNHead(backbone.aux_channels, num_classes) if aux_head else None
+    aux_classifier = None
+    if aux_head:
+        from torchvision.models.segmentation.fcn import FCNHead
+
+        aux_classifier = FCNHead(backbone.aux_channels, num_classes)
     return DeepLab(backbone, classifier, aux_classifier, mean, std)

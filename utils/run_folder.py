@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy
 import torch
-import torchvision
 
 from utils.common.errors import UserError
 from utils.common.files import write_text
@@ -134,6 +133,8 @@ def write_log(folder: Path, records: list[dict[str, Any]]) -> None:
 
 def describe_environment() -> dict[str, str | None]:
     """Versions, the git commit and the machine, for `args.json`."""
+    import torchvision
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

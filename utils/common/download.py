@@ -9,8 +9,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torchvision.datasets.utils import calculate_md5
-
 from utils.common.errors import UserError
 from utils.common.locks import locked
 from utils.common.progress import progress
@@ -75,12 +73,18 @@ def check_file(path: Path, size: int, md5: str | None = None) -> None:
         raise UserError(f"{path}: no such file")
     what, found, expected = "size in bytes", f"{file_size(path):,}", f"{size:,}"
     if found == expected and md5 is not None:
-        what, found, expected = "MD5", calculate_md5(path), md5
+        what, found, expected = "MD5", _md5(path), md5
     if found != expected:
         raise UserError(
             f"{path}: its {what} is {found} where {expected} is expected, so it is damaged or "
             "another file: remove it and get it again"
         )
+
+
+def _md5(path: Path) -> str:
+    from torchvision.datasets.utils import calculate_md5
+
+    return calculate_md5(path)
 
 
 def check_space(folder: Path, size: int) -> None:
@@ -104,7 +108,7 @@ def _download_from(url: str, part: Path, size: int, md5: str | None) -> None:
     while True:
         done = file_size(part)
         if done == size:
-            if md5 is None or calculate_md5(part) == md5:
+            if md5 is None or _md5(part) == md5:
                 return
             part.unlink()
             if all_its_own:
