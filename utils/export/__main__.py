@@ -18,8 +18,7 @@ from torch import nn
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
 from utils.common.flags import Parser
-from utils.export.formats import Onnx, Pt2, Run, choose_format
-from utils.export.program import Program
+from utils.export.formats import Onnx, Program, Pt2, Run, choose_format
 from utils.predictor import Predictor
 
 # (N, H, W) that a written file is tried with, and the least share of equal classes.

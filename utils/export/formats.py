@@ -1,4 +1,4 @@
-"""The formats that a model can be exported to: how each is written, and how it is run."""
+"""What an exported file computes, and its formats: how each is written, and how it is run."""
 
 import importlib.util
 import inspect
@@ -10,16 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import Dim
 
+from network._deeplab import DeepLab
 from utils.common.errors import UserError
-from utils.export.program import Program
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 # Not so in torch 2.6, whose exporters fail at these models.
 CAN_EXPORT = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
 FREE = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+
+
+class Program(nn.Module):
+    """What the file computes.
+
+    Args:
+        model: with folded batch norms.
+        logits: give logits in place of classes.
+        float_input: take normalised floats in place of bytes.
+    """
+
+    def __init__(self, model: DeepLab, logits: bool, float_input: bool) -> None:
+        super().__init__()
+        self.model: DeepLab = model
+        self.logits = logits
+        self.float_input = float_input
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Image (N, 3, H, W) to classes uint8 (N, H, W), or to logits float32 (N, C, H, W)."""
+        logits = self.model.segment(image) if self.float_input else self.model(image)
+        assert isinstance(logits, torch.Tensor)  # a pair comes in training alone
+        return logits if self.logits else logits.argmax(1).to(torch.uint8)
+
+    def takes(self, image: torch.Tensor) -> torch.Tensor:
+        """A uint8 image as the file takes it."""
+        return self.model.normalize(image) if self.float_input else image
 
 
 class Pt2:

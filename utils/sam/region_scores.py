@@ -29,10 +29,10 @@ class RegionScores:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.whole = {name: StreamSegMetrics(num_classes) for name in COLUMNS}
-        self.borders = {
-            width: {name: StreamSegMetrics(num_classes) for name in ("deeplab", "sam_deeplab")}
-            for width in BAND_WIDTHS
+        # By the width of the band around borders that is looked at; 0 for all pixels.
+        self.metrics = {
+            width: {name: StreamSegMetrics(num_classes) for name in COLUMNS}
+            for width in (0, *BAND_WIDTHS)
         }
         self.mask_counts: list[int] = []  # of the images
         self.num_regions = 0
@@ -59,12 +59,10 @@ class RegionScores:
             "sam_deeplab": paint_classes(masks, pred, pred, self.num_classes),
             "oracle": paint_classes(seen, target, pred, self.num_classes),
         }
-        for name, metrics in self.whole.items():
-            metrics.update(target, preds[name])
-        for width, by_name in self.borders.items():
-            band = border_band(target, width)
+        for width, by_name in self.metrics.items():
+            inside = border_band(target, width) if width else target != IGNORE_INDEX
             for name, metrics in by_name.items():
-                metrics.update(target[band], preds[name][band])
+                metrics.update(target[inside], preds[name][inside])
 
     def compute(self, class_names: Sequence[str], is_split: bool = True) -> dict[str, Any]:
         """All scores so far, in [0, 1]; without a prediction the counts alone.
@@ -76,29 +74,30 @@ class RegionScores:
 
         Returns:
             `deeplab`, `sam_deeplab` and `oracle`: {`miou`, `class_iou`: {name: number or None}};
-            `borders`: {width: {`deeplab`: mIoU, `sam_deeplab`: mIoU}}; `classes`: how many classes
-            the mIoU is the mean over, None for a split; `masks_per_image`; `masks_per_region`:
-            masks per connected region of one class in the target, background included; None if
-            there is no region.
+            `borders`: {width: {`deeplab`: mIoU, ...}}; `classes`: how many classes the mIoU is the
+            mean over, None for a split; `masks_per_image`; `masks_per_region`: masks per connected
+            region of one class in the target, background included; None if there is no region.
         """
         scores: dict[str, Any] = {}
-
-        def miou(metrics: StreamSegMetrics) -> float:
-            return metrics.compute()["miou"] if is_split else target_miou(metrics.confusion)[0]
-
-        if self.whole["deeplab"].confusion.any():
-            for name, metrics in self.whole.items():
-                class_iou = zip(class_names, metrics.compute()["class_iou"], strict=True)
-                scores[name] = {"miou": miou(metrics), "class_iou": dict(class_iou)}
-            scores["borders"] = {
-                str(width): {name: miou(metrics) for name, metrics in by_name.items()}
-                for width, by_name in self.borders.items()
+        whole, number = self.metrics[0], len(self.mask_counts)
+        if whole["deeplab"].confusion.any():
+            mious = {
+                str(width): {
+                    name: metrics.compute()["miou"]
+                    if is_split
+                    else target_miou(metrics.confusion)[0]
+                    for name, metrics in by_name.items()
+                }
+                for width, by_name in self.metrics.items()
             }
-            number = target_miou(self.whole["deeplab"].confusion)[1]
-            scores["classes"] = None if is_split else number
-        num_images, num_masks = len(self.mask_counts), sum(self.mask_counts)
-        scores["masks_per_image"] = num_masks / max(num_images, 1)
-        scores["masks_per_region"] = num_masks / self.num_regions if self.num_regions else None
+            for name, miou in mious.pop("0").items():
+                class_iou = zip(class_names, whole[name].compute()["class_iou"], strict=True)
+                scores[name] = {"miou": miou, "class_iou": dict(class_iou)}
+            scores["borders"] = mious
+            scores["classes"] = None if is_split else target_miou(whole["deeplab"].confusion)[1]
+        total = sum(self.mask_counts)
+        scores["masks_per_image"] = total / max(number, 1)
+        scores["masks_per_region"] = total / self.num_regions if self.num_regions else None
         return scores
 
 
@@ -119,7 +118,7 @@ def format_comparison(scores: dict[str, Any]) -> str:
     miou = f"mIoU of {scores['classes']} true classes" if scores["classes"] else "mIoU"
     rows[miou] = [scores[key]["miou"] for key in COLUMNS]
     for pixels, mious in scores["borders"].items():
-        rows[f"mIoU, {pixels} px at borders"] = [mious.get(key) for key in COLUMNS]
+        rows[f"mIoU, {pixels} px at borders"] = [mious[key] for key in COLUMNS]
     width = max(map(len, rows))
     lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
     for name, values in rows.items():

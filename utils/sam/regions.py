@@ -99,21 +99,16 @@ def _to_end(components: torch.Tensor, turns: int) -> torch.Tensor:
 
 
 def border_band(values: torch.Tensor, width: int, ignore_index: int = 255) -> torch.Tensor:
-    """The band around the borders: pixels with another value at most `width` pixels away.
+    """The pixels with another value in the square of side 2 width + 1 around them: bool (H, W).
 
-    Distances are Chebyshev's: another value lies in the square of side 2 width + 1 around the
-    pixel. Void is another value too, but no part of the band. So where void covers the borders, as
-    in VOC, this is the trimap of Kohli et al. (2009), Kraehenbuehl and Koltun (2011) and DeepLab
-    (V3+, section 4.4): the void, dilated by `width` to both sides, less the void itself. Where
-    classes touch, the band has this width on each side of their common border.
+    Void is another value too, but no part of the band. So where void covers the borders, as in
+    VOC, this is the trimap of Kohli et al. (2009) and DeepLab (V3+, section 4.4); where classes
+    touch, the band has `width` pixels on each side of their common border.
 
     Args:
         values: integer (H, W), for instance a target.
         width: of the band on one side of a border, in pixels.
         ignore_index: the value of void.
-
-    Returns:
-        bool (H, W).
     """
     planes = torch.stack([values, -values.long()]).float()  # maximum, and minimum with other sign
     highest, lowest = F.max_pool2d(planes, 2 * width + 1, stride=1, padding=width)
@@ -131,7 +126,7 @@ def index_map(masks: Iterable[torch.Tensor], size: Sequence[int]) -> torch.Tenso
 def paint_classes(
     masks: Iterable[torch.Tensor], source: torch.Tensor, base: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
-    """Give each mask the class of most of its pixels in `source`, and lay it over `base`.
+    """Give each mask the class of most of its pixels in `source`, and lay it over a copy of `base`.
 
     Of two classes with as many pixels the lower index wins. A mask without a class in `source`
     (void alone) is left out.
@@ -141,9 +136,6 @@ def paint_classes(
         source: integer (H, W), classes; other values do not count.
         base: integer (H, W), what pixels outside all masks keep.
         num_classes: C.
-
-    Returns:
-        (H, W), of the type of `base`.
     """
     painted = base.clone()
     for mask in masks:
