@@ -14,6 +14,7 @@ cannot be done is listed at the end, and the exit status is 1.
 import dataclasses
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,11 @@ def plan(
     """What is to be done for each image, by its name."""
     jobs = []
     for name, path in paths.items():
-        settings = {**made_with, "image_sha256": file_checksum(path)}
+        try:
+            checksum = zlib.crc32(path.read_bytes())
+        except OSError:
+            checksum = None  # reading the image will say why
+        settings = {**made_with, "image_crc32": checksum}
         masks = output_dir / f"{name}.npz"
         jobs.append(Job(name, path, masks, settings, not overwrite and is_done(masks, settings)))
     return jobs

@@ -427,7 +427,7 @@ def test_masks_of_other_settings_or_images_are_not_mixed_in(infer, home, tmp_pat
     assert "image_0.npz" in error and "points_per_side" in error and "--overwrite" in error
     Image.new("RGB", (64, 48)).save(tmp_path / "image_0.jpg")
     error = infer(images=[tmp_path / "image_0.jpg"]).error
-    assert "made with another image_sha256: --overwrite" in error
+    assert "made with another image_crc32: --overwrite" in error
     assert path.read_bytes() == before
     assert infer("--overwrite", images=[tmp_path / "image_0.jpg"]).status == 0
     assert path.read_bytes() != before
@@ -580,6 +580,7 @@ def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
         Image.effect_noise((40, 30), 80).save(folder / f"{name}.png")
     Image.effect_noise((60, 30), 80).save(folder / "large.png")
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    (folder / "empty.png").touch()
     make = MaskMaker.__call__
 
     def fail(self, image, prompts):
@@ -591,10 +592,11 @@ def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
     finished = infer(images=[folder])
     assert finished.status == 1 and "masks of 2 images" in finished.stdout
     failed = [line for line in finished.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 2
+    assert len(failed) == 3
     assert failed[0].startswith("failed: cut: ") and "cannot be read" in failed[0]
     remedy = "take a smaller --sam_model, --points_per_batch or image"
-    assert failed[1] == f"failed: large: out of memory (cpu): {remedy}"
+    assert failed[1].startswith("failed: empty: ") and "is empty" in failed[1]
+    assert failed[2] == f"failed: large: out of memory (cpu): {remedy}"
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"a.png", "a.npz", "z.png", "z.npz"}
 
