@@ -305,46 +305,12 @@ def test_predictions_as_numbers_are_those_of_the_masks(run, photos, ckpt, tmp_pa
             assert np.array(image).min() >= 255 // 5  # no class beats four others with less
 
 
-def test_inputs_in_the_output_folder_stay_as_they_are(run, photos, ckpt):
-    before = (photos / "b.PNG").read_bytes()
-    argv = (photos / "a.jpg", photos / "b.PNG", "--output_dir", photos, "--ckpt", ckpt, *CPU)
-    assert run(main, *argv).status == 0
-    assert (photos / "b.PNG").read_bytes() == before
-    assert {"a.png", "b_2.png", "b_2_overlay.png"} <= set(files_of(photos))
-
-
-def bad_checkpoints(folder, ckpt):
-    """Name to (content, what the message says)."""
-    state = torch.load(ckpt, weights_only=True)["model_state"]
-    torch.save(state, folder / "bare.pth")
-    torch.save({"fc.weight": torch.zeros(3)}, folder / "other.pth")
-    torch.save({"model_state": state, "hook": np.testing.assert_equal}, folder / "code.pth")
-    (folder / "page.pth").write_text("<!doctype html><html>sign in</html>")
-    (folder / "cut.pth").write_bytes(ckpt.read_bytes()[:5000])
-    return {
-        "bare.pth": "--output_stride",
-        "other.pth": "--ckpt",
-        "code.pth": "refused",
-        "page.pth": "is damaged, cut off",
-        "cut.pth": "cut off",
-        "nowhere.pth": "--ckpt",
-        "": "--ckpt: is empty",
-    }
-
-
-def test_bad_checkpoints_end_with_one_line_and_no_result(run, photos, ckpt, tmp_path):
-    for name, message in bad_checkpoints(tmp_path, ckpt).items():
-        path = tmp_path / name if name else ""
-        error = run(main, photos, "--ckpt", path, "--output_dir", tmp_path / "out", *CPU).error
-        assert name in error and message in error
-    assert files_of(tmp_path / "out") == []
-
-
 def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckpt, tmp_path):
-    bad_checkpoints(tmp_path, ckpt)
+    torch.save(torch.load(ckpt, weights_only=True)["model_state"], tmp_path / "bare.pth")
     run(main, photos, "--ckpt", ckpt, "--output_dir", tmp_path / "own", *CPU)
-    argv = ("--ckpt", tmp_path / "bare.pth", "--output_stride", 8, *CPU)
-    ended = run(main, photos, "--output_dir", tmp_path / "foreign", *argv)
+    argv = (photos, "--ckpt", tmp_path / "bare.pth", "--output_dir", tmp_path / "foreign", *CPU)
+    assert "--output_stride" in run(main, *argv).error and files_of(tmp_path / "foreign") == []
+    ended = run(main, *argv, "--output_stride", 8)
     assert ended.status == 0 and "bare state dict" in ended.stdout
     for name in ("a.png", "b.png", "c.png"):
         own, foreign = (read_indices(tmp_path / folder / name) for folder in ("own", "foreign"))
@@ -358,8 +324,9 @@ def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckp
         (["nowhere.jpg"], "nowhere.jpg: no such file"),
         (["empty"], "empty: no image in this folder"),
         (["a.jpg", "--output_dir", "a.jpg"], "--output_dir"),
-        (["a.jpg", "--ckpt", "{ckpt}", "--scales", "-1"], "--scales"),
         (["a.jpg", "--ckpt", "{ckpt}", "--window", "100"], "--overlap"),
+        (["a.jpg", "--ckpt", "{ckpt}_"], "best.pth_: cannot be read"),
+        (["a.jpg", "--ckpt", ""], "--ckpt: is empty"),
     ],
 )
 def test_flags_that_cannot_work_are_named(run, photos, ckpt, monkeypatch, argv, message):
@@ -457,21 +424,21 @@ def test_split_without_masks_is_predicted_and_has_no_scores(run, trained, data, 
     assert np.array_equal(read_indices(tmp_path / "predictions_test_one/photo_1.png"), expected)
 
 
-def test_data_set_with_other_classes_is_refused(run, ckpt, data, tmp_path):
-    argv = ("--data_root", data, "--ckpt", ckpt, "--output_dir", tmp_path, *CPU)
-    error = run(main, "--split", "val", *argv).error
-    assert "21 classes, not 5" in error and "--dataset" in error
-    assert files_of(tmp_path) == []
-
-
-def test_scores_of_other_class_names_are_refused(run, data, tmp_path):
-    names = ["background", "aircraft", *CLASS_NAMES[2:]]
-    model = build_model("deeplabv3plus_mobilenet", num_classes=21)
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        (NAMES, "21 classes, not 5"),
+        (["background", "aircraft", *CLASS_NAMES[2:]], "'aeroplane', where it was 'aircraft'"),
+    ],
+)
+def test_data_set_with_other_classes_is_refused(run, data, tmp_path, names, difference):
+    model = build_model("deeplabv3plus_mobilenet", num_classes=len(names))
     args = {"model": "deeplabv3plus_mobilenet", "output_stride": 16}
     save_checkpoint(tmp_path / "best.pth", describe_model(model, args, names))
     argv = ("--data_root", data, "--ckpt", tmp_path / "best.pth", *CPU)
-    error = run(main, "--split", "val", "--output_dir", tmp_path / "out", *argv).error
-    assert "best.pth" in error and "'aeroplane', where it was 'aircraft'" in error
+    error = run(main, "--split", "val", *argv).error
+    assert "best.pth: --dataset voc has other classes" in error and difference in error
+    assert files_of(tmp_path) == ["best.pth"]
 
 
 def test_scores_of_other_images_than_the_runs_say_so(run, trained, tmp_path):

@@ -50,7 +50,7 @@ class Predictor:
         model: on the device of the images to come. What predicts is a copy of it with folded batch
             norms, made here: training may go on.
         precision: "bf16", "fp16" or "fp32".
-        scales: factors of height and width.
+        scales: factors of height and width, or a single one.
         flip: add the mirrored image at each scale.
         resize: another factor of all scales, that of the training (`main.py --resize`).
         window: side in pixels of half the area of the largest part.
@@ -63,8 +63,7 @@ class Predictor:
         output_stride: that of the model.
 
     Raises:
-        UserError: a scale, the window or the overlap is out of range.
-        TypeError: the scales are no sequence.
+        UserError: the precision is unknown, or a scale, the window or the overlap out of range.
     """
 
     checkpoint: Checkpoint
@@ -76,18 +75,15 @@ class Predictor:
         self,
         model: DeepLab,
         precision: str,
-        scales: Sequence[float] = (1.0,),
+        scales: float | Sequence[float] = (1.0,),
         flip: bool = False,
         resize: float = 1.0,
         window: int = WINDOW,
         overlap: int = OVERLAP,
     ) -> None:
-        if not isinstance(scales, Sequence) or isinstance(scales, str):
-            raise TypeError(f"scales must be a list of factors, such as [0.5, 1.0], not {scales!r}")
+        scales = tuple(scales) if isinstance(scales, Sequence) else (scales,)
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UserError(f"--scales {' '.join(map(str, scales))}: must be positive numbers")
-        if window < 2 * ALIGNMENT:
-            raise UserError(f"--window {window}: must be at least {2 * ALIGNMENT} (pixels)")
         if not 0 <= overlap <= window - 2 * ALIGNMENT:
             raise UserError(
                 f"--overlap {overlap}: must be from 0 to {window - 2 * ALIGNMENT} with --window "
@@ -96,7 +92,7 @@ class Predictor:
         self.model = fuse_for_inference(model, dtype_of(precision))
         self.device = next(model.parameters()).device
         self.precision = precision
-        self.scales = tuple(scales)
+        self.scales = scales
         self.resize = resize
         self.flip = flip
         self.overlap = overlap

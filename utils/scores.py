@@ -171,11 +171,13 @@ def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path
     folder = folder or path.parent
     is_beside = folder.resolve() == path.parent.resolve()
     scales = "-".join(f"{scale:g}" for scale in settings["scales"])
-    data = _places(settings)
+    data = settings["dataset"]
     unusual = {
         path.parent.name or path.name: not is_beside,
         path.stem: path.name != BEST_FILE,
-        data[-1].name: data != _places(trained),
+        Path(settings["data_root"]).name if data == "custom" else data: any(
+            settings[key] != trained[key] for key in ("dataset", "data_root")
+        ),
         settings["precision"]: settings["precision"] != trained["precision"],
         f"os{settings['output_stride']}": settings["output_stride"] != trained["output_stride"],
         f"crop{settings['crop_size']}": settings["crop_size"] is not None,
@@ -187,18 +189,14 @@ def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path
     if not file.exists():
         return file
     stored = {**settings, **read_json(file)}  # older files do not say all
-    keys = settings.keys() - {"checkpoint", "dataset", "data_root", "trained", "protocol"}
-    is_same = all(settings[key] == stored[key] for key in keys) and data == _places(stored)
-    if is_same and (is_beside or path.resolve() == Path(stored["checkpoint"]).resolve()):
+    paths = ["data_root"] if is_beside else ["data_root", "checkpoint"]
+    others = settings.keys() - {"data_root", "checkpoint", "trained", "protocol"}
+    if all(settings[key] == stored[key] for key in others) and all(
+        Path(settings[key]).resolve() == Path(stored[key]).resolve() for key in paths
+    ):
         return file
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return file.with_stem(f"{file.stem}_{digest[:6]}")
-
-
-def _places(settings: Mapping[str, Any]) -> list[Path]:
-    """The data set by its name, and one of the user's own by its folder as well."""
-    root = [Path(settings["data_root"]).resolve()] if settings["dataset"] == "custom" else []
-    return [Path(str(settings["dataset"])), *root]
 
 
 def predictions_folder(file: Path) -> Path:
@@ -223,12 +221,12 @@ def say_other_images(
     """Say it in one line if the split holds other images than when the run was trained."""
     if not checkpoint.path.with_name(ARGS_FILE).is_file():
         return
-    run, source = read_settings(checkpoint.path.parent), evaluation.source
-    if (run.source.dataset, run.source.data_root) != (source.dataset, source.data_root):
-        return
-    for role, split in (("train", "image_set"), ("val", "val_image_set")):
+    run = read_settings(checkpoint.path.parent)
+    split = (evaluation.source.dataset, evaluation.source.data_root, evaluation.image_set)
+    for role, flag in (("train", "image_set"), ("val", "val_image_set")):
         before = run.lists.get(role, {"ids": val_set.ids_hash})
-        if run.setting(split) == evaluation.image_set and before["ids"] != val_set.ids_hash:
+        trained = (run.source.dataset, run.source.data_root, run.setting(flag))
+        if trained == split and before["ids"] != val_set.ids_hash:
             print_main(
                 f"{evaluation.image_set}: holds other images than when {checkpoint.path} was "
                 f"trained ({before['images']} then, {len(val_set)} now)"

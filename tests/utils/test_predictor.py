@@ -152,7 +152,7 @@ def test_resize_multiplies_all_scales(model, precision):
     image = draw_image(64, 96)
     halved = Predictor(model, precision, resize=0.5)(image)
     assert halved.shape == (1, 64, 96)
-    assert torch.equal(halved, Predictor(model, precision, scales=[0.5])(image))
+    assert torch.equal(halved, Predictor(model, precision, scales=0.5)(image))
     assert not torch.equal(halved, Predictor(model, precision)(image))
     both = Predictor(model, precision, scales=[1.0, 2.0], resize=0.5)(image)
     assert torch.equal(both, Predictor(model, precision, scales=[0.5, 1.0])(image))
@@ -178,15 +178,17 @@ def test_predictor_keeps_its_weights_while_training_goes_on(model, precision):
     assert not torch.equal(Predictor(model, precision)(image), before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
 def test_anything_but_bytes_is_a_type_error(dtype):
     predictor = Predictor(LocalModel(), "fp32")
-    with pytest.raises(TypeError, match="uint8"):
-        predictor(torch.zeros(1, 3, 8, 8, dtype=dtype))
-    with pytest.raises(TypeError, match="uint8"):
-        predictor.predict_image(torch.zeros(3, 8, 8, dtype=dtype))
-    with pytest.raises(TypeError, match="uint8"):
-        predictor.predict_image(torch.zeros(8, 8, 3, dtype=dtype).numpy())
+    images = torch.zeros(1, 3, 8, 8, dtype=dtype)
+    for predict, image in (
+        (predictor, images),
+        (predictor.predict_image, images[0]),
+        (predictor.predict_image, images[0].permute(1, 2, 0).numpy()),
+    ):
+        with pytest.raises(TypeError, match="uint8"):
+            predict(image)
 
 
 def test_every_form_of_an_image_gives_the_same_classes(tmp_path):
@@ -211,15 +213,13 @@ def test_every_form_of_an_image_gives_the_same_classes(tmp_path):
     assert np.array_equal(grey, predictor.predict_image(picture.convert("L").convert("RGB")))
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (8, 8, 4), (1, 8, 8, 3)])
-def test_arrays_of_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"must be \(H, W, 3\)"):
-        Predictor(LocalModel(), "fp32").predict_image(np.zeros(shape, np.uint8))
-
-
-def test_what_is_no_image_is_a_type_error():
+def test_arrays_of_other_shapes_and_what_is_no_image_are_refused():
+    predictor = Predictor(LocalModel(), "fp32")
+    for shape in ((3, 8, 8), (8, 8), (8, 8, 4), (1, 8, 8, 3)):
+        with pytest.raises(ValueError, match=r"must be \(H, W, 3\)"):
+            predictor.predict_image(np.zeros(shape, np.uint8))
     with pytest.raises(TypeError, match="list: give a path"):
-        Predictor(LocalModel(), "fp32").predict_image([[0]])
+        predictor.predict_image([[0]])
 
 
 @pytest.fixture(scope="module")
@@ -402,12 +402,6 @@ def test_values_out_of_range_name_their_flag(checkpoint, options, flag):
         Predictor(LocalModel(), **{"precision": "fp32", **options})
     with pytest.raises(UserError, match=flag):
         Predictor.from_checkpoint(checkpoint, "cpu", **{"precision": "fp32", **options})
-
-
-@pytest.mark.parametrize("scales", [0.5, "0.5"])
-def test_scales_that_are_no_list_say_so(scales):
-    with pytest.raises(TypeError, match=r"scales must be a list of factors, such as \[0.5, 1.0\]"):
-        Predictor(LocalModel(), "fp32", scales=scales)
 
 
 def test_fp32_of_a_gpu_is_said_to_be_tf32_in_convolutions(monkeypatch):
