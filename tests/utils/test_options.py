@@ -569,7 +569,9 @@ def test_a_checkpoint_from_elsewhere_says_its_output_stride_itself(tmp_path):
 
 def test_the_checkpoints_run_says_how_it_is_scored():
     stored = {"dataset": "custom", "data_root": "town", "crop_size": [96], "lr": 3, "seed": None}
-    args = predict_options.parse_args("", ["--split", "val"], stored)
+    masks = {"void_value": 0, "object_value": 7, "voc_archive": "a.tar", "no_download": True}
+    args = predict_options.parse_args("", ["--split", "val"], {**stored, **masks})
+    assert (args.void_value, args.object_value, args.voc_archive) == (0, 7, None)
     assert (args.dataset, args.data_root, args.crop_size) == ("custom", "town", [96])
     words = ["--split", "val", "--crop_val", "--data_root", "x", "--val_fraction", "0.5"]
     args = predict_options.parse_args("", words, stored)

@@ -12,9 +12,7 @@ from utils.options import add_device_flags, add_loader_flags
 from utils.predictor import OVERLAP, WINDOW
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.
-STORED_SETTINGS = (
-    "dataset", "data_root", "val_fraction", "split_seed", "void_value", "object_value", "crop_size"
-)  # fmt: skip
+STORED_SETTINGS = DATA_FLAGS - {"no_download", "voc_archive"} | {"crop_size"}
 # Flags that only scores heed.
 SCORE_FLAGS = DATA_FLAGS | {
     "crop_val", "crop_size", "metrics", "save_predictions", "val_batch_size", "num_workers"

@@ -65,6 +65,21 @@ def test_ctrl_c_is_one_line_and_status_130():
     ]  # fmt: skip
 
 
+def test_output_that_nobody_reads_on_ends_a_script_quietly():
+    code = (
+        "def main(argv):\n"
+        "    for number in range(100_000):\n"
+        "        print(number)\n"
+        "run_script(main)"
+    )
+    command = [sys.executable, "-c", f"from utils.common.errors import *\n{code}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()  # as head does
+        assert process.stderr.read() == b"" and process.wait(30) == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_name_that_the_output_cannot_print_is_escaped(encoding):
     code = (
