@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
-from datasets.class_counts import class_statistics, distribution_csv
+from datasets.class_counts import class_statistics
 from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
 from utils.precision import choose_device
-from utils.report.charts import plot_confusion, plot_distribution
+from utils.report.charts import distribution_csv, plot_confusion, plot_distribution
 from utils.report.contents import Findings, Heading, Picture, code, points
 from utils.report.curves import loss_name, plot_curves
 from utils.report.figures import (

@@ -61,9 +61,14 @@ class SegmentationDataset(Dataset):
     ) -> None:
         self.folder = folder
         self.ids = [normalize(sample) for sample in ids]
-        self._say_doubles(keep_doubles)
-        if not keep_doubles:
-            self.ids = list(dict.fromkeys(self.ids))
+        unique = list(dict.fromkeys(self.ids))
+        if len(unique) < len(self.ids):
+            sample, count = Counter(self.ids).most_common(1)[0]
+            done = "each is shown as often" if keep_doubles else "each is taken once"
+            say_once(
+                f"note: {folder}: ids are listed more than once ({sample} {count} times): {done}"
+            )
+        self.ids = self.ids if keep_doubles else unique
         self.class_names = tuple(class_names)
         self.colours = default_colours(self.class_names)
         self.masks: MaskReader = IndexMasks(self.num_classes, self.palette)
@@ -77,17 +82,6 @@ class SegmentationDataset(Dataset):
             say_once(
                 f"note: {first}: EXIF tells to turn it, but its mask fits the stored pixels, so "
                 f"these are used ({sum(kept)} such images in {self.folder})"
-            )
-
-    def _say_doubles(self, keep_doubles: bool) -> None:
-        counts = Counter(self.ids)
-        doubles = {sample: count for sample, count in counts.items() if count > 1}
-        if doubles:
-            sample, count = next(iter(doubles.items()))
-            say_once(
-                f"note: {self.folder}: {len(doubles)} ids are in the list more than once, such as "
-                f"{sample} ({count} times): "
-                + ("each is shown as often" if keep_doubles else "each is taken once")
             )
 
     def _find(self, kind: str, optional: bool = False) -> list[Path]:

@@ -61,36 +61,33 @@ class CustomSegmentation(SegmentationDataset):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder: --data_root names the folder of the data set")
         ids = find_ids(root, image_set, val_fraction, seed)
-        path = root / "labelmap.txt"
+        path, names_path = root / "labelmap.txt", root / "class_names.txt"
         labels = read_labelmap(path) if path.exists() else None
-        names = labels.names if labels else read_class_names(root / "class_names.txt")
+        names = labels.names if labels else read_class_names(names_path)
         super().__init__(root, ids, names, transform, **options)
         if labels is None:
             values = index_values(names, void_value, object_value)
             hint = "; if it is void, say --void_value with it"
             self.masks = IndexMasks(len(names), self.palette, values, hint)
             return
-        for flag, value in (("void", void_value), ("object", object_value)):
-            if value is not None:
-                raise UserError(
-                    f"--{flag}_value {value}: does nothing, since masks are read by the colours in "
-                    f"{path}: leave it out"
-                )
-        if (root / "class_names.txt").exists():
-            say_once(f"note: {path} names the classes, {root / 'class_names.txt'} is not read")
+        if void_value is not None or object_value is not None:
+            raise UserError(
+                f"--{'object' if void_value is None else 'void'}_value: does nothing, since masks "
+                f"are read by the colours in {path}: leave it out"
+            )
+        if names_path.exists():
+            say_once(f"note: {path} names the classes, {names_path} is not read")
         self.colours, self.masks = labels.colours, ColourMasks(labels.classes, path)
 
 
 def index_values(
     names: Sequence[str], void_value: int | None, object_value: int | None
-) -> np.ndarray | None:
-    """What each stored index stands for, uint8 (256,); None: for itself.
+) -> np.ndarray:
+    """What each stored index stands for: uint8 (256,).
 
     Raises:
         UserError: a flag's value is that of a class, or there is no object among many classes.
     """
-    if void_value is None and object_value is None:
-        return None
     values = np.arange(256, dtype=np.uint8)
     if void_value is not None:
         if void_value < len(names) and not is_void(names[void_value]):

@@ -140,9 +140,11 @@ def unidentified(path: Path) -> str:
 
 
 def strip_metadata(file: bytes) -> bytes:
-    """A JPEG whose colour profile is not read, or a PNG with nothing but its pixels."""
+    """A JPEG whose colour profile is not read, a PNG with nothing but its pixels, or nothing."""
     if file.startswith(b"\xff\xd8"):
         return file.replace(b"\xff\xe2", b"\xff\xec")  # another marker, which nobody reads
+    if not file.startswith(b"\x89PNG"):
+        return b""
     start, kept = 8, [file[:8]]
     while start < len(file):
         end = start + 12 + int.from_bytes(file[start : start + 4], "big")

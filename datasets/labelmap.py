@@ -42,7 +42,7 @@ def read_labelmap(path: Path) -> LabelMap:
             continue
         name, colour_text = (part.strip() for part in f"{line}::".split(":")[:2])
         words = [word.strip() for word in colour_text.split(",")]
-        colour = tuple(int(word) if word.isdecimal() else 256 for word in words)
+        colour = tuple(int(word) if word.isdecimal() and len(word) < 4 else 256 for word in words)
         if not name or len(colour) != 3 or max(colour) > 255:
             raise UserError(f"{path}: line {number} is not name:R,G,B:: with numbers up to 255")
         if name in colour_of or colour in colour_of.values():

@@ -85,11 +85,7 @@ def find_files(
 ) -> list[Path]:
     """The file of each id in `folder`; the first in the alphabet if there are several.
 
-    Args:
-        folder: what `list_files` lists.
-        ids: the samples.
-        kind: "image" or "mask".
-        files: the files of each id, where they are known.
+    `files` is what `list_files` gives, where that is known.
 
     Raises:
         UserError: the folder, or the file of an id, is missing.

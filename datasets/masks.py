@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.image_files import ImageError, open_image
 
 IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around an image
-UNKNOWN = 254  # in a table: what is neither a class nor void; there are less classes than that
+UNKNOWN = 254  # in a table: neither a class nor void
 
 MaskReader = Callable[[Path], Tensor]  # a file to uint8 (H, W), classes and `IGNORE_INDEX` alone
 
@@ -24,8 +24,8 @@ class IndexMasks:
         num_classes: C.
         palette: uint8 (256, 3), if the data set has one: a mask that has the colours of the classes
             and of void under other indices is refused. Masks in colours of their own are not.
-        values: uint8 (256,), the class or void of each stored index, `UNKNOWN` for none; None:
-            the indices are the classes.
+        values: uint8 (256,), the class, void or `UNKNOWN` that a stored index stands for; None: for
+            itself.
         hint: how a value that is no class could be made one, for the error.
     """
 
@@ -39,23 +39,21 @@ class IndexMasks:
         self.num_classes, self.palette, self.values, self.hint = num_classes, palette, values, hint
 
     def __call__(self, path: Path) -> Tensor:
-        """Read and check one mask.
-
-        Returns:
-            uint8 (H, W), classes and 255.
+        """Read one mask.
 
         Raises:
             ImageError: the file is missing, cut off, no PNG, stores colours in place of indices, or
                 holds another value than a class or void.
         """
-        image = open_mask(path, ("P", "L", "1"))
+        image = open_mask(path, "P L 1")
         stored = np.array(image, dtype=np.uint8)
         if image.mode == "L":  # Pillow has stretched fewer bits to the range of eight
             with path.open("rb") as file:
                 bit_depth = file.read(25)[24]
             stored //= {2: 85, 4: 17}.get(bit_depth, 1)
         if image.mode == "P" and self.palette is not None:
-            check_palette(path, stored, palette_of(image), self.palette, self.num_classes)
+            colours = bytes(image.getpalette() or ())
+            check_palette(path, stored, colours, self.palette, self.num_classes)
         target = stored if self.values is None else self.values[stored]
         # In bytes 255 + 1 is 0: one pass over the mask tells whether all is in order.
         if (target + np.uint8(1)).max() > self.num_classes:
@@ -79,25 +77,17 @@ class ColourMasks:
         self.classes, self.source = tuple(classes.items()), source
 
     def __call__(self, path: Path) -> Tensor:
-        """Read and check one mask.
-
-        Returns:
-            uint8 (H, W), classes and 255.
+        """Read one mask.
 
         Raises:
             ImageError: the file is missing, cut off, no PNG, or has a colour without a class.
         """
-        image = open_mask(path, ("P", "L", "1", "RGB", "RGBA"))
-        table = colour_table(self.classes)
-        if image.mode == "P":
-            palette = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-            palette.putpalette(palette_of(image))
-            target = table[colour_codes(palette)].take(np.array(image))
-        else:
-            target = table.take(colour_codes(image)).reshape(image.height, image.width)
+        image = open_mask(path, "P L 1 RGB RGBA").convert("RGB")
+        target = colour_table(self.classes).take(colour_codes(image))
+        target = target.reshape(image.height, image.width)
         unknown = target == UNKNOWN
         if unknown.any():
-            colours = np.array(image.convert("RGB"))[unknown]
+            colours = np.array(image)[unknown]
             raise ImageError(
                 f"{path}: {len(colours)} pixels have colours that {self.source} does not name, "
                 f"such as {','.join(map(str, colours[0]))}: add a line for them (with the name "
@@ -106,26 +96,9 @@ class ColourMasks:
         return torch.from_numpy(target)
 
 
-def open_mask(path: Path, modes: tuple[str, ...]) -> Image.Image:
-    """Open a PNG of one of Pillow's modes."""
-    image = open_image(path)
-    if image.format == "PNG" and image.mode in modes:
-        return image
-    raise ImageError(
-        f"{path}: the mask is stored as {image.mode} in a {image.format} file, but class indices "
-        "are needed: save it, from its original, as a palette (P) or 8-bit grey (L) PNG whose "
-        "values are the indices, or name its colours in labelmap.txt (--dataset custom)"
-    )
-
-
-def palette_of(image: Image.Image) -> bytes:
-    """The colours that a palette image stores: 3 bytes each, RGB."""
-    return bytes(image.getpalette() or ())
-
-
 def colour_codes(image: Image.Image) -> np.ndarray:
-    """The colours as numbers R + 256 G + 65536 B: uint32 (H * W,)."""
-    return np.frombuffer(image.convert("RGB").tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
+    """The colours of an RGB image as numbers R + 256 G + 65536 B: uint32 (H * W,)."""
+    return np.frombuffer(image.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
 
 
 @functools.lru_cache(maxsize=2)
@@ -135,6 +108,18 @@ def colour_table(classes: tuple[tuple[tuple[int, ...], int], ...]) -> np.ndarray
     for (red, green, blue), index in classes:
         table[red + 256 * green + 65536 * blue] = index
     return table
+
+
+def open_mask(path: Path, modes: str) -> Image.Image:
+    """Open a PNG of one of Pillow's modes."""
+    image = open_image(path)
+    if image.format == "PNG" and image.mode in modes.split():
+        return image
+    raise ImageError(
+        f"{path}: the mask is stored as {image.mode} in a {image.format} file, but class indices "
+        "are needed: save it, from its original, as a palette (P) or 8-bit grey (L) PNG whose "
+        "values are the indices, or name its colours in labelmap.txt (--dataset custom)"
+    )
 
 
 def check_palette(

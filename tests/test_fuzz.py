@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.custom import CustomSegmentation
+from datasets.labelmap import read_labelmap
 from datasets.lists import read_ids
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
@@ -117,8 +118,11 @@ def test_masks_of_any_size_and_mode(folder, width, height, mode):
     check(folder, path, ("replace", buffer.getvalue()), lambda: read_sample(folder))
 
 
+texts = st.one_of(damages, st.tuples(st.just("replace"), st.text(max_size=200).map(str.encode)))
+
+
 @fuzz
-@given(st.one_of(damages, st.tuples(st.just("replace"), st.text(max_size=200).map(str.encode))))
+@given(texts)
 def test_damaged_lists(folder, how):
     path = folder / "ImageSets" / "Segmentation" / "train.txt"
     check(folder, path, how, lambda: read_sample(folder))
@@ -127,9 +131,18 @@ def test_damaged_lists(folder, how):
 
 
 @fuzz
-@given(st.one_of(damages, st.tuples(st.just("replace"), st.text(max_size=200).map(str.encode))))
+@given(texts)
 def test_damaged_class_names(folder, how):
     check(folder, folder / "class_names.txt", how, lambda: read_sample(folder))
+
+
+@fuzz
+@given(texts)
+def test_damaged_labelmaps(tmp_path_factory, how):
+    path = tmp_path_factory.getbasetemp() / "labelmap.txt"
+    path.write_bytes(damage(b"# label:colour\nbackground:0,0,0::\ncat:1,2,3::\ndog:4,5,6::\n", how))
+    labels = outcome(lambda: read_labelmap(path))
+    assert labels is None or labels.colours.shape == (len(labels.names), 3)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +154,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @fuzz
 @given(damages)
 def test_damaged_checkpoints(checkpoint, how):

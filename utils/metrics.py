@@ -115,9 +115,8 @@ def format_scores(
     names = {"miou": "mIoU", "pixel_acc": "pixel acc", "mean_acc": "mean acc", "fw_iou": "fw IoU"}
     if detailed:
         names |= {"mean_precision": "mean precision", "mean_f1": "mean F1"}
-    return "\n".join(
-        [*rows, ", ".join(f"{text} {100 * scores[key]:.2f}" for key, text in names.items())]
-    )
+    rows.append(", ".join(f"{text} {100 * scores[key]:.2f}" for key, text in names.items()))
+    return "\n".join(rows)
 
 
 def _percent(value: float | None) -> str:

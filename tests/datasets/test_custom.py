@@ -259,7 +259,7 @@ def test_labelmap_comes_before_class_names_which_is_said(cvat, capsys):
     (cvat / "class_names.txt").write_text("x\ny\n")
     assert CustomSegmentation(cvat, "trainval").num_classes == 3
     assert f"{cvat / 'class_names.txt'} is not read" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"^--void_value 4: does nothing.*labelmap\.txt"):
+    with pytest.raises(UserError, match=r"^--void_value: does nothing.*labelmap\.txt"):
         CustomSegmentation(cvat, "trainval", void_value=4)
 
 

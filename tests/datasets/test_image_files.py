@@ -69,29 +69,6 @@ def test_grey_images_have_three_equal_channels(tmp_path, mode):
     assert torch.equal(photo, expected)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
-    values = np.array([[0, 257, 25700, 65535]], np.uint16)
-    photo = read_image(save(tmp_path / name, Image.fromarray(values)))
-    assert photo[0].tolist() == [[0, 1, 100, 255]]
-    assert torch.equal(photo[0], photo[2])
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([0.0, 0.2, 1.0], [0, 51, 255]), ([-5.0, 100.2, 300.0], [0, 100, 255])],
-)
-def test_float_grey_is_taken_as_unit_or_byte_range(tmp_path, values, expected):
-    photo = read_image(save(tmp_path / "a.tif", Image.fromarray(np.array([values], np.float32))))
-    assert photo[1].tolist() == [expected]
-
-
-def test_32_bit_grey_is_taken_as_16_bit_range(tmp_path):
-    values = np.array([[-1, 0, 65535, 70000]], np.int32)
-    photo = read_image(save(tmp_path / "a.tif", Image.fromarray(values)))
-    assert photo[0].tolist() == [[0, 0, 255, 255]]
-
-
 def test_transparent_parts_are_white(tmp_path):
     image = two_colours().convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 3, 4))
@@ -129,6 +106,17 @@ def test_one_pixel_is_an_image(tmp_path):
     assert read_image(save(tmp_path / "a.png", Image.new("RGB", (1, 1), RED))).shape == (3, 1, 1)
 
 
+def three_floats():
+    """A TIFF of one pixel in three floats, by the specification: entries of an IFD, then values."""
+    entries = {
+        256: (3, 1, 1), 257: (3, 1, 1), 258: (3, 3, 134), 259: (3, 1, 1), 262: (3, 1, 2),
+        273: (4, 1, 146), 277: (3, 1, 3), 278: (3, 1, 1), 279: (4, 1, 12), 339: (3, 3, 140),
+    }  # fmt: skip
+    ifd = b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in entries.items())
+    values = struct.pack("<6H3f", 32, 32, 32, 3, 3, 3, 0.1, 0.5, 1.0)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + ifd + bytes(4) + values
+
+
 def test_unreadable_files_say_why(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     whole = {
@@ -137,6 +125,7 @@ def test_unreadable_files_say_why(tmp_path):
     cases = {
         "empty.jpg": (b"", "the file is empty"),
         "text.jpg": (b"hello", "not an image"),
+        "deep.tif": (three_floats(), "a TIFF whose kind of pixels Pillow does not read: save it"),
         "cut.jpg": (whole["jpg"][:1500], "cannot be read"),
         "cut.png": (whole["png"][:1500], "cannot be read"),
     }
@@ -176,9 +165,12 @@ def one_pair(folder, image_name, mask_size, **options):
 @pytest.mark.parametrize(
     ("name", "image", "options", "expected"),
     [
-        ("a.png", Image.fromarray(np.array([[0, 25700, 65535]], np.uint16)), {}, [0, 100, 255]),
-        ("a.tif", Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)), {}, [0, 51, 255]),
-        ("a.tif", Image.fromarray(np.array([[0, 65535, 257]], np.int32)), {}, [0, 255, 1]),
+        # 16 bits, also stored as 32, are scaled and clipped; floats are shares, or bytes
+        ("a.png", Image.fromarray(np.uint16([[0, 257, 25700, 65535]])), {}, [0, 1, 100, 255]),
+        ("a.tif", Image.fromarray(np.uint16([[0, 257, 25700, 65535]])), {}, [0, 1, 100, 255]),
+        ("a.tif", Image.fromarray(np.int32([[-1, 0, 65535, 70000, 257]])), {}, [0, 0, 255, 255, 1]),
+        ("a.tif", Image.fromarray(np.float32([[0.0, 0.2, 1.0]])), {}, [0, 51, 255]),
+        ("a.tif", Image.fromarray(np.float32([[-5.0, 100.2, 300.0]])), {}, [0, 100, 255]),
         ("a.png", Image.fromarray(np.uint8([[[9, 9, 9, 0], [7, 7, 7, 255]]])), {}, [255, 7]),
         ("a.png", Image.fromarray(np.uint8([[[9, 0], [8, 255]]]), "LA"), {}, [255, 8]),
         ("a.png", palette_image(), {"transparency": 0}, [255, GREEN[0]]),
@@ -188,9 +180,9 @@ def one_pair(folder, image_name, mask_size, **options):
 def test_data_sets_and_photos_have_the_same_pixels(tmp_path, name, image, options, expected):
     (tmp_path / "JPEGImages").mkdir()
     photo = read_image(save(tmp_path / "JPEGImages" / name, image, **options))
-    assert photo[0].tolist() == [expected]
+    assert photo[0].tolist() == [expected] and photo.dtype == torch.uint8
     sample, _ = one_pair(tmp_path, "a", (1, len(expected)))[0]
-    assert torch.equal(sample, photo) and sample.dtype == torch.uint8
+    assert torch.equal(sample, photo)
 
 
 def save_turned(path, orientation, size):

@@ -87,7 +87,7 @@ def test_doubles_of_a_list_are_said_and_count_once_but_in_training(folder, capsy
     assert dataset.ids == (["x", *["y"] * 12, "x", "z"] if keep else ["x", "y", "z"])
     assert len(dataset.image_paths) == len(dataset.target_paths) == len(dataset)
     said = capsys.readouterr().err
-    assert said.startswith(f"note: {folder}: 2 ids are in the list more than once, such as x (2 t")
+    assert said.startswith(f"note: {folder}: ids are listed more than once (y 12 times): each")
     assert said.endswith("each is shown as often\n" if keep else "each is taken once\n")
 
 

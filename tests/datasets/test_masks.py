@@ -25,9 +25,11 @@ def test_masks_of_few_bits_hold_the_stored_values(tmp_path, bit_depth, colour_ty
     assert target.tolist() == [values] and target.dtype == torch.uint8
 
 
-def test_jpeg_under_the_name_of_a_mask_is_refused(tmp_path):
-    path = save(tmp_path / "a.png", Image.new("L", (8, 8), 1), format="JPEG")
-    with pytest.raises(ImageError, match=rf"^{path}: the mask is stored as L in a JPEG file.*PNG"):
+@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("RGB", "PNG"), ("I;16", "PNG")])
+def test_what_is_no_mask_of_indices_is_refused(tmp_path, mode, kind):
+    path = save(tmp_path / "a.png", Image.new(mode, (8, 8), 1), format=kind)
+    message = rf"^{path}: the mask is stored as {mode} in a {kind} file.*PNG.*labelmap\.txt"
+    with pytest.raises(ImageError, match=message):
         IndexMasks(21)(path)
 
 

@@ -1,5 +1,7 @@
 """Charts: how often the classes are, and what is taken for what."""
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,3 +119,18 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
             text = axes.text(column, row, f"{value:.0f}", color=color, ha="center", va="center")
             text.set_fontsize(SMALL)
     return figure
+
+
+def distribution_csv(class_names: Sequence[str], statistics: ClassStatistics) -> str:
+    """One line per class, and one for void: pixels, shares in [0, 1], images."""
+    labelled = max(int(statistics.pixel_counts.sum()), 1)
+    total = labelled + statistics.void_pixels
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["class", "pixels", "share_of_labelled", "share_of_all", "images"])
+    counts = statistics.pixel_counts.tolist(), statistics.image_counts.tolist()
+    for name, pixels, images in zip(class_names, *counts, strict=True):
+        table.writerow([name, pixels, f"{pixels / labelled:.8f}", f"{pixels / total:.8f}", images])
+    void = statistics.void_pixels
+    table.writerow(["void", void, "", f"{void / total:.8f}", ""])
+    return text.getvalue()
