@@ -16,13 +16,14 @@ PREAMBLE = r"""\documentclass[a4paper]{article}
 \IfFileExists{t2aenc.def}{\usepackage[T2A,T1]{fontenc}}{\usepackage[T1]{fontenc}}
 \IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
 \usepackage[utf8]{inputenc}
-\setlength{\parindent}{0pt}\setlength{\parskip}{6pt}\setlength{\emergencystretch}{3em}
+\setlength{\parindent}{0pt}\setlength{\parskip}{6pt}\sloppy
 """
 # Cyrillic letters where this TeX has them, and else what stands for unknown ones.
 CYRILLIC = (
     r"\providecommand{\cyrillic}[2]{\ifcsname T@T2A\endcsname"
     r"{\fontencoding{T2A}\fontfamily{cmr}\selectfont #1}\else #2\fi}" "\n"
 )  # fmt: skip
+BREAKS = r"[/_.=:,]|[^\W_]{12}"  # a line may end behind them
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 # The second group: letters that pdflatex has no sign for.
 FOREIGN = "([\u0400-\u045f]+)|([^\0\n\x20-\x7e\xa1-\u017e\u2010-\u201e†‡•…€←↑→↓]|[ĦħĸĿŀŉŦŧ])"
@@ -84,11 +85,11 @@ def _table(table: Table, start: int) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text with its code in typewriter letters, where lines may break behind signs."""
-    parts = re.split(r"`([^`]*)`", unicodedata.normalize("NFC", text))
-    parts[::2] = map(_literal, parts[::2])
-    breakable = (re.sub(r"[/_.=:,]|[^\W_]{12}", r"\g<0>" + "\0", part) for part in parts[1::2])
-    parts[1::2] = (rf"\texttt{{{_literal(part)}}}" for part in breakable)
+    """Text with its code in typewriter letters; lines may break within long names."""
+    text = unicodedata.normalize("NFC", text)
+    text = re.sub(r"[^\s`]{20,}", lambda name: re.sub(BREAKS, r"\g<0>" + "\0", name[0]), text)
+    parts = list(map(_literal, re.split(r"`([^`]*)`", text)))
+    parts[1::2] = (rf"\texttt{{{part}}}" for part in parts[1::2])
     return "".join(parts).replace("\0", r"\allowbreak{}")
 
 

@@ -33,7 +33,8 @@ def written(*blocks):
         (Heading(2, "Part_x"), r"\section*{Part\_x}"),
         (Heading(3, "50 % & $1 #2 {a}"), r"\subsection*{50 \% \& \$1 \#2 \{a\}}"),
         ("~ ^ \\ --x <<y", r"\textasciitilde{} \textasciicircum{} \textbackslash{} -{}-x <{}<y"),
-        ("`a_b`: Übung", r"\texttt{a\_\allowbreak{}b}: Übung"),
+        ("`a_b`: Übung", r"\texttt{a\_b}: Übung"),
+        ("long/names_break.here", r"long/\allowbreak{}names\_\allowbreak{}break.\allowbreak{}here"),
         (
             "u\u0308ber дом",
             r"über \cyrillic{дом}{\fbox{\tiny 0434}\fbox{\tiny 043E}\fbox{\tiny 043C}}",
