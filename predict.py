@@ -34,7 +34,6 @@ from utils.predictor import Predictor
 from utils.run_records import default_checkpoint
 from utils.scores import (
     Evaluation,
-    check_classes,
     describe_evaluation,
     predictions_folder,
     score_checkpoint,
@@ -134,7 +133,6 @@ def score_split(
                 "its images, without --crop_val"
             )
         print(f"{evaluation.name}: has no masks: predictions alone, no scores")
-        check_classes(predictor.checkpoint, dataset, evaluation.source.dataset)
         settings = describe_evaluation(predictor, evaluation, dataset)
         names = dict(zip(dataset.image_paths, dataset.ids, strict=True))
         return predict_images(names, predictions_folder(scores_file(settings, folder)), predictor)
@@ -145,6 +143,7 @@ def score_split(
     file = score_checkpoint(
         predictor, evaluation, folder, lambda *parts: results.add(Result(*parts))
     )
+    print(f"predictions in {predictions_folder(file)}")
     return results.end(predictions_folder(file))
 
 

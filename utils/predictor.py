@@ -37,10 +37,9 @@ class Predictor:
 
     Images of up to two windows' area (2.1 megapixels with the default window) pass through the
     model whole. Larger ones are predicted in overlapping squares of about that area. Their logits
-    are blended before the upsampling, on the grid that the head has for the whole image, with
-    weights that fall linearly towards the borders of a square; the upsampling is then the whole
-    image's, a strip of rows at a time. The logits of the grid are kept: 4 bytes per class for every
-    16 pixels (V3+) or for every 64 or 256 (V3).
+    are blended before the upsampling, on the grid that the head has for the whole image (4 bytes
+    per class for every 16 pixels with V3+, for every 64 or 256 with V3), with weights that fall
+    linearly towards the borders of a square; the upsampling is then the whole image's, in strips.
 
     Test-time augmentation (V3, section 4.1: "multi-scale inputs" and "left-right flipped") averages
     the softmax over all scales, each with and without a flip: at the image's size, or on the grid

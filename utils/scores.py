@@ -91,8 +91,6 @@ def score_checkpoint(
     """
     checkpoint, device = predictor.checkpoint, predictor.device
     val_set, sizes = build_val_set(evaluation.source, evaluation.image_set, evaluation.crop)
-    check_classes(checkpoint, val_set, evaluation.source.dataset)
-    say_other_images(checkpoint, evaluation, val_set)
     settings = describe_evaluation(predictor, evaluation, val_set)
     file = scores_file(settings, folder)
     loader = build_val_loader(
@@ -134,8 +132,14 @@ def score_checkpoint(
 def describe_evaluation(
     predictor: Predictor, evaluation: Evaluation, dataset: SegmentationDataset
 ) -> dict[str, Any]:
-    """Everything that tells one evaluation from another, as the file of its scores has it."""
+    """Everything that tells one evaluation from another, as the file of its scores has it.
+
+    Raises:
+        UserError: the checkpoint has other classes than the data set.
+    """
     checkpoint = predictor.checkpoint
+    check_classes(checkpoint, dataset, evaluation.source.dataset)
+    say_other_images(checkpoint, evaluation, dataset)
     trained = checkpoint.content["args"] if checkpoint.kind == "own" else {}
     usual = ("dataset", "data_root", "output_stride", "precision")
     return {
@@ -171,12 +175,12 @@ def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path
     folder = folder or path.parent
     is_beside = folder.resolve() == path.parent.resolve()
     scales = "-".join(f"{scale:g}" for scale in settings["scales"])
-    data = settings["dataset"]
+    is_custom = settings["dataset"] == "custom"
     unusual = {
         path.parent.name or path.name: not is_beside,
         path.stem: path.name != BEST_FILE,
-        Path(settings["data_root"]).name if data == "custom" else data: any(
-            settings[key] != trained[key] for key in ("dataset", "data_root")
+        Path(settings["data_root"]).name if is_custom else settings["dataset"]: any(
+            settings[key] != trained[key] for key in ("dataset", "data_root")[: 1 + is_custom]
         ),
         settings["precision"]: settings["precision"] != trained["precision"],
         f"os{settings['output_stride']}": settings["output_stride"] != trained["output_stride"],
