@@ -4,52 +4,64 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from utils.common.progress import say_once
 
+_said: set[str] = set()
 
-def find_font(text: str) -> Path:
-    """A font with all letters of a text: DejaVu Sans, which comes with matplotlib, or another.
 
-    Where no installed font has them all, it is the one with the most, and a line says which letters
-    are missing.
+def find_fonts(texts: Iterable[str]) -> Sequence[Path]:
+    """Fonts that together have all letters of some texts: DejaVu Sans, and installed ones.
+
+    A line says which letters no font has.
     """
+    letters = "".join(texts)
     # DejaVu has the letters of ASCII, and importing matplotlib takes a second.
-    return dejavu() if text.isascii() else _find_font(frozenset("".join(text.split())))
+    return [dejavu()] if letters.isascii() else _find_fonts(frozenset("".join(letters.split())))
+
+
+def best_font(text: str, fonts: Sequence[Path]) -> Path:
+    """The font that has most letters of a text."""
+    return fonts[0] if len(fonts) == 1 else min(fonts, key=lambda font: len(missing(font, text)))
 
 
 @functools.cache
 def dejavu() -> Path:
-    """DejaVu Sans, which has Latin, Greek, Cyrillic and Arabic letters."""
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more."""
     package = importlib.util.find_spec("matplotlib")
     assert package is not None and package.origin is not None  # it is in requirements.txt
     return Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
 
 
 @functools.cache
-def _find_font(letters: frozenset[str]) -> Path:
+def _find_fonts(letters: frozenset[str]) -> Sequence[Path]:
     forget_backend()
     from matplotlib.font_manager import findSystemFonts
 
-    best, missing = dejavu(), _missing(dejavu(), letters)
-    installed = map(Path, findSystemFonts() if missing else [])
-    for path in sorted(installed, key=lambda path: ("Regular" not in path.stem, path.name)):
-        if path.stem.startswith("LastResort"):  # has a box for every letter
-            continue
-        left = _missing(path, letters)
-        if len(left) < len(missing):
-            best, missing = path, left
-    if missing:
+    fonts, left = [dejavu()], missing(dejavu(), letters)
+    installed = [Path(file) for file in (findSystemFonts() if left else [])]
+    # LastResort has a box for every letter.
+    installed = [path for path in installed if not path.stem.startswith("LastResort")]
+    installed.sort(key=lambda path: ("Regular" not in path.stem, path.name))
+    while installed and left:
+        best = min(installed, key=lambda path: len(missing(path, left)))
+        if missing(best, left) == left:
+            break
+        fonts.append(best)
+        left = missing(best, left)
+    if left - _said:
         say_once(
-            f"note: no font here has {' '.join(sorted(missing))}: boxes are drawn for them: "
+            f"note: no font here has {' '.join(sorted(left - _said))}: boxes are drawn for them: "
             "install one that has, such as Noto Sans CJK"
         )
-    return best
+        _said.update(left)
+    return fonts
 
 
-def _missing(path: Path, letters: Collection[str]) -> set[str]:
+def missing(path: Path, letters: Collection[str]) -> set[str]:
+    """The letters that a font has not."""
     from matplotlib.ft2font import FT2Font
 
     try:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets.colours import full_palette, has_background
 from datasets.image_files import save_png
-from utils.common.fonts import find_font
+from utils.common.fonts import best_font, find_fonts
 from utils.predictor import AnyImage, to_tensor
 
 STRIP = 256  # rows that are blended at a time
@@ -49,7 +49,8 @@ def draw_overlay(
     pixels, background = to_tensor(image), 0 if has_background(class_names) else -1
     height, width = pred.shape
     shown = [index for index in classes_in(pred, MIN_SHARE) if index != background]
-    legend = draw_legend([(class_names[i], tuple(colours[i].tolist())) for i in shown], width)
+    entries = [(class_names[index], tuple(colours[index].tolist())) for index in shown]
+    legend = draw_legend(entries, width, find_fonts(class_names))
     canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
     half, border = colours // 2, find_borders(pred, max(round(max(pred.shape) / 1000), 1))
     for top in range(0, height, STRIP):  # a strip at a time: large photos have large copies
@@ -76,16 +77,17 @@ def find_borders(pred: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def draw_legend(
-    entries: Sequence[tuple[str, tuple[int, int, int]]], image_width: int
+    entries: Sequence[tuple[str, tuple[int, int, int]]], image_width: int, files: Sequence[Path]
 ) -> Image.Image:
     """A white panel with a coloured box and a name for each entry, in rows.
 
     Args:
         entries: (name, RGB colour).
         image_width: width in pixels to fill; the panel is wider if a name needs it.
+        files: of fonts, that have the letters of the names.
     """
     size = max(12, image_width // 50)  # of the letters, in pixels
-    fonts = [ImageFont.truetype(str(find_font(name)), size) for name, _ in entries]
+    fonts = [ImageFont.truetype(str(best_font(name, files)), size) for name, _ in entries]
     lengths = [font.getlength(name) for font, (name, _) in zip(fonts, entries, strict=True)]
     cell = 3 * size + math.ceil(max(lengths, default=0))
     columns = max(1, image_width // cell)

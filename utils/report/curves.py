@@ -27,23 +27,14 @@ LOSS_NAMES = {
 }  # fmt: skip
 
 
-def epochs_of(run: Run) -> list[float]:
-    """The epoch of each record, with its fraction where a run was evaluated within one.
-
-    A log may hold whole epochs; their length follows from the first evaluation, which is made at
-    the end of one (unless the run is shorter).
-    """
-    logged, first = run.column("epoch"), run.log[0]
-    if not first["epoch"] >= 1:
-        return logged
-    exact = [record["iteration"] * first["epoch"] / first["iteration"] for record in run.log]
-    fits = [math.floor(value + 1e-9) for value in exact] == logged
-    return exact if fits else logged
-
-
 def places_of(run: Run, x: str) -> list[float]:
-    """Where each record of a run stands on an axis of "epochs" or "iterations"."""
-    return epochs_of(run) if x == "epochs" else run.column("iteration")
+    """Where each record of a run stands on an axis of "epochs" or "iterations".
+
+    A log holds whole epochs; their length follows from the first record, made at the end of one.
+    """
+    first = run.log[0]
+    length = first["iteration"] / first["epoch"] if x == "epochs" else 1
+    return [iteration / length for iteration in run.column("iteration")]
 
 
 def best_point(run: Run, x: str) -> tuple[float, float]:
@@ -94,8 +85,8 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
         runs: at least one.
         x: "epochs" or "iterations".
     """
-    if not any(max(epochs_of(run)) >= 1 for run in runs):
-        x = "iterations"  # of runs shorter than an epoch
+    if not all(run.log[0]["epoch"] >= 1 for run in runs):
+        x = "iterations"  # a run is shorter than an epoch
     kinds = sorted({loss_name(run) for run in runs if _has(run, "train_loss")})
     panels = ["miou", *kinds, *(["lr"] if any(_has(run, "lr") for run in runs) else [])]
     groups = group_runs(runs)

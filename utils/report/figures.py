@@ -167,12 +167,7 @@ def draw_comparison(
             number = len(load_masks(path.with_suffix(".npz")))
             row.append(photo(read_image(path), f"{number} masks"))
     legend = class_legend(dataset.class_names, dataset.colours, shown)
-    return image_grid(rows, lettered(heads), legend)
-
-
-def lettered(heads: Iterable[str]) -> list[str]:
-    """The heads of columns as a caption can name them: (a), (b) and so on."""
-    return [f"({letter}) {head}" for letter, head in zip("abcdefgh", heads, strict=False)]
+    return image_grid(rows, heads, legend)
 
 
 def find_sam_pictures(folder: Path, dataset: SegmentationDataset, ids: Iterable[str]) -> list[Path]:
@@ -263,4 +258,4 @@ def draw_errors(analysis: ErrorAnalysis, predictor: Predictor) -> Figure:
     legend = class_legend(dataset.class_names, dataset.colours, shown)
     legend += [("wrong", WRONG_COLOR), ("right", RIGHT_COLOR)]
     heads = ["image", "ground truth", f"prediction\nmIoU {100 * analysis.miou:.1f}", "errors"]
-    return image_grid(rows, lettered(heads), legend)
+    return image_grid(rows, heads, legend)

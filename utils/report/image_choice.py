@@ -162,9 +162,10 @@ def load_or_make_picks(
     place = {"dataset": source.dataset, "data_root": source.data_root, "image_set": image_set}
     picks = read_picks(path)
     if picks is not None and seed is None and fixed is None:
-        fits = set(dataset.ids).issuperset([*picks["classes"].values(), *picks["five"]])
-        fits &= set(picks["classes"]) <= set(dataset.class_names)
-        if fits and _resolved(place).items() <= _resolved(picks).items():
+        known = {**place, "data_root": picks["data_root"]}.items() <= picks.items()
+        known &= Path(picks["data_root"]).resolve() == Path(source.data_root).resolve()
+        known &= set(picks["classes"]) <= set(dataset.class_names)
+        if known and {*picks["classes"].values(), *picks["five"]} <= set(dataset.ids):
             return picks
     picks = {**place, **pick_images(dataset, seed or 0, fixed)}
     write_json(path, picks)
@@ -182,7 +183,3 @@ def read_picks(path: Path) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _resolved(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {**source, "data_root": Path(source["data_root"]).resolve()}

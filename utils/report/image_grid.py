@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import matplotlib.style
@@ -25,7 +26,7 @@ from matplotlib.textpath import text_to_path
 from datasets.base import IGNORE_INDEX
 from datasets.colours import full_palette
 from utils.common.files import write_atomically
-from utils.common.fonts import find_font
+from utils.common.fonts import find_fonts
 
 PAGE_WIDTH, MAX_HEIGHT = 165 / 25.4, 7.4  # inches
 PANEL_GAP, PAIR_GAP = 24 / 300, 4 / 300  # inches between panels, and inside a pair
@@ -71,10 +72,10 @@ def drawing(texts: Iterable[str] = ()) -> Iterator[None]:
     Args:
         texts: what may hold letters that DejaVu Sans has not: an installed font has them.
     """
-    files = {find_font(text) for text in texts} - {find_font("")}
-    for path in files:
+    families = ["DejaVu Sans"]
+    for path in find_fonts(texts)[1:]:
         fontManager.addfont(path)
-    families = ["DejaVu Sans", *(FontProperties(fname=path).get_name() for path in sorted(files))]
+        families.append(FontProperties(fname=path).get_name())
     with matplotlib.style.context(["default", {**STYLE, "font.family": families}]):
         with warnings.catch_warnings():  # a line has said which letters no font has
             warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -144,7 +145,7 @@ def image_grid(
 
     Args:
         rows: the panels. A row may be shorter than the others.
-        heads: above the columns, one or two lines each.
+        heads: above the columns, one or two lines each; several are lettered, for the caption.
         legend: names and colours, below all.
     """
     captions = [panel.caption for row in rows for panel in row]
@@ -162,8 +163,9 @@ def image_grid(
                 axes = figure.add_subplot(grid[row, column])
                 _draw_panel(axes, panel, ratio, width)
                 if row == 0 and column < len(heads):
-                    lines = [fit(line, width) for line in heads[column].splitlines()]
-                    axes.set_title("\n".join(lines), pad=3)
+                    letter = f"({ascii_lowercase[column]}) " if len(heads) > 1 else ""
+                    lines = (letter + heads[column]).splitlines()
+                    axes.set_title("\n".join(fit(line, width) for line in lines), pad=3)
         if legend:
             _draw_legend(figure, legend)
         _settle(figure, layout)

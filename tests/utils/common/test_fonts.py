@@ -19,7 +19,7 @@ OTHER, BOXES = BUNDLED / "STIXGeneral.ttf", BUNDLED / "LastResortHE-Regular.ttf"
 @pytest.mark.parametrize("name", ["road", "небо", "δρόμος", "Straße", "đường"])
 def test_letters_of_many_scripts_are_in_the_font(name):
     """A font draws one and the same box for each letter that it has not."""
-    path = fonts.find_font(name)
+    (path,) = fonts.find_fonts([name])
     font = ImageFont.truetype(str(path), 20)
     box = bytes(font.getmask("\ue123"))
     assert path.name == "DejaVuSans.ttf"
@@ -33,26 +33,30 @@ def installed(monkeypatch, tmp_path):
     files = [str(tmp_path / "broken.ttf"), str(BOXES), str(OTHER)]
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: files)
     monkeypatch.setattr(fonts, "say_once", print)
-    fonts._find_font.cache_clear()
+    monkeypatch.setattr(fonts, "_said", set())
+    fonts._find_fonts.cache_clear()
     yield
-    fonts._find_font.cache_clear()
+    fonts._find_fonts.cache_clear()
 
 
 def test_an_installed_font_helps_out(installed, capsys):
-    assert fonts.find_font("Ⓐ or b") == OTHER
-    assert capsys.readouterr().out == ""
+    found = fonts.find_fonts(["cat", "Ⓐ or b", "небо"])
+    assert found == [fonts.dejavu(), OTHER] and capsys.readouterr().out == ""
+    best = [fonts.best_font(text, found) for text in ("cat", "Ⓐ or b", "небо")]
+    assert best == [fonts.dejavu(), OTHER, fonts.dejavu()]
 
 
-def test_letters_that_no_font_has_are_said_in_one_line(installed, capsys):
-    assert fonts.find_font("Ⓐ天空") == OTHER  # has one of three
-    assert fonts.find_font("天空").name == "DejaVuSans.ttf"
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == second and first.startswith("note: no font here has 天 空: boxes are drawn")
+def test_letters_that_no_font_has_are_said_once_in_one_line(installed, capsys):
+    assert fonts.find_fonts(["Ⓐ天", "空 cat"]) == [fonts.dejavu(), OTHER]  # has one of three
+    assert fonts.find_fonts(["天空"]) == [fonts.dejavu()]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("note: no font here has 天 空: boxes are drawn")
+    fonts.find_fonts(["天気"])
+    assert capsys.readouterr().out.startswith("note: no font here has 気: ")
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_a_notebooks_backend_does_not_stop_matplotlib(backend):
-    code = "from utils.common.fonts import find_font; print(find_font('небо').name)"
-    env = {**os.environ, "MPLBACKEND": backend}
+def test_a_notebooks_backend_does_not_stop_matplotlib():
+    code = "from utils.common.fonts import find_fonts; print(find_fonts(['небо'])[0].name)"
+    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert ended.stdout.strip() == b"DejaVuSans.ttf", ended.stderr

@@ -97,7 +97,8 @@ def test_disk_errors_name_the_file(tmp_path):
 
 def test_overlays_do_not_wait_for_matplotlib():
     code = (
-        "import sys, utils.predict.overlay as o; o.draw_legend([('a', (1, 2, 3))], 9); "
+        "import sys, utils.predict.overlay as o; "
+        "o.draw_legend([('a', (1, 2, 3))], 9, o.find_fonts('a')); "
         "print('matplotlib' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

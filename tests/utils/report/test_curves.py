@@ -7,7 +7,7 @@ import pytest
 
 from tests.utils.report.test_image_grid import LONG, check_layout
 from tests.utils.report.test_runs import write_run
-from utils.report.curves import applied_rates, epochs_of, plot_curves
+from utils.report.curves import applied_rates, plot_curves
 from utils.run_records import load_run
 
 SCHEDULE = {"lr": 0.1, "backbone_lr_factor": 0.1, "step_size": 10, "total_itrs": 30}
@@ -147,12 +147,10 @@ def test_panels_without_numbers_are_left_out(runs):
 
 def test_epochs_have_fractions_where_the_log_was_written_within_one(tmp_path):
     run = load_run(write_run(tmp_path / "a"))
-    run.log[0].update(iteration=3, epoch=1.0)
-    run.log[1].update(iteration=6, epoch=2.0)
-    run.log[2].update(iteration=7, epoch=2.0)
-    assert epochs_of(run) == pytest.approx([1, 2, 7 / 3])
-    run.log[0].update(epoch=0.0)  # shorter than an epoch: nothing to go by
-    assert epochs_of(run) == [0, 2, 2]
+    for record, iteration, epoch in zip(run.log, (3, 6, 7), (1, 2, 2), strict=True):
+        record.update(iteration=iteration, epoch=epoch)
+    line = plot_curves([run]).axes[0].lines[0]
+    assert list(line.get_xdata()) == pytest.approx([1, 2, 7 / 3])
 
 
 @pytest.mark.parametrize(

@@ -216,9 +216,7 @@ def test_a_notebooks_backend_does_not_stop_the_figures():
 def test_letters_that_the_usual_font_has_not_come_from_another_without_a_warning(
     monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(
-        image_grid_module, "find_font", lambda text: OTHER if "Ⓐ" in text else dejavu()
-    )
+    monkeypatch.setattr(image_grid_module, "find_fonts", lambda texts: [dejavu(), OTHER])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = image_grid([[random_panel(9, 9, "Ⓐ 天")]])  # which neither of both has
