@@ -49,7 +49,7 @@ from utils.distributed import (
     wait_for_all,
 )
 from utils.engine import NonFiniteLossError, evaluate
-from utils.loss import AuxiliaryLoss, build_criterion, class_weights
+from utils.loss import AuxiliaryLoss, build_criterion, median_frequency_weights
 from utils.optim import build_average, build_optimizer, build_scheduler
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import (
@@ -279,9 +279,7 @@ def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.M
     weights = None
     if args.class_weights != "none":
         counts = class_statistics(train_set)
-        weights = class_weights(
-            args.class_weights, counts.pixel_counts, counts.image_counts, counts.image_pixels
-        )
+        weights = median_frequency_weights(counts.pixel_counts, counts.image_pixels)
     criterion = build_criterion(args.loss, IGNORE_INDEX, weights, args.focal_gamma)
     return AuxiliaryLoss(criterion, args.aux_weight) if args.aux_weight else criterion
 

@@ -7,7 +7,6 @@ gradients where the batch has no valid pixel. A new loss is a class and a line i
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -344,41 +343,15 @@ def build_criterion(
     return LOSSES[name](ignore_index=ignore_index, **given)
 
 
-def median_frequency(pixels: Tensor, images: Tensor, image_pixels: Tensor) -> Tensor:
-    """Median of all classes' frequencies, divided by the class's own (arXiv:1411.4734).
+def median_frequency_weights(pixel_counts: Tensor, image_pixels: Tensor) -> Tensor:
+    """Class weights that make rare classes count more; a class that never occurs gets 0.
 
-    The frequency is a class's share of the pixels of the images that contain it.
-    """
-    frequency = pixels / image_pixels
-    return frequency.quantile(0.5) / frequency
-
-
-def effective_number(pixels: Tensor, images: Tensor, image_pixels: Tensor) -> Tensor:
-    """(1 - beta) / (1 - beta^n) with beta 0.999, scaled to a mean of 1 (arXiv:1901.05555).
-
-    n counts images that contain the class: neighbouring pixels repeat each other, and with
-    millions of them beta^n is 0 for every class, which makes all weights equal.
-    """
-    weights = (1 - 0.999) / (1 - 0.999**images)
-    return weights / weights.mean()
-
-
-CLASS_WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "median_frequency": median_frequency,
-    "effective_number": effective_number,
-}
-
-
-def class_weights(
-    method: str, pixel_counts: Tensor, image_counts: Tensor, image_pixels: Tensor
-) -> Tensor:
-    """Weights that make rare classes count more; a class that never occurs gets 0.
+    The median of all classes' frequencies, divided by the class's own (arXiv:1411.4734): its share
+    of the pixels of the images that contain it.
 
     Args:
-        method: a key of `CLASS_WEIGHTS`.
-        pixel_counts: (C,), pixels of each class in the training targets.
-        image_counts: (C,), images that contain the class.
-        image_pixels: (C,), valid pixels of the images that contain the class.
+        pixel_counts: on the CPU (C,), pixels of each class in the training targets.
+        image_pixels: on the CPU (C,), valid pixels of the images that contain the class.
 
     Returns:
         float32 (C,).
@@ -388,8 +361,8 @@ def class_weights(
     """
     present = pixel_counts > 0
     if not present.any():
-        raise UserError(f"--class_weights {method}: no training target holds a valid pixel")
-    weights = torch.zeros(len(pixel_counts), dtype=torch.float32, device=pixel_counts.device)
-    counts = (pixel_counts, image_counts, image_pixels)
-    weights[present] = CLASS_WEIGHTS[method](*(count[present].double() for count in counts)).float()
+        raise UserError("--class_weights median_frequency: no training target holds a valid pixel")
+    frequency = pixel_counts[present].double() / image_pixels[present]
+    weights = torch.zeros(len(pixel_counts))
+    weights[present] = (frequency.quantile(0.5) / frequency).float()
     return weights

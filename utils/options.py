@@ -13,7 +13,7 @@ from network.modeling import MODELS
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.common.flags import SEED, SHARE, SIDE, Parser, real, refuse, show, whole
-from utils.loss import CLASS_WEIGHTS, LOSSES, build_criterion
+from utils.loss import LOSSES, build_criterion
 from utils.optim import LR_POLICIES
 from utils.precision import PRECISIONS
 from utils.run_folder import ARGS_FILE
@@ -97,7 +97,7 @@ def _add_optimization_args(parser: Parser) -> None:
     add("--loss", choices=list(LOSSES), default="ce", help="training loss")
     text = f"focusing of the focal loss (default: {FOCAL_GAMMA:g})"
     add("--focal_gamma", type=real(0, 100), help=text)
-    choices = ["none", *CLASS_WEIGHTS]
+    choices = ["none", "median_frequency"]
     add("--class_weights", choices=choices, default="none", help="for ce and focal")
     add("--lr", type=real(ends="()"), default=0.01, help="learning rate of the head")
     text = "backbone's learning rate / --lr"

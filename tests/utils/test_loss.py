@@ -7,7 +7,6 @@ from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.loss import (
-    CLASS_WEIGHTS,
     LOSSES,
     AuxiliaryLoss,
     CrossEntropyLoss,
@@ -17,8 +16,8 @@ from utils.loss import (
     LovaszSoftmaxLoss,
     OhemCrossEntropyLoss,
     build_criterion,
-    class_weights,
     jaccard_slopes,
+    median_frequency_weights,
 )
 
 ALL = sorted(LOSSES)
@@ -428,38 +427,17 @@ def test_class_weights_move_with_the_module_but_are_no_part_of_its_state():
 
 def test_median_frequency_divides_the_median_by_the_frequency_where_present():
     # Frequencies: 60/100, 20/100, 10/50, 5/100; sorted 0.05, 0.2, 0.2, 0.6.
-    weights = class_weights(
-        "median_frequency",
-        torch.tensor([60, 20, 10, 0, 5]),
-        torch.tensor([2, 2, 1, 0, 2]),
-        torch.tensor([100, 100, 50, 0, 100]),
-    )
+    counts, of_images = torch.tensor([60, 20, 10, 0, 5]), torch.tensor([100, 100, 50, 0, 100])
+    weights = median_frequency_weights(counts, of_images)
     assert weights.dtype == torch.float32
     assert weights.tolist() == pytest.approx([1 / 3, 1, 1, 0, 4])
 
 
 def test_median_of_an_even_number_of_frequencies_is_the_mean_of_the_middle_two():
-    weights = class_weights(
-        "median_frequency", torch.tensor([30, 10]), torch.tensor([1, 1]), torch.tensor([40, 40])
-    )
+    weights = median_frequency_weights(torch.tensor([30, 10]), torch.tensor([40, 40]))
     assert weights.tolist() == pytest.approx([0.5 / 0.75, 0.5 / 0.25])
 
 
-def test_effective_number_counts_images_and_has_mean_1_over_the_classes_present():
-    # 1 image has the effective number 1, 2 have 1 + 0.999: the weights are as 1 to 1/1.999.
-    weights = class_weights(
-        "effective_number",
-        torch.tensor([10**6, 0, 10**7]),
-        torch.tensor([1, 0, 2]),
-        torch.tensor([10**7, 0, 10**7]),
-    )
-    mean = (1 + 1 / 1.999) / 2
-    assert weights.dtype == torch.float32
-    assert weights.tolist() == pytest.approx([1 / mean, 0, 1 / 1.999 / mean])
-
-
-@pytest.mark.parametrize("method", sorted(CLASS_WEIGHTS))
-def test_no_class_at_all_is_an_error(method):
-    zeros = torch.zeros(3).long()
-    with pytest.raises(UserError, match=f"--class_weights {method}"):
-        class_weights(method, zeros, zeros, zeros)
+def test_no_class_at_all_is_an_error():
+    with pytest.raises(UserError, match="--class_weights median_frequency"):
+        median_frequency_weights(torch.zeros(3).long(), torch.zeros(3).long())
