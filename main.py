@@ -11,6 +11,7 @@ A run leaves args.json, log.jsonl, best.pth and last.pth in `runs/<run_name>/`.
 
 import argparse
 import dataclasses
+import math
 import os
 import shlex
 import sys
@@ -27,6 +28,7 @@ from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import class_statistics
 from datasets.loader import (
     TrainBatches,
+    WorkerError,
     batches_per_epoch,
     build_train_loader,
     build_val_loader,
@@ -35,25 +37,33 @@ from datasets.loader import (
     worker_faults_explained,
 )
 from datasets.transforms import train_transform
+from network._deeplab import DeepLab
 from network.modeling import build_model
 from utils.checkpoint import load_checkpoint, start_from
 from utils.common.errors import UserError, run_script
 from utils.common.files import read_json, write_json
 from utils.common.processes import get_rank, get_world_size, is_main, print_main
-from utils.common.progress import progress, say
+from utils.common.progress import outlive_output, progress, say, say_once
 from utils.distributed import (
     end_distributed,
     init_distributed,
     main_first,
     sync_buffers,
     wait_for_all,
+    wrap_model,
 )
-from utils.engine import NonFiniteLossError, evaluate
+from utils.engine import LossMeter, NonFiniteError, evaluate, train_step
 from utils.loss import AuxiliaryLoss, build_criterion, median_frequency_weights
-from utils.optim import build_average, build_optimizer, build_scheduler
+from utils.optim import (
+    WeightAverage,
+    build_optimizer,
+    build_scheduler,
+    learning_rates,
+    schedule_notes,
+)
 from utils.options import parse_args, run_dir_of, settings_to_store
 from utils.precision import (
-    choose_device,
+    build_scaler,
     choose_precision,
     describe_precision,
     out_of_memory_explained,
@@ -66,6 +76,7 @@ from utils.signals import Stopped, StopSignals
 from utils.training_state import TrainingState
 
 SAVE_SECONDS = 300  # of training between two saves of last.pth that nobody asked for
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train or evaluate as the flags say; returns the exit status."""
     args = parse_args(__doc__, argv)
     command = shlex.join(["python", "main.py", *(sys.argv[1:] if argv is None else argv)])
-    device = init_distributed(choose_device(args.device))
+    device = init_distributed(args.device)
     sizes = "" if args.test_only else "--batch_size, --crop_size or "
     remedy = f"lower {sizes}--val_batch_size, or use --precision bf16 or fp16"
     try:
@@ -104,7 +115,8 @@ def test(args: argparse.Namespace, device: torch.device) -> int:
 
 def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     """Everything from the data to the last iteration, top to bottom."""
-    folder = RunFolder(run_dir_of(args))
+    outlive_output()
+    folder = RunFolder(run_dir_of(args), args.tensorboard)
     folder.check(args.resume, args.overwrite)
     stored = read_json(folder.path / ARGS_FILE) if args.resume else {}
     if args.precision == "auto":  # what it came to is part of the run
@@ -113,139 +125,173 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
     set_seed(args.seed, args.deterministic)
     data = build_data(args, device)
     print_settings(args, data, device)
-
-    with main_first():  # a download comes once
-        model = build_model(
-            args.model,
-            num_classes=data.train_set.num_classes,
-            output_stride=args.output_stride,
-            separable_conv=args.separable_conv,
-            backbone_weights=args.backbone_weights,
-            bn_momentum=args.bn_momentum,
-            aux_head=args.aux_weight > 0,
-        )
-    if args.ckpt and not args.resume:
-        checkpoint = load_checkpoint(args.ckpt)
-        print_main(start_from(model, args.model, checkpoint, data.train_set.class_names))
-    model = model.to(device).to(memory_format=torch.channels_last)
-    criterion = build_loss(args, data.train_set).to(device)
-    optimizer = build_optimizer(
-        model, args.lr, args.backbone_lr_factor, args.precision,
-        momentum=args.momentum, weight_decay=args.weight_decay,
-    )  # fmt: skip
-    scheduler = build_scheduler(
-        optimizer, args.lr_policy, args.step_size, args.total_itrs, args.warmup_itrs
-    )
-    average = build_average(model, args.ema_decay)
-    state = TrainingState(
-        args, data.train_set.class_names, device, model, criterion, optimizer, scheduler, average,
-        data.train_set.colours,
-    )  # fmt: skip
-    if get_rank():  # from here on only dropout draws: differently in every process
-        torch.manual_seed(derive_seed(args.seed, get_rank()))
+    model = build_network(args, data.train_set).to(device).to(memory_format=torch.channels_last)
+    state = build_state(args, data.train_set, model)
     if args.resume:
         state.load(folder.last)
         print_main(f"resumed {folder.last} at iteration {state.cur_itrs}")
+    if state.cur_itrs > args.total_itrs:
+        raise UserError(f"--total_itrs {args.total_itrs}: {state.cur_itrs} are done: give more")
+    if get_rank():  # from here on only dropout draws: differently in every process
+        torch.manual_seed(derive_seed(args.seed, get_rank(), state.cur_itrs))
 
     with folder.held(args.resume, args.overwrite), StopSignals() as signals:
         folder.drop_log_after(state.evaluated_itrs)  # it will be logged again
         if is_main():
-            write_json(folder.path / ARGS_FILE, settings_of(state, data, command, stored))
-        try:
-            train(state, data, folder, signals)
-        except Stopped:
-            state.save(folder.last)
-            names = ["--runs_dir", str(folder.path.parent), "--run_name", folder.path.name]
-            command = shlex.join(["python", "main.py", "--resume", *names])
-            print_main(f"stopped at iteration {state.cur_itrs}: go on with {command}")
-        except NonFiniteLossError as error:
-            samples = ", ".join(data.train_set.ids[index] for index in error.indices)
-            has_saved = folder.last.exists()
-            raise UserError(
-                f"the loss is {error.value} at iteration {error.iteration} (learning rates "
-                f"{', '.join(f'{lr:g}' for lr in error.lrs)}; samples {samples}): lower --lr, or "
-                "use --precision fp32; "
-                + (f"{folder.last} holds good weights" if has_saved else "nothing was saved yet")
-            ) from None
+            settings = settings_of(args, data, device, command, stored)
+            write_json(folder.path / ARGS_FILE, settings)
+        train_and_keep(args, data, state, folder, signals)
     if signals.received is None and is_main():
         print(summarise(load_run(folder.path)))
     return signals.exit_status
 
 
+def train_and_keep(
+    args: argparse.Namespace,
+    data: Data,
+    state: TrainingState,
+    folder: RunFolder,
+    signals: StopSignals,
+) -> None:
+    """Train; whatever ends it, keep what is done, and say how to go on."""
+    names = ["--runs_dir", str(folder.path.parent), "--run_name", folder.path.name]
+    go_on = f"go on with {shlex.join(['python', 'main.py', '--resume', *names])}"
+    try:
+        train(args, data, state, folder, signals)
+    except Stopped:
+        state.save(folder.last)
+        print_main(f"stopped at iteration {state.cur_itrs}: {go_on}")
+    except NonFiniteError as error:
+        has_saved = folder.last.exists()
+        kept = f"{folder.last} holds good weights" if has_saved else "nothing was saved yet"
+        raise UserError(f"{error}; {kept}") from None
+    except UserError as error:
+        # It came between two iterations, unless it was a worker's end. Several processes could not
+        # agree on anything any more.
+        if state.cur_itrs and get_world_size() == 1 and not isinstance(error, WorkerError):
+            state.save(folder.last)
+        raise UserError(f"{error}; {go_on}" if folder.last.exists() else str(error)) from None
+
+
 @worker_faults_explained()
-def train(state: TrainingState, data: Data, folder: RunFolder, signals: StopSignals) -> None:
+def train(
+    args: argparse.Namespace,
+    data: Data,
+    state: TrainingState,
+    folder: RunFolder,
+    signals: StopSignals,
+) -> None:
     """Train to `--total_itrs`, evaluating every `--val_interval` epochs and at the end.
 
     Raises:
         Stopped: a signal came; the state is that after the last whole iteration.
     """
-    args = state.args
+    device = state.model.mean.device
+    network = wrap_model(state.model, device, args.compile)
+    criterion = build_loss(args, data.train_set).to(device)
     planned = TrainBatches(
         len(data.train_set), args.batch_size, state.cur_itrs, args.total_itrs, args.seed
     )
-    pin_memory = state.device.type == "cuda"
-    batches = iter(build_train_loader(data.train_set, planned, args.num_workers, pin_memory))
-    options = {"initial": state.cur_itrs, "unit": "it", "disable": not is_main()}
+    is_gpu = device.type == "cuda"
+    batches = iter(build_train_loader(data.train_set, planned, args.num_workers, is_gpu))
+    began = time.perf_counter() - state.seconds
+    saved = state.seconds if state.cur_itrs else -math.inf
+    options = {"initial": state.cur_itrs, "bar_format": BAR, "disable": not is_main()}
     with progress(None, "train", args.total_itrs, **options) as bar:
         while True:
-            at_end = state.cur_itrs >= args.total_itrs
+            at_end = state.cur_itrs == args.total_itrs
             is_due = at_end or state.cur_itrs % (data.per_epoch * args.val_interval) == 0
             if is_due and state.cur_itrs > state.evaluated_itrs:
-                validate(state, data, folder, signals)
+                validate(args, data, state, folder, signals)
+            state.seconds = time.perf_counter() - began
             asked = args.save_interval and state.cur_itrs % args.save_interval == 0
-            late = is_due and time.perf_counter() - state.saved >= SAVE_SECONDS
+            late = is_due and state.seconds - saved >= SAVE_SECONDS
             if state.cur_itrs and (at_end or asked or late):
                 state.save(folder.last)
+                saved = state.seconds
             if at_end:
                 break
-            if signals.stop_together(state.cur_itrs, state.device):
+            if signals.stop_together(state.cur_itrs, device):
                 raise Stopped
-            state.step(next(batches))
-            bar.set_description_str(epoch_text(state, data), refresh=False)
-            bar.set_postfix_str(state.describe(), refresh=False)
+            batch = next(batches)
+            state.lrs = learning_rates(state.optimizer)
+            loss = train_step(
+                network, batch, criterion, state.optimizer, state.scaler, args.precision
+            )
+            state.scheduler.step()
+            if state.average is not None:
+                state.average.update()
+            state.cur_itrs += 1
+            state.losses.add(loss, state.cur_itrs, state.lrs, batch[2])
+            folder.plot(state.cur_itrs, {"loss": state.losses.latest, "rate": state.lrs[-1]})
+            bar.set_description_str(epoch_text(args, data, state), refresh=False)
+            bar.set_postfix_str(losses_text(state), refresh=False)
             bar.update()
 
 
-def validate(state: TrainingState, data: Data, folder: RunFolder, signals: StopSignals) -> None:
+def validate(
+    args: argparse.Namespace,
+    data: Data,
+    state: TrainingState,
+    folder: RunFolder,
+    signals: StopSignals,
+) -> None:
     """Score the model, keep it in `best.pth` if it is the best so far, and log the scores."""
     start = time.perf_counter()
-    train_loss = state.mean_loss()
+    state.losses.check()
+    state.check_weights()
+    train_loss = state.losses.total / (state.cur_itrs - state.evaluated_itrs)
     sync_buffers(state.evaluated_model)
-    predictor = Predictor(state.evaluated_model, state.precision, resize=state.args.resize)
+    predictor = Predictor(state.evaluated_model, args.precision, resize=args.resize)
     scores = evaluate(
-        predictor, data.val_set, data.val_loader, should_stop=signals.stop_alone
+        predictor,
+        data.val_set,
+        data.val_loader,
+        should_stop=lambda number: signals.stop_together(number, predictor.device),
     ).compute()
     class_iou = dict(zip(state.class_names, scores.pop("class_iou"), strict=True))
     is_best = scores["miou"] > state.best_score or state.evaluated_itrs == 0
-    state.evaluated(scores["miou"])
-    folder.append_log(
-        {
-            "iteration": state.cur_itrs,
-            "epoch": state.cur_itrs // data.per_epoch,
-            "train_loss": train_loss,
-            "lr": state.lrs[-1],
-            "backbone_lr": state.lrs[0],
-            **scores,
-            "class_iou": class_iou,
-            "seconds": state.seconds,
-            "val_seconds": time.perf_counter() - start,
-            "max_memory_mb": state.max_memory_mb,
-        }
-    )
+    state.best_score = max(state.best_score, scores["miou"])
+    state.evaluated_itrs, state.losses.total = state.cur_itrs, 0.0
+    seconds = time.perf_counter() - start
+    record = {
+        "iteration": state.cur_itrs,
+        "epoch": round(state.cur_itrs / data.per_epoch, 2),
+        "train_loss": train_loss,
+        "lr": state.lrs[-1],
+        "backbone_lr": state.lrs[0],
+        **scores,
+        "class_iou": class_iou,
+        "seconds": state.seconds + seconds,
+        "val_seconds": seconds,
+        "max_memory_mb": max_memory_mb(predictor.device),
+    }
+    folder.append_log(record)
     if is_best:
         state.save_best(folder.best)
     if is_main():
         say(
-            f"{epoch_text(state, data)}, iteration {state.cur_itrs}: loss {train_loss:.4f}, "
+            f"{epoch_text(args, data, state)}, iteration {state.cur_itrs}: loss {train_loss:.4f}, "
             f"mIoU {100 * scores['miou']:.2f} (best {100 * state.best_score:.2f}), "
-            f"pixel acc {100 * scores['pixel_acc']:.2f}, {state.seconds:.0f} s"
+            f"pixel acc {100 * scores['pixel_acc']:.2f}, {record['seconds']:.0f} s"
         )
 
 
-def epoch_text(state: TrainingState, data: Data) -> str:
+def max_memory_mb(device: torch.device) -> float | None:
+    """Peak memory of the GPU so far, in MB; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
+def epoch_text(args: argparse.Namespace, data: Data, state: TrainingState) -> str:
     """How far the training is."""
-    done, total = (count / data.per_epoch for count in (state.cur_itrs, state.args.total_itrs))
-    return f"epoch {done:.1f} of {total:.3g}"
+    done, total = (count / data.per_epoch for count in (state.cur_itrs, args.total_itrs))
+    return f"epoch {done:.1f}/{round(total, 1):g}"
+
+
+def losses_text(state: TrainingState) -> str:
+    """What the bar shows beside the time: the newest loss, and the best score if there is one."""
+    best = f", best {100 * state.best_score:.1f}" if state.evaluated_itrs else ""
+    return f"loss {state.losses.latest:.3g}{best}"
 
 
 def set_seed(seed: int, deterministic: bool) -> None:
@@ -274,6 +320,48 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     return Data(train_set, val_set, val_loader, batches_per_epoch(train_set, args.batch_size))
 
 
+def build_network(args: argparse.Namespace, train_set: SegmentationDataset) -> DeepLab:
+    """The model to train, from ImageNet's weights, from those of `--ckpt`, or from none."""
+    with main_first():  # a download comes once
+        model = build_model(
+            args.model,
+            num_classes=train_set.num_classes,
+            output_stride=args.output_stride,
+            separable_conv=args.separable_conv,
+            backbone_weights=args.backbone_weights,
+            bn_momentum=args.bn_momentum,
+            aux_head=args.aux_weight > 0,
+        )
+    if args.ckpt and not args.resume:
+        checkpoint = load_checkpoint(args.ckpt)
+        print_main(start_from(model, args.model, checkpoint, train_set.class_names))
+    return model
+
+
+def build_state(
+    args: argparse.Namespace, train_set: SegmentationDataset, model: DeepLab
+) -> TrainingState:
+    """The model and what changes it, before the first iteration."""
+    optimizer = build_optimizer(
+        model, args.lr, args.backbone_lr_factor, args.precision,
+        momentum=args.momentum, weight_decay=args.weight_decay,
+    )  # fmt: skip
+    schedule = args.lr_policy, args.step_size, args.total_itrs, args.warmup_itrs
+    for note in schedule_notes(*schedule):
+        say_once(note)
+    return TrainingState(
+        model,
+        optimizer,
+        build_scheduler(optimizer, *schedule),
+        build_scaler(args.precision, model.mean.device),
+        WeightAverage(model, args.ema_decay) if args.ema_decay else None,
+        LossMeter(train_set.ids),
+        settings=vars(args),
+        class_names=train_set.class_names,
+        colours=train_set.colours,
+    )
+
+
 def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:
     """The training loss; class weights are counted in the training set."""
     weights = None
@@ -285,11 +373,14 @@ def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.M
 
 
 def settings_of(
-    state: TrainingState, data: Data, command: str, stored: dict[str, Any]
+    args: argparse.Namespace,
+    data: Data,
+    device: torch.device,
+    command: str,
+    stored: dict[str, Any],
 ) -> dict[str, Any]:
     """What `args.json` holds: enough to run again, and what `auto` came to."""
-    total = stored.get("args", {}).get("total_itrs")
-    if total == state.args.total_itrs:  # a resume that only goes on
+    if stored.get("args", {}).get("total_itrs") == args.total_itrs:  # a resume that only goes on
         command = stored.get("command", command)
     elif "command" in stored:
         command = f"{stored['command']} && {command}"
@@ -297,25 +388,25 @@ def settings_of(
     described = {name: {"images": len(s), "ids": s.ids_hash} for name, s in sets.items()}
     for name, before in stored.get("data", {}).items():
         if before != described[name]:
-            print_main(
+            print(
                 f"note: the run began with other {name} images ({before['images']}, now "
                 f"{described[name]['images']})"
             )
     before = stored.get("environment", {}).get("processes", get_world_size())
     if before != get_world_size():
-        print_main(
+        print(
             f"note: the run began with {before} processes, now {get_world_size()}: each iteration "
             "sees the same samples, but batch norm (on CPUs) and dropout differ"
         )
     return {
         "command": command,
-        "args": settings_to_store(state.args),
+        "args": settings_to_store(args),
         "class_names": data.train_set.class_names,
         "data": described,
         "environment": {
             **describe_environment(),
-            "device": str(state.device),
-            "precision": state.precision,
+            "device": str(device),
+            "precision": args.precision,
             "processes": get_world_size(),
         },
     }

@@ -29,6 +29,10 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+class WorkerError(UserError):
+    """A data worker is gone; the main process may be in the middle of anything."""
+
+
 class Samples(Dataset):
     """Sample `(epoch, index)`, its random choices a function of (seed, epoch, index) alone.
 
@@ -179,18 +183,25 @@ def worker_faults_explained() -> Iterator[None]:
     """Say in one line that a data worker was killed, or that there is no room to pass batches in.
 
     torch raises that wherever the main process is just then; its message alone tells.
+
+    Raises:
+        WorkerError: so it is.
+        UserError: what a worker raised, without the traceback that torch puts before it.
     """
     try:
         yield
+    except UserError as error:
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        raise type(error)(str(error).strip().rpartition(name)[-1]) from None
     except (RuntimeError, OSError, EOFError) as error:
         if any(sign in str(error) for sign in NO_SHARED_MEMORY):
-            raise UserError(
+            raise WorkerError(
                 f"/dev/shm: full, too small or unusable ({first_line(error)}), but data workers "
                 "pass batches through it: make it larger, or use --num_workers 0"
             ) from None
         is_cut = isinstance(error, ConnectionResetError | EOFError)  # amid a batch
         if is_cut or str(error).startswith("DataLoader worker"):
-            raise UserError(
+            raise WorkerError(
                 f"a data worker was killed ({first_line(error)}): give a smaller --num_workers if "
                 "memory ran out"
             ) from None

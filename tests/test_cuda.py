@@ -1,6 +1,5 @@
 """What only a GPU can show: `python -m pytest -m cuda` on a machine that has one."""
 
-import argparse
 import copy
 import math
 import os
@@ -21,12 +20,13 @@ from datasets.voc import VOCSegmentation
 from main import main
 from network.modeling import build_model
 from tests.conftest import ROOT, make_voc
-from utils.engine import evaluate, predict_batch
+from utils.distributed import wrap_model
+from utils.engine import evaluate, predict_batch, train_step
 from utils.loss import build_criterion
-from utils.optim import build_optimizer, build_scheduler
+from utils.optim import build_optimizer
+from utils.precision import build_scaler
 from utils.predictor import Predictor
 from utils.run_folder import read_log
-from utils.training_state import TrainingState
 
 pytestmark = [
     pytest.mark.cuda,
@@ -74,7 +74,7 @@ def log_of(runs):
     return read_log(path.parent)
 
 
-def build_state(device, precision="fp32", compiled=False):
+def build_training(device, precision="fp32", compiled=False):
     """A ResNet-50 without dropout, whose random numbers are other ones on a GPU.
 
     With `precision` "fp64" it computes in that: from random weights a rounding error of fp32 grows
@@ -88,12 +88,9 @@ def build_state(device, precision="fp32", compiled=False):
     model = model.to(device).to(memory_format=torch.channels_last)
     if precision == "fp64":
         model, precision = model.double(), "fp32"
+    network = wrap_model(model, device, compiled)
     optimizer = build_optimizer(model, 0.01, 1.0, precision)
-    return TrainingState(
-        argparse.Namespace(precision=precision, compile=compiled, seed=0),
-        [], device, model, build_criterion("ce"),
-        optimizer, build_scheduler(optimizer, "step", 1000, 100),
-    )  # fmt: skip
+    return [model, network, optimizer, build_scaler(precision, device), precision]
 
 
 def batch_of(data, pin_memory=False):
@@ -102,13 +99,13 @@ def batch_of(data, pin_memory=False):
     return next(iter(build_train_loader(train_set, batches, 1, pin_memory)))
 
 
-def losses(state, batch, count):
-    values = []
-    for _ in range(count):
-        state.step(batch)
-        state.losses.check()
-        values.append(state.losses.latest)
-    return values
+def losses(training, batch, count):
+    _, network, optimizer, scaler, precision = training
+    criterion = build_criterion("ce")
+    return [
+        train_step(network, batch, criterion, optimizer, scaler, precision).item()
+        for _ in range(count)
+    ]
 
 
 @contextmanager
@@ -127,34 +124,35 @@ def memory_limit(extra_bytes):
 @pytest.mark.parametrize(("precision", "steps"), [("fp32", 1), ("fp64", 5)])
 def test_losses_are_the_cpus(data, precision, steps):
     batch = batch_of(data)
-    expected = losses(build_state(CPU, precision), batch, steps)
-    assert losses(build_state(CUDA, precision), batch, steps) == pytest.approx(expected, rel=1e-4)
+    expected = losses(build_training(CPU, precision), batch, steps)
+    values = losses(build_training(CUDA, precision), batch, steps)
+    assert values == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_starts_where_fp32_does_and_learns(data, precision):
     batch = batch_of(data)
-    expected = losses(build_state(CUDA), batch, 1)
-    values = losses(build_state(CUDA, precision), batch, 20)
+    expected = losses(build_training(CUDA), batch, 1)
+    values = losses(build_training(CUDA, precision), batch, 20)
     assert values[:1] == pytest.approx(expected, rel=0.02) and values[-1] < values[0] / 2
 
 
 @pytest.mark.filterwarnings("error")
 def test_fp16_that_overflows_at_first_skips_the_step_and_goes_on(data):
-    state, batch = build_state(CUDA, "fp16"), batch_of(data)
-    state.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**24)
-    before = copy.deepcopy(state.model.classifier.classifier[3].weight)
-    state.step(batch)
-    assert torch.equal(state.model.classifier.classifier[3].weight, before)
-    assert state.scaler.get_scale() == 2.0**23 and state.cur_itrs == 1
-    assert all(map(math.isfinite, losses(state, batch, 20)))
-    assert not torch.equal(state.model.classifier.classifier[3].weight, before)
+    training, batch = build_training(CUDA, "fp16"), batch_of(data)
+    scaler = training[3] = torch.amp.GradScaler("cuda", init_scale=2.0**24)
+    weight = training[0].classifier.classifier[3].weight
+    before = copy.deepcopy(weight)
+    losses(training, batch, 1)
+    assert torch.equal(weight, before) and scaler.get_scale() == 2.0**23
+    assert all(map(math.isfinite, losses(training, batch, 20)))
+    assert not torch.equal(weight, before)
 
 
 def test_compiled_network_gives_the_same_losses(data):
     batch = batch_of(data)
-    expected = losses(build_state(CUDA, "fp64"), batch, 3)
-    values = losses(build_state(CUDA, "fp64", compiled=True), batch, 3)
+    expected = losses(build_training(CUDA, "fp64"), batch, 3)
+    values = losses(build_training(CUDA, "fp64", compiled=True), batch, 3)
     assert values == pytest.approx(expected, rel=1e-4)
 
 
@@ -201,7 +199,7 @@ def test_one_process_under_torchrun_computes_the_same(data, tmp_path):
 @pytest.fixture(scope="module")
 def model(data):
     """Trained for a while, with norms and a last bias that are sure to predict several classes."""
-    state, batch = build_state(CUDA, "bf16"), batch_of(data)
+    state, batch = build_training(CUDA, "bf16"), batch_of(data)
     losses(state, batch, 30)
     model, images = state.model, batch[0].to(CUDA)
     for module in model.modules():

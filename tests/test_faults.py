@@ -104,7 +104,9 @@ def test_killed_run_resumes_to_the_same_end(data, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["INT", "TERM", "HUP"],
 )
 def test_signal_is_heard_saves_says_how_to_resume_and_exits(data, whole, tmp_path, number, status):
     runs = tmp_path / "my runs"
@@ -121,6 +123,54 @@ def test_signal_is_heard_saves_says_how_to_resume_and_exits(data, whole, tmp_pat
     assert "stopped at iteration" in output and hint in output
     assert finish(start(data, runs, "--resume"))[0] == 0
     assert_same_run(whole, runs)
+
+
+def test_training_goes_on_where_nobody_reads_what_it_prints(data, whole, tmp_path):
+    process = start(data, tmp_path)
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert_same_run(whole, tmp_path)
+
+
+# What Windows has not, or refuses, taken away before anything of the project is imported.
+OTHER_SYSTEM = """
+import errno, fcntl, os, signal, sys, torch, torchvision, matplotlib
+for module, names in ((os, "register_at_fork setsid sched_getaffinity fork"), (signal, "SIGHUP")):
+    for name in names.split():
+        delattr(module, name)
+get_flags, fsync = fcntl.fcntl, os.fsync
+def fsync_of_writers(number):
+    if get_flags(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    fsync(number)
+os.fsync = fsync_of_writers
+real_open = os.open
+def open_file(path, *others, **options):
+    if os.path.isdir(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+    return real_open(path, *others, **options)
+os.open = open_file
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+import main, predict, visualize
+data, runs = sys.argv[1:]
+flags = "--model deeplabv3plus_mobilenet --backbone_weights none --crop_size 48 --batch_size 2"
+flags += " --num_workers 0 --precision fp32 --device cpu --total_itrs 2"
+places = ["--data_root", data, "--runs_dir", runs]
+assert main.main([*flags.split(), *places]) == 0
+assert main.main([*flags.split(), *places, "--resume", "--total_itrs", "3"]) == 0
+images = data + "/VOCdevkit/VOC2012/JPEGImages"
+assert predict.main([images, "--runs_dir", runs, "--output_dir", runs + "/masks"]) == 0
+assert visualize.main(["curves", *places, "--output_dir", runs + "/report"]) == 0
+"""
+
+
+def test_training_prediction_and_figures_need_nothing_that_posix_alone_has(data, tmp_path):
+    command = [sys.executable, "-c", OTHER_SYSTEM, str(data), str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((tmp_path / "masks").rglob("*.png"))) >= 9
+    assert list((tmp_path / "report").rglob("*.png"))
 
 
 def test_second_signal_ends_at_once_and_leaves_whole_files(data, tmp_path):
@@ -192,16 +242,17 @@ def test_memory_of_the_machine_that_runs_out_is_one_line(data, tmp_path):
     # From the second iteration on, the process may not grow.
     tight = (
         "import resource\n"
-        "from utils.training_state import TrainingState\n"
-        "step = TrainingState.step\n"
-        "def step_in_tight_memory(self, batch):\n"
-        "    if self.cur_itrs == 1:\n"
+        "import main\n"
+        "step, done = main.train_step, []\n"
+        "def step_in_tight_memory(network, batch, *others):\n"
+        "    if done:\n"
         "        pages = int(open('/proc/self/statm').read().split()[0])\n"
         "        limit = pages * resource.getpagesize() + (1 << 20)\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "        batch = [part.repeat_interleave(64, 0) for part in batch]\n"
-        "    step(self, batch)\n"
-        "TrainingState.step = step_in_tight_memory"
+        "    done.append(1)\n"
+        "    return step(network, batch, *others)\n"
+        "main.train_step = step_in_tight_memory"
     )
     status, output = finish(start(data, tmp_path, before=tight))
     assert status == 2, output

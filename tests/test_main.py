@@ -1,15 +1,20 @@
 """`main.py` as a user runs it, on small data and the smallest model."""
 
 import json
+import shlex
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from main import main
+from main import BAR, losses_text, main
 from tests.conftest import make_voc, save_mask, write_list
+from utils.options import parse_args, run_dir_of
 from utils.run_folder import read_log
 
 SMALL = (
@@ -29,13 +34,23 @@ def data(tmp_path_factory):
 def finished(tmp_path_factory, data):
     """The folder of a finished run of 7 iterations: two epochs of 3, and one more."""
     runs = tmp_path_factory.mktemp("runs")
-    argv = [*SMALL, "--data_root", data, "--runs_dir", runs, "--total_itrs", 7]
-    main([str(word) for word in argv])
+    main([str(word) for word in flags(data, runs)])
     return runs / "voc_deeplabv3plus_mobilenet_ce"
 
 
 def flags(data, runs, *more):
-    return (*SMALL, "--data_root", data, "--runs_dir", runs, "--total_itrs", 7, *more)
+    return (
+        *SMALL,
+        "--data_root",
+        data,
+        "--runs_dir",
+        runs,
+        "--total_itrs",
+        7,
+        "--step_size",
+        3,
+        *more,
+    )
 
 
 def test_run_leaves_its_four_files(finished):
@@ -51,7 +66,9 @@ def test_run_leaves_its_four_files(finished):
 def test_log_has_a_line_per_evaluation(finished):
     records = read_log(finished)
     assert [record["iteration"] for record in records] == [3, 6, 7]
-    assert [record["epoch"] for record in records] == [1, 2, 2]
+    assert [record["epoch"] for record in records] == [1, 2, 2.33]
+    # What the last iteration used: the rate falls to a tenth behind the third and the sixth.
+    assert [record["lr"] for record in records] == pytest.approx([0.01, 0.001, 0.0001])
     for record in records:
         assert {"train_loss", "lr", "backbone_lr", "seconds"} <= set(record)
         assert all(0 <= record[key] <= 1 for key in ("miou", "pixel_acc", "mean_acc", "fw_iou"))
@@ -104,17 +121,17 @@ def test_last_is_saved_seldom_unless_asked(
     from utils.training_state import TrainingState
 
     saved, now = [], [0.0]
-    step, save = TrainingState.step, TrainingState.save
+    step, save = script.train_step, TrainingState.save
 
-    def slow_step(self, batch):
+    def slow_step(*args):
         now[0] += seconds_an_iteration
-        step(self, batch)
+        return step(*args)
 
     def noted_save(self, path):
         saved.append(self.cur_itrs)
         save(self, path)
 
-    monkeypatch.setattr(TrainingState, "step", slow_step)
+    monkeypatch.setattr(script, "train_step", slow_step)
     monkeypatch.setattr(TrainingState, "save", noted_save)
     monkeypatch.setattr(script.time, "perf_counter", lambda: now[0])
     assert run(main, *flags(data, tmp_path, *flags_)).status == 0
@@ -211,6 +228,77 @@ def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
         }
 
 
+def same_weights(one, other):
+    contents = [torch.load(path / "last.pth", weights_only=True) for path in (one, other)]
+    states = [content["model_state"] for content in contents]
+    return all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_data_error_in_mid_run_saves_first_and_says_how_to_go_on(
+    run, finished, data, tmp_path, num_workers
+):
+    root, folder = edited(data, tmp_path)
+    image = folder / "JPEGImages" / "2008_000001.jpg"  # of the validation: its header is whole
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    argv = flags(root, tmp_path / "runs", "--num_workers", num_workers)
+    error = run(main, *argv).error
+    assert error.startswith(f"error: {image}: ") and "Traceback" not in error
+    command = error.partition("; go on with python main.py ")[2]
+    run_folder = tmp_path / "runs" / finished.name
+    assert torch.load(run_folder / "last.pth", weights_only=True)["cur_itrs"] == 3
+    image.write_bytes(whole)
+    ended = run(main, *shlex.split(command), "--num_workers", 0)
+    assert ended.status == 0 and "at iteration 3" in ended.stdout, ended.stderr
+    assert same_weights(finished, run_folder)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_scored(
+    run, finished, data, tmp_path, monkeypatch
+):
+    import main as script
+
+    step, steps = script.train_step, []
+
+    def step_into_nothing(network, *others):
+        loss = step(network, *others)
+        steps.append(loss)
+        if len(steps) == 6:  # what a gradient does that is not a number
+            network.backbone.low_level_features[0][0].weight.data[0, 0, 0, 0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(script, "train_step", step_into_nothing)
+    error = run(main, *flags(data, tmp_path)).error
+    assert "the weights are not finite after iteration 6: lower --lr" in error
+    folder = tmp_path / finished.name
+    assert error.endswith(f"{folder / 'last.pth'} holds good weights")
+    assert torch.load(folder / "last.pth", weights_only=True)["cur_itrs"] == 3
+    assert [record["iteration"] for record in read_log(folder)] == [3]
+
+
+def test_tensorboard_shows_losses_rates_and_scores(run, data, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run(main, *flags(data, tmp_path, "--tensorboard", "--total_itrs", 3)).status == 0
+    (folder,) = tmp_path.iterdir()
+    shown = reader.EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3]
+    (record,) = read_log(folder)
+    for name in ("miou", "train_loss", "lr", "class_iou/background"):
+        (event,) = shown.Scalars(name)
+        value = record["class_iou"]["background"] if "/" in name else record[name]
+        assert (event.step, event.value) == (3, pytest.approx(value))
+
+
+def test_tensorboard_that_is_not_there_is_one_line_before_the_training(
+    run, data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    error = run(main, *flags(data, tmp_path, "--tensorboard")).error
+    assert "--tensorboard: " in error and "pip install tensorboard" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_run_killed_between_log_and_checkpoint_logs_again_what_came_after_it(
     run, finished, data, tmp_path, monkeypatch
 ):
@@ -297,17 +385,35 @@ def test_second_run_in_one_folder_is_refused(run, finished, data, tmp_path):
 
 
 def test_end_shows_scores_best_epoch_and_what_to_type_next(run, data, tmp_path):
-    ended = run(main, *flags(data, tmp_path, "--run_name", "a run"))
+    ended = run(main, *flags(data, tmp_path, "--run_name", "a run", "--no_download"))
     records = read_log(tmp_path / "a run")
     best = max(records, key=lambda record: record["miou"])
     text = ended.stdout[ended.stdout.index("IoU by class") :]
     assert f"mIoU {100 * best['miou']:.2f}, pixel acc {100 * best['pixel_acc']:.2f}" in text
-    assert f"best of 3 evaluations: epoch {best['epoch']}, iteration {best['iteration']}" in text
+    assert f"best of 3 evaluations: epoch {best['epoch']:g}, iteration {best['iteration']}" in text
     for name in ("background", "person"):
         assert name in text
-    assert f"python predict.py --ckpt '{tmp_path / 'a run' / 'best.pth'}'" in text
-    assert "python visualize.py" in text
-    assert "epoch 2.3 of 2.33, iteration 7: loss" in ended.stdout and "(best " in ended.stdout
+    assert "epoch 2.3/2.3, iteration 7: loss" in ended.stdout and "(best " in ended.stdout
+    lines = [shlex.split(line.removeprefix("next:")) for line in text.splitlines()[-4:]]
+    predict, second, sam, figures = ((words[1].removesuffix(".py"), words[2:]) for words in lines)
+    assert predict == ("predict", ["--ckpt", str(tmp_path / "a run/best.pth"), "IMAGE_OR_FOLDER"])
+    places = ["--runs_dir", str(tmp_path), "--data_root", str(data), "--no_download"]
+    assert figures == ("visualize", places) and sam == ("sam_infer", places)
+    args = parse_args("", second[1])
+    assert (args.loss, args.crop_size, args.data_root) == ("focal", [48], str(data))
+    assert run_dir_of(args) == tmp_path / "a run_focal"
+
+
+def test_bar_fits_80_columns_and_names_no_best_before_there_is_one():
+    options = {"prefix": "epoch 0.5/15", "postfix": "loss 1.29, best 26.4", "bar_format": BAR}
+    line = tqdm.format_meter(450, 900, 5.0, ncols=80, ascii=True, **options)
+    assert len(line) <= 80 and "|######" in line
+    for words in ("epoch 0.5/15  50%", "450/900", "loss 1.29, best 26.4"):
+        assert words in line
+    state = SimpleNamespace(best_score=0.0, evaluated_itrs=0, losses=SimpleNamespace(latest=1.2949))
+    assert losses_text(state) == "loss 1.29"
+    state.evaluated_itrs, state.best_score = 3, 0.2636
+    assert losses_text(state) == "loss 1.29, best 26.4"
 
 
 def test_overwrite_loses_nothing_before_the_new_run_can_start(run, finished, data, tmp_path):
@@ -331,6 +437,9 @@ def test_resume_takes_settings_from_the_run_and_refuses_to_change_them(run, fini
     shutil.copytree(finished, tmp_path / finished.name)
     resume = ("--runs_dir", tmp_path, "--resume", "--run_name", finished.name)
     assert run(main, *resume).status == 0  # nothing left to do
+    before = (tmp_path / finished.name / "args.json").read_bytes()
+    assert "--total_itrs 3: 7 are done" in run(main, *resume, "--total_itrs", 3).error
+    assert (tmp_path / finished.name / "args.json").read_bytes() == before
     assert "--lr 0.5" in run(main, *resume, "--lr", 0.5).error
     assert "--resume" in run(main, "--runs_dir", tmp_path / "none", "--resume").error
 
@@ -412,7 +521,7 @@ def run_out_of_memory(*_, **__):
 @pytest.mark.parametrize(
     "step",
     [
-        "utils.training_state.TrainingState.step", "network._deeplab.DeepLab.to", "main.build_data",
+        "main.train_step", "network._deeplab.DeepLab.to", "main.build_data",
     ],
 )  # fmt: skip
 def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkeypatch, step):
@@ -455,6 +564,11 @@ def spoil_size(folder):
     return "2007_000002.png"
 
 
+def spoil_validation_image(folder):
+    Image.new("RGB", (9, 9)).save(folder / "JPEGImages" / "2008_000001.jpg")
+    return "2008_000001.jpg is 9x9"
+
+
 def spoil_value(folder):
     save_mask(folder / "SegmentationClass" / "2007_000002.png", np.full((48, 64), 30))
     return "value 30"
@@ -478,6 +592,7 @@ def spoil_rgb_mask(folder):
         spoil_missing_image,
         spoil_missing_mask,
         spoil_size,
+        spoil_validation_image,
         spoil_value,
         spoil_jpeg,
         spoil_rgb_mask,
@@ -488,6 +603,7 @@ def test_spoiled_data_is_named(run, data, tmp_path, spoil, num_workers):
     name = spoil(folder)
     argv = flags(root, tmp_path / "runs", "--num_workers", num_workers)
     assert name in run(main, *argv).error
+    assert not (tmp_path / "runs").exists() or spoil is spoil_jpeg  # said before the training
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import datetime
 import gc
 import os
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -13,22 +14,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.common.errors import UserError
 from utils.common.processes import get_rank, get_world_size, is_main
+from utils.precision import choose_device
 
 CHECK_EVERY = 10  # iterations between two waits for a GPU
 TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may download VOC while the others wait
 
 
-def init_distributed(device: torch.device) -> torch.device:
-    """Join the other processes if `torchrun` started this one.
+def init_distributed(name: str) -> torch.device:
+    """The device that `--device` names, for this process; join the others that `torchrun` started.
 
-    Returns:
-        The device of this process: its own GPU, or `device` as it is.
+    Each process takes the GPU of its own number, before it touches any.
 
     Raises:
-        UserError: torchrun's variables are there in part, or there are more processes than GPUs.
+        UserError: there is no such device, torchrun's variables are there in part, or there are
+            more processes than GPUs.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return device
+        return choose_device(name)
     names = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
@@ -36,12 +38,13 @@ def init_distributed(device: torch.device) -> torch.device:
             f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
             "unset them (env -u RANK -u WORLD_SIZE python ...)"
         )
-    if device.type == "cuda":
+    if torch.cuda.is_available() and name.startswith(("auto", "cuda")):
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if index >= count:
             raise UserError(f"--nproc_per_node: process {index} has no GPU: {count} are here")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
+        name = f"cuda:{index}"
+        torch.cuda.set_device(index)
+    device = choose_device(name)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     return device
@@ -81,21 +84,44 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def fewest(count: int, device: torch.device) -> int:
+    """The least `count` of all processes."""
+    if not dist.is_initialized():
+        return count
+    counts = torch.tensor(count, device=device)
+    dist.all_reduce(counts, dist.ReduceOp.MIN)
+    return int(counts)
+
+
 def sync_buffers(model: nn.Module) -> None:
     """Give every process rank 0's running statistics, before an evaluation."""
     if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, 0)
+        parts = flat.split([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
-def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model for training: gradients averaged, on GPUs batch norm over all processes."""
-    if not dist.is_initialized():
-        return model
-    if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[device.index])
-    return DistributedDataParallel(model)
+def wrap_model(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
+    """The network to train: gradients averaged, on GPUs batch norm over all processes; compiled.
+
+    Running statistics are not passed on at each step: `sync_buffers()` does it where it matters.
+    """
+    network = model.train()
+    if dist.is_initialized():
+        ids = None
+        if device.type == "cuda":
+            network, ids = nn.SyncBatchNorm.convert_sync_batchnorm(model), [device.index]
+        network = DistributedDataParallel(
+            network,
+            device_ids=ids,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=not compiled,
+        )
+    return cast(nn.Module, torch.compile(network)) if compiled else network
 
 
 def loss_of_all(

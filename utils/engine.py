@@ -1,34 +1,61 @@
-"""The mean of the training loss, and an evaluation."""
+"""One step of training, the sum of its losses, and an evaluation."""
 
-import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.loader import worker_faults_explained
+from utils.common.errors import UserError
 from utils.common.processes import get_world_size, is_main
 from utils.common.progress import progress
-from utils.distributed import CHECK_EVERY, all_reduce_sum
+from utils.distributed import CHECK_EVERY, all_reduce_sum, fewest, loss_of_all
 from utils.metrics import StreamSegMetrics
-from utils.precision import is_out_of_memory
+from utils.precision import autocast, is_out_of_memory
 from utils.predictor import Predictor
 from utils.signals import Stopped
 
 
-@dataclasses.dataclass(eq=False)
-class NonFiniteLossError(Exception):
-    """The loss became infinite or NaN."""
+class NonFiniteError(UserError):
+    """The loss or the weights became infinite or NaN: the run cannot go on from there."""
 
-    value: float
-    iteration: int  # counted from 1
-    lrs: list[float]  # the learning rate of each parameter group then
-    indices: list[int]  # the samples of the batch
+
+def train_step(
+    network: nn.Module,
+    batch: Sequence[Tensor],
+    criterion: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    precision: str,
+) -> Tensor:
+    """One step: forward and backward pass, and new weights.
+
+    Args:
+        network: as it is trained (`utils.distributed.wrap_model`); images to logits.
+        batch: images uint8 (N, 3, H, W) and targets uint8 (N, H, W), on any device.
+        criterion: the loss of logits and targets.
+        optimizer: of the network's weights.
+        scaler: of the loss, which does something in fp16 alone.
+        precision: "bf16", "fp16" or "fp32".
+
+    Returns:
+        The loss, a scalar on the network's device, which is not waited for.
+    """
+    device = next(network.parameters()).device
+    images, targets = (part.to(device, non_blocking=True) for part in batch[:2])
+    with autocast(precision, device):
+        loss = loss_of_all(criterion, network(images), targets)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)  # here, so that the next forward pass has their memory
+    return loss.detach()
 
 
 class LossMeter:
@@ -36,18 +63,22 @@ class LossMeter:
 
     On a GPU the losses stay there until `check()`, so that training need not wait for each.
 
+    Args:
+        ids: the names of the samples.
+
     Attributes:
         total: the sum; set it to 0 to start anew.
         latest: the newest loss that was read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Sequence[str] = ()) -> None:
+        self.ids = ids
         self.total, self.latest = 0.0, math.nan
         self._pending: list[tuple[Tensor, int, list[float], Tensor]] = []
 
     def add(self, loss: Tensor, iteration: int, lrs: list[float], indices: Tensor) -> None:
         """Add the loss of an iteration (counted from 1), its learning rates and its samples."""
-        self._pending.append((loss.detach(), iteration, lrs, indices))
+        self._pending.append((loss, iteration, lrs, indices))
         if loss.device.type == "cpu" or len(self._pending) >= CHECK_EVERY:
             self.check()
 
@@ -55,7 +86,7 @@ class LossMeter:
         """Read the losses that were added.
 
         Raises:
-            NonFiniteLossError: one of them is infinite or NaN.
+            NonFiniteError: one of them is infinite or NaN.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -64,7 +95,12 @@ class LossMeter:
         values: list[float] = (summed / get_world_size()).tolist()
         for value, (_, iteration, lrs, indices) in zip(values, pending, strict=True):
             if not math.isfinite(value):
-                raise NonFiniteLossError(value, iteration, lrs, indices.tolist())
+                raise NonFiniteError(
+                    f"the loss is {value} at iteration {iteration} (learning rates "
+                    f"{', '.join(f'{lr:g}' for lr in lrs)}; samples "
+                    f"{', '.join(self.ids[index] for index in indices)}): lower --lr, or use "
+                    "--precision fp32"
+                )
             self.total += value
         self.latest = values[-1]
 
@@ -75,7 +111,7 @@ def evaluate(
     dataset: SegmentationDataset,
     loader: DataLoader,
     visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[int], bool] = lambda _: False,
 ) -> StreamSegMetrics:
     """Count the predictions for the images of `dataset`, against targets of their own size.
 
@@ -85,7 +121,7 @@ def evaluate(
         loader: its batches, each of images of one size (`build_val_loader`).
         visit: called with each sample's index, its image uint8 (3, H, W), its target and its
             prediction, both uint8 (H, W); the prediction is on the device, the others are not.
-        should_stop: asked between two batches.
+        should_stop: asked before each batch, with its number; all processes ask equally often.
 
     Returns:
         The counts over all processes; `compute()` gives the scores.
@@ -100,8 +136,9 @@ def evaluate(
     # took over a minute with it and 3 s without (DeepLabV3+ with a ResNet-50, 210 images).
     searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
-        for images, targets, indices in batches:
-            if should_stop():
+        asked = fewest(len(loader), device)
+        for number, (images, targets, indices) in enumerate(batches):
+            if number < asked and should_stop(number):
                 raise Stopped
             preds = predict_batch(predictor, images.to(device, non_blocking=True))
             metrics.update(targets.to(device, non_blocking=True), preds)

@@ -1,11 +1,11 @@
 """SGD with a slower backbone, the learning-rate schedules, and an average of the weights."""
 
+import copy
 from typing import Any
 
-from torch import nn
+import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, PolynomialLR, StepLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from network._deeplab import DeepLab
 
@@ -48,12 +48,45 @@ def build_scheduler(
     return ChainedScheduler([schedule, warmup], optimizer=optimizer)
 
 
-def build_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of weights and running statistics; None with `decay` 0.
+def learning_rates(optimizer: Optimizer) -> list[float]:
+    """Those of the next step, of backbone and head."""
+    return [group["lr"] for group in optimizer.param_groups]
 
-    Call its `update_parameters(model)` after each iteration. The first call copies; from then on
-    each iteration adds its weights with a share of `1 - decay`.
+
+def schedule_notes(policy: str, step_size: int, total_itrs: int, warmup_itrs: int) -> list[str]:
+    """What a schedule does not come to before the run ends, a line each."""
+    notes = []
+    if warmup_itrs >= total_itrs:
+        notes.append(
+            f"note: --warmup_itrs {warmup_itrs}: the run ends after {total_itrs} iterations, and "
+            "its learning rate never reaches --lr"
+        )
+    if policy == "step" and step_size >= total_itrs:
+        notes.append(
+            f"note: --step_size {step_size}: the run ends after {total_itrs} iterations, and its "
+            "learning rate is never lowered"
+        )
+    return notes
+
+
+class WeightAverage:
+    """An exponential moving average of weights and running statistics.
+
+    The first update copies; from then on each adds its weights with a share of `1 - decay`.
+
+    Attributes:
+        model: with the averaged weights.
+        updates: how many there were.
     """
-    if decay == 0:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def __init__(self, trained: DeepLab, decay: float) -> None:
+        self.model = copy.deepcopy(trained).requires_grad_(False)
+        self.decay, self.updates = decay, 0
+        own, new = self.model.state_dict().values(), trained.state_dict().values()
+        # The integers, batch norm's counters, have no effect: they stay as they are.
+        self._own, self._new = ([v for v in part if v.is_floating_point()] for part in (own, new))
+
+    def update(self) -> None:
+        """Add the weights that are trained."""
+        torch._foreach_lerp_(self._own, self._new, 1 - self.decay if self.updates else 1.0)
+        self.updates += 1

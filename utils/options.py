@@ -50,7 +50,7 @@ EXCLUSIVE = {"resume": ("args", "overwrite", "test_only"), "test_only": ("overwr
 # Settings that do not change what a run computes: where things are, and how fast they go.
 IRRELEVANT_SETTINGS = {
     "data_root", "no_download", "voc_archive", "runs_dir", "run_name", "device", "num_workers",
-    "val_batch_size", "save_interval", "compile",
+    "val_batch_size", "save_interval", "compile", "tensorboard",
 }  # fmt: skip
 # What `--test_only` heeds; `--crop_size` as well with `--crop_val`. Training alone heeds the rest.
 EVALUATION_SETTINGS = DATA_FLAGS | {
@@ -128,6 +128,7 @@ def _add_run_args(parser: Parser) -> None:
     add("--save_interval", type=whole(), default=0, help=text)
     add_loader_flags(group)
     add_device_flags(group, "of the convolutions")
+    add("--tensorboard", action="store_true", help="write losses, rates and scores for it as well")
     add("--compile", action="store_true", help="torch.compile: slow start; measure whether it pays")
     add("--seed", type=SEED, default=0, help="of weights, order and augmentation")
     add("--deterministic", action="store_true", help="slower, bit for bit on CUDA too")

@@ -2,6 +2,7 @@
 
 import contextlib
 import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -82,6 +83,13 @@ def describe_precision(precision: str, device: torch.device) -> str:
     uses_tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not torch.version.hip
     tf32 = " (TF32 in convolutions, where the GPU has it)"
     return f"{precision}{tf32 if precision == 'fp32' and uses_tf32 else ''} on {device}"
+
+
+def build_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """What keeps small gradients in fp16 from vanishing; in other precisions it does nothing."""
+    # It skips a step that overflows, the first one too: the schedule counts iterations.
+    warnings.filterwarnings("ignore", message=r"Detected call of .lr_scheduler\.step")
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def _has_bf16(device_type: str) -> bool:

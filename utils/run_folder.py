@@ -4,7 +4,7 @@ import contextlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ class RunFolder:
         last: what a resume needs.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tensorboard: bool = False) -> None:
         self.path = path
         self.best, self.last = path / BEST_FILE, path / LAST_FILE
+        self._build_writer = import_tensorboard() if tensorboard else None
+        self._writer: Any = None
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Make sure that no run is lost: a folder that holds one is only entered on demand.
@@ -72,7 +74,8 @@ class RunFolder:
             except UserError as error:  # some network file systems
                 print(f"{error}; until then start no second run in it", flush=True)
             self.check(resume, overwrite)  # another run may have come and gone
-            old = [*RUN_FILES, "scores*.json", "predictions_*/*"] if not resume else []
+            leavings = ("scores*.json", "predictions_*/*", "events.out.tfevents.*")
+            old = [*RUN_FILES, *leavings] if not resume else []
             for pattern in (".*.partial", *old):
                 for path in self.path.glob(pattern):
                     path.unlink(missing_ok=True)
@@ -83,11 +86,36 @@ class RunFolder:
         if is_main():
             with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+            ious = {f"class_iou/{name}": iou for name, iou in record["class_iou"].items()}
+            self.plot(record["iteration"], record | ious)
 
     def drop_log_after(self, iteration: int) -> None:
         """Take out what was logged later: a resumed run will log it again."""
-        if is_main() and (records := read_log(self.path)):
+        if not is_main():
+            return
+        if records := read_log(self.path):
             write_log(self.path, [r for r in records if r["iteration"] <= iteration])
+        if self._build_writer:
+            self._writer = self._build_writer(str(self.path), purge_step=iteration + 1)
+
+    def plot(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Show the numbers among these in TensorBoard, if that was asked for."""
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, iteration)
+            self._writer.flush()
+
+
+def import_tensorboard() -> Callable[..., Any]:
+    """What writes TensorBoard's files; a `UserError` without that package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--tensorboard: the package is not there: pip install tensorboard, or leave it out"
+        ) from None
+    return SummaryWriter
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from utils.distributed import (
 )
 
 def main():
-    device = init_distributed(torch.device("cpu"))
+    device = init_distributed("cpu")
     images, targets = (part[get_rank()::2] for part in torch.load(sys.argv[1]))
     wrap, loss = lambda model: wrap_model(model, device), loss_of_all
     results = gradients(images, targets, wrap, loss)
@@ -122,7 +122,7 @@ def test_variables_of_torchrun_that_are_missing_are_named(monkeypatch, missing):
     with pytest.raises(
         UserError, match=rf"RANK and WORLD_SIZE are set, but not {missing}: .*torchrun"
     ):
-        init_distributed(torch.device("cpu"))
+        init_distributed("cpu")
 
 
 def test_two_processes_score_exactly_what_one_scores(pair, data, run):

@@ -7,8 +7,9 @@ from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import as_process, make_voc
-from utils.engine import LossMeter, NonFiniteLossError, evaluate
+from utils.engine import LossMeter, NonFiniteError, evaluate
 from utils.predictor import Predictor
+from utils.signals import Stopped
 
 CPU = torch.device("cpu")
 
@@ -80,6 +81,16 @@ def test_evaluation_that_runs_out_of_memory_halves_its_batch(model, val_set, cap
     assert "out of memory" in capsys.readouterr().err
 
 
+def test_evaluation_asks_whether_to_stop_as_often_as_every_process_can(model, val_set, monkeypatch):
+    asked = []
+    loader = build_val_loader(val_set, val_set.image_sizes(), batch_size=2)
+    monkeypatch.setattr("utils.engine.fewest", lambda count, device: count - 1)
+    evaluate(Predictor(model, "fp32"), val_set, loader, should_stop=asked.append)
+    assert asked == list(range(len(loader) - 1))
+    with pytest.raises(Stopped):
+        evaluate(Predictor(model, "fp32"), val_set, loader, should_stop=lambda number: number == 1)
+
+
 class Affine(nn.Module):
     """A network of one 1x1 convolution."""
 
@@ -95,12 +106,11 @@ def test_loss_meter_adds_up_and_keeps_the_newest():
     assert (meter.total, meter.latest) == (3.5, 2.5)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", ["nan", "inf"])
 def test_loss_meter_names_iteration_rates_and_samples_of_a_loss_that_is_not_finite(value):
-    meter = LossMeter()
+    meter = LossMeter(["a", "b", "c"])
     meter.add(torch.tensor(1.0), 7, [0.1], torch.tensor([0]))
-    with pytest.raises(NonFiniteLossError) as caught:
-        meter.add(torch.tensor(value), 8, [0.2, 0.3], torch.tensor([4, 5]))
-    error = caught.value
-    assert (error.iteration, error.lrs, error.indices) == (8, [0.2, 0.3], [4, 5])
-    assert not torch.tensor(error.value).isfinite() and meter.total == 1
+    text = rf"loss is {value} at iteration 8 \(learning rates 0\.2, 0\.3; samples c, a\): .*--lr"
+    with pytest.raises(NonFiniteError, match=text):
+        meter.add(torch.tensor(float(value)), 8, [0.2, 0.3], torch.tensor([2, 0]))
+    assert meter.total == 1

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from network.modeling import build_model
-from utils.optim import build_average, build_optimizer, build_scheduler
+from utils.optim import WeightAverage, build_optimizer, build_scheduler, schedule_notes
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +73,33 @@ def test_schedule_with_warmup_goes_on_from_its_state(model):
 
 def test_average_is_an_exponential_moving_one_of_weights_and_statistics():
     model = torch.nn.BatchNorm1d(1)
-    average = build_average(model, decay=0.75)
+    average = WeightAverage(model, decay=0.75)
     expected = None
     for value in (4.0, 8.0, 0.0):
         model.weight.data.fill_(value)
         model.running_mean.fill_(-value)
-        average.update_parameters(model)
+        average.update()
         expected = value if expected is None else 0.75 * expected + 0.25 * value
     assert expected == 3.75
-    assert average.module.weight.item() == 3.75 and average.module.running_mean.item() == -3.75
+    assert average.model.weight.item() == 3.75 and average.model.running_mean.item() == -3.75
+    assert average.updates == 3
 
 
-def test_no_decay_is_no_average(model):
-    assert build_average(model, 0) is None
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (("poly", 10, 100, 100), ["--warmup_itrs 100: the run ends after 100"]),
+        (("step", 100, 100, 0), ["--step_size 100: the run ends after 100"]),
+        (("step", 99, 100, 99), []),  # the last iteration has the first lowered rate
+        (("poly", 1000, 100, 0), []),
+    ],
+)
+def test_what_a_schedule_never_comes_to_is_said(model, schedule, words):
+    notes = schedule_notes(*schedule)
+    assert len(notes) == len(words)
+    assert all(word in note for word, note in zip(words, notes, strict=True))
+    policy, step_size, total_itrs, warmup_itrs = schedule
+    options = {"step_size": step_size, "total_itrs": total_itrs, "warmup_itrs": warmup_itrs}
+    of_head = rates(model, policy, total_itrs, **options)[:, 1]
+    if policy == "step":
+        assert (of_head.max() > 1.5 * of_head[-1]) == (not words)

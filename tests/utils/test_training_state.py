@@ -1,17 +1,20 @@
-"""One step of training, and what a resume brings back, on a network that is quick to step."""
+"""Steps of training, and what a resume brings back, on a network that is quick to step."""
 
-import argparse
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from utils.common.errors import UserError
-from utils.engine import NonFiniteLossError
+from utils.engine import LossMeter, NonFiniteError, train_step
 from utils.loss import build_criterion
-from utils.optim import build_average, build_optimizer, build_scheduler
-from utils.training_state import TrainingState
+from utils.optim import WeightAverage, build_optimizer, build_scheduler, learning_rates
+from utils.precision import build_scaler
+from utils.training_state import TrainingState, set_rng_state
+
+CPU = torch.device("cpu")
 
 
 class Affine(nn.Module):
@@ -33,14 +36,15 @@ def build(precision="fp32", names=("a", "b"), decay=0.0, model=None, lr=0.1):
     model = model or Affine()
     optimizer = build_optimizer(model, lr, 1.0, precision, momentum=0.0, weight_decay=0.0)
     return TrainingState(
-        argparse.Namespace(precision=precision, compile=False, seed=0),
-        names,
-        torch.device("cpu"),
         model,
-        build_criterion("ce"),
         optimizer,
         build_scheduler(optimizer, "step", step_size=2, total_itrs=100),
-        build_average(model, decay),
+        build_scaler(precision, CPU),
+        WeightAverage(model, decay) if decay else None,
+        LossMeter(),
+        settings={"precision": precision},
+        class_names=names,
+        colours=np.zeros((len(names), 3), np.uint8),
     )
 
 
@@ -48,67 +52,54 @@ def batches(count):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 2, 3, 8, 8), dtype=torch.uint8, generator=generator)
     targets = (images[:, :, 0] > 128).to(torch.uint8)
-    return [(images[k], targets[k], torch.arange(2 * k, 2 * k + 2)) for k in range(count)]
+    return [(images[k], targets[k]) for k in range(count)]
+
+
+def step(state, batch):
+    precision = state.settings["precision"]
+    ce = build_criterion("ce")
+    return train_step(state.model, batch, ce, state.optimizer, state.scaler, precision)
 
 
 def steps(state, count, first=0):
+    """What `main.train` does between two evaluations."""
     for batch in batches(first + count)[first:]:
-        state.step(batch)
+        state.lrs = learning_rates(state.optimizer)
+        loss = step(state, batch)
+        state.scheduler.step()
+        if state.average is not None:
+            state.average.update()
+        state.cur_itrs += 1
+        state.losses.add(loss, state.cur_itrs, state.lrs, torch.tensor([]))
     return state
 
 
 def test_one_step_is_sgd_on_the_mean_cross_entropy():
     state = build()
     weight = state.model.conv.weight.detach().clone()
-    images, targets, _ = batches(1)[0]
+    images, targets = batches(1)[0]
     logits = nn.functional.conv2d(images / 255, weight.requires_grad_(), state.model.conv.bias)
-    loss = nn.functional.cross_entropy(logits, targets.long())
-    (gradient,) = torch.autograd.grad(loss, weight)
-    steps(state, 1)
+    expected = nn.functional.cross_entropy(logits, targets.long())
+    (gradient,) = torch.autograd.grad(expected, weight)
+    loss = step(state, (images, targets))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6) and not loss.requires_grad
     assert torch.allclose(state.model.conv.weight, weight - 0.1 * gradient, atol=1e-6)
-    assert state.mean_loss() == pytest.approx(loss.item(), rel=1e-6)
+    assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
-def test_iterations_are_counted_and_lower_loss_and_learning_rate():
+def test_steps_lower_loss_and_learning_rate():
     state = steps(build(), 6)
-    assert state.cur_itrs == 6
-    assert state.losses.latest < state.mean_loss()
-    assert state.lrs == pytest.approx([0.1 * 0.1**3] * 2)
-
-
-def test_mean_of_the_loss_starts_anew_at_each_evaluation():
-    state = steps(build(), 2)
-    first = state.mean_loss()
-    assert first == pytest.approx(state.losses.total / 2)
-    state.evaluated(miou=0.5)
-    steps(state, 1, first=2)
-    assert state.mean_loss() == state.losses.latest != first
-
-
-def test_best_score_is_the_highest():
-    state = build()
-    for miou, best in ((0.5, 0.5), (0.4, 0.5), (0.6, 0.6)):
-        state.evaluated(miou)
-        assert state.best_score == best
+    assert state.losses.latest < state.losses.total / 6
+    assert state.lrs == pytest.approx([0.1 * 0.1**2] * 2)  # what the last one used
+    assert learning_rates(state.optimizer) == pytest.approx([0.1 * 0.1**3] * 2)
 
 
 def test_void_targets_change_nothing():
     state = build()
     before = state.model.conv.weight.detach().clone()
-    images, targets, indices = batches(1)[0]
-    state.step((images, torch.full_like(targets, 255), indices))
+    images, targets = batches(1)[0]
+    assert step(state, (images, torch.full_like(targets, 255))) == 0
     assert torch.equal(state.model.conv.weight, before)
-
-
-def test_non_finite_loss_names_iteration_rate_and_samples():
-    state = steps(build(), 2)
-    with torch.no_grad():
-        state.model.conv.bias.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError) as caught:
-        steps(state, 1, first=2)
-    error = caught.value
-    assert (error.iteration, error.indices) == (3, [4, 5])
-    assert error.lrs == pytest.approx([0.01, 0.01]) and math.isnan(error.value)
 
 
 @pytest.mark.parametrize(
@@ -127,42 +118,48 @@ def test_the_network_runs_in_the_precision_of_the_run(precision, dtype):
     assert seen == [dtype]
 
 
-def test_fp16_whose_first_step_is_skipped_does_not_start_from_garbage():
+def test_fp16_whose_first_step_is_skipped_does_not_start_from_garbage(monkeypatch):
     # The scaler's first loss scale, 65536, overflows on purpose: that step is skipped.
     state = build("fp16")
+    gradients = []
     for group in state.optimizer.param_groups:
         group["momentum"] = 0.9
     before = state.model.conv.weight.detach().clone()
-    images, targets, indices = batches(1)[0]
-    state.scaler.step, step = lambda optimizer: _overflow(state, step), state.scaler.step
-    state.step((images, targets, indices))
-    state.scaler.step = step
+    real_step = state.scaler.step
+
+    def overflow(optimizer):
+        for parameter in state.model.parameters():
+            parameter.grad.fill_(math.inf)
+        real_step(optimizer)
+
+    def note(optimizer):
+        real_step(optimizer)
+        gradients.extend(parameter.grad for parameter in state.model.parameters())
+
+    monkeypatch.setattr(state.scaler, "step", overflow)
+    step(state, batches(1)[0])
     assert torch.equal(state.model.conv.weight, before)  # skipped
     buffers = [kept.get("momentum_buffer") for kept in state.optimizer.state.values()]
     assert all(buffer is None or not buffer.any() for buffer in buffers)
     # The next step is the first: its momentum is its gradient.
-    steps(state, 1, first=1)
-    for parameter in state.model.parameters():
+    monkeypatch.setattr(state.scaler, "step", note)
+    step(state, batches(1)[0])
+    for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
         momentum = state.optimizer.state[parameter]["momentum_buffer"]
-        assert torch.allclose(momentum, parameter.grad) and momentum.any()
-
-
-def _overflow(state, step):
-    for parameter in state.model.parameters():
-        parameter.grad.fill_(math.inf)
-    return step(state.optimizer)
+        assert torch.allclose(momentum, gradient) and momentum.any()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_state_goes_on_from_its_file_bit_for_bit(tmp_path, decay):
     whole = steps(build(decay=decay), 3)
-    whole.evaluated(0.7)
+    whole.best_score, whole.evaluated_itrs, whole.seconds = 0.7, 3, 12.5
     steps(whole, 2, first=3)
     whole.save(tmp_path / "last.pth")
     resumed = build(decay=decay)
     resumed.load(tmp_path / "last.pth")
-    assert (resumed.cur_itrs, resumed.evaluated_itrs, resumed.best_score) == (5, 3, 0.7)
-    assert resumed.mean_loss() == whole.mean_loss() and resumed.lrs == whole.lrs
+    for name in ("cur_itrs", "evaluated_itrs", "best_score", "seconds", "lrs"):
+        assert getattr(resumed, name) == getattr(whole, name)
+    assert resumed.losses.total == whole.losses.total
     for state in (whole, resumed):
         steps(state, 3, first=5)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -182,6 +179,33 @@ def test_mean_and_std_come_back_with_the_weights(tmp_path):
     for model in (resumed.model, resumed.evaluated_model):
         assert torch.allclose(model.mean, torch.tensor(51.0))
         assert torch.allclose(model.std, torch.tensor(51.0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
+    state = steps(build(), 1)
+    state.save(tmp_path / "last.pth")
+    before = (tmp_path / "last.pth").read_bytes()
+    with torch.no_grad():
+        state.model.conv.weight[1, 2, 0, 0] = value  # after a loss that was finite
+    with pytest.raises(NonFiniteError, match="are not finite after iteration 1: lower --lr"):
+        state.save(tmp_path / "last.pth")
+    assert (tmp_path / "last.pth").read_bytes() == before
+
+
+def test_what_dropout_draws_on_a_gpu_is_that_of_the_runs_own_device(monkeypatch, capsys):
+    class Module:
+        def set_rng_state(self, state):
+            restored.append(state)
+
+    restored, cpu = [], torch.get_rng_state()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Module())
+    device = torch.device("cuda", 1)
+    set_rng_state(device, {"cpu": cpu, "cuda": "own"})
+    set_rng_state(device, {"cpu": cpu, "cuda": ["of 0", "of 1"]})  # an older file's
+    assert restored == ["own", "of 1"] and not capsys.readouterr().out
+    set_rng_state(device, {"cpu": cpu, "cuda": ["of 0"]})
+    assert len(restored) == 2 and "dropout draws other numbers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

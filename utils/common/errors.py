@@ -29,10 +29,8 @@ def run_script(main: Callable[..., int | None], argv: list[str] | None = None) -
         sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        # A DataLoader worker wraps its exception's traceback around the message, which stays last.
-        name = f"{type(error).__module__}.{type(error).__name__}: "
-        message = str(error).strip().rpartition(name)[-1]
-        print("error:", message.replace("\n", "\\n"), file=sys.stderr)  # names may hold line breaks
+        line = str(error).replace("\n", "\\n")  # names may hold line breaks
+        print("error:", line, file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # what is still buffered has no reader either

@@ -1,10 +1,11 @@
 """One kind of progress bar for everything that takes long, and lines beside it."""
 
+import contextlib
 import functools
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
@@ -41,3 +42,29 @@ def say_once(line: str) -> None:
     """Print a line to stderr: once in a process, and in the first of several processes alone."""
     if os.environ.get("RANK", "0") == "0":  # set by torchrun
         print(line, file=sys.stderr, flush=True)
+
+
+class Unbroken:
+    """A stream that nobody need read: what cannot be written is lost, and the program goes on."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or open(os.devnull, "w")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or do not."""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do not."""
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+
+def outlive_output() -> None:
+    """Go on where the terminal is gone, the reader of a pipe has enough, or the disk is full."""
+    sys.stdout, sys.stderr = cast(TextIO, Unbroken(sys.stdout)), cast(TextIO, Unbroken(sys.stderr))

@@ -29,14 +29,13 @@ def test_status_is_what_main_returns(returned, status):
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        # As a data worker hands it on: the message stays last.
-        ("Traceback ...\n{}: a.jpg: is no image", "a.jpg: is no image"),
+        ("a.jpg: is no image", "a.jpg: is no image"),
         ("two\nlines.jpg: is no image", "two\\nlines.jpg: is no image"),
     ],
 )
 def test_user_error_is_one_line_and_status_2(capsys, kind, message, line):
     def fail(argv):
-        raise kind(message.format(f"{kind.__module__}.{kind.__name__}"))
+        raise kind(message)
 
     with pytest.raises(SystemExit) as stopped:
         run_script(fail)
