@@ -9,13 +9,14 @@
 A run leaves args.json, log.jsonl, best.pth and last.pth in `runs/<run_name>/`.
 """
 
-import argparse
 import dataclasses
 import math
 import os
 import shlex
 import sys
 import time
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         end_distributed()
 
 
-def test(args: argparse.Namespace, device: torch.device) -> int:
+def test(args: Namespace, device: torch.device) -> int:
     """Evaluate a checkpoint, leave its scores beside it and print them."""
     path = Path(args.ckpt) if args.ckpt else run_dir_of(args) / BEST_FILE
     predictor = Predictor.from_checkpoint(path, device, args.precision, args.output_stride)
@@ -113,7 +114,7 @@ def test(args: argparse.Namespace, device: torch.device) -> int:
     return 0
 
 
-def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
+def run(args: Namespace, device: torch.device, command: str) -> int:
     """Everything from the data to the last iteration, top to bottom."""
     outlive_output()
     folder = RunFolder(run_dir_of(args), args.tensorboard)
@@ -147,11 +148,7 @@ def run(args: argparse.Namespace, device: torch.device, command: str) -> int:
 
 
 def train_and_keep(
-    args: argparse.Namespace,
-    data: Data,
-    state: TrainingState,
-    folder: RunFolder,
-    signals: StopSignals,
+    args: Namespace, data: Data, state: TrainingState, folder: RunFolder, signals: StopSignals
 ) -> None:
     """Train; whatever ends it, keep what is done, and say how to go on."""
     names = ["--runs_dir", str(folder.path.parent), "--run_name", folder.path.name]
@@ -175,11 +172,7 @@ def train_and_keep(
 
 @worker_faults_explained()
 def train(
-    args: argparse.Namespace,
-    data: Data,
-    state: TrainingState,
-    folder: RunFolder,
-    signals: StopSignals,
+    args: Namespace, data: Data, state: TrainingState, folder: RunFolder, signals: StopSignals
 ) -> None:
     """Train to `--total_itrs`, evaluating every `--val_interval` epochs and at the end.
 
@@ -230,11 +223,7 @@ def train(
 
 
 def validate(
-    args: argparse.Namespace,
-    data: Data,
-    state: TrainingState,
-    folder: RunFolder,
-    signals: StopSignals,
+    args: Namespace, data: Data, state: TrainingState, folder: RunFolder, signals: StopSignals
 ) -> None:
     """Score the model, keep it in `best.pth` if it is the best so far, and log the scores."""
     start = time.perf_counter()
@@ -243,17 +232,13 @@ def validate(
     train_loss = state.losses.total / (state.cur_itrs - state.evaluated_itrs)
     sync_buffers(state.evaluated_model)
     predictor = Predictor(state.evaluated_model, args.precision, resize=args.resize)
-    scores = evaluate(
-        predictor,
-        data.val_set,
-        data.val_loader,
-        should_stop=lambda number: signals.stop_together(number, predictor.device),
-    ).compute()
+    should_stop = partial(signals.stop_together, device=predictor.device)
+    scores = evaluate(predictor, data.val_set, data.val_loader, should_stop=should_stop).compute()
     class_iou = dict(zip(state.class_names, scores.pop("class_iou"), strict=True))
-    is_best = scores["miou"] > state.best_score or state.evaluated_itrs == 0
-    state.best_score = max(state.best_score, scores["miou"])
-    state.evaluated_itrs, state.losses.total = state.cur_itrs, 0.0
+    if scores["miou"] > state.best_score or state.evaluated_itrs == 0:
+        state.save_best(folder.best, scores["miou"])
     seconds = time.perf_counter() - start
+    is_gpu = predictor.device.type == "cuda"
     record = {
         "iteration": state.cur_itrs,
         "epoch": round(state.cur_itrs / data.per_epoch, 2),
@@ -264,11 +249,11 @@ def validate(
         "class_iou": class_iou,
         "seconds": state.seconds + seconds,
         "val_seconds": seconds,
-        "max_memory_mb": max_memory_mb(predictor.device),
+        "max_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if is_gpu else None,
     }
     folder.append_log(record)
-    if is_best:
-        state.save_best(folder.best)
+    state.best_score = max(state.best_score, scores["miou"])
+    state.evaluated_itrs, state.losses.total = state.cur_itrs, 0.0
     if is_main():
         say(
             f"{epoch_text(args, data, state)}, iteration {state.cur_itrs}: loss {train_loss:.4f}, "
@@ -277,12 +262,7 @@ def validate(
         )
 
 
-def max_memory_mb(device: torch.device) -> float | None:
-    """Peak memory of the GPU so far, in MB; None elsewhere."""
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
-
-
-def epoch_text(args: argparse.Namespace, data: Data, state: TrainingState) -> str:
+def epoch_text(args: Namespace, data: Data, state: TrainingState) -> str:
     """How far the training is."""
     done, total = (count / data.per_epoch for count in (state.cur_itrs, args.total_itrs))
     return f"epoch {done:.1f}/{round(total, 1):g}"
@@ -303,7 +283,7 @@ def set_seed(seed: int, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def build_data(args: argparse.Namespace, device: torch.device) -> Data:
+def build_data(args: Namespace, device: torch.device) -> Data:
     """The training set, augmented, and the evaluation's data."""
     crop_size = (args.crop_size[0], args.crop_size[-1])
     transform = train_transform(crop_size, args.resize, args.color_jitter)
@@ -320,7 +300,7 @@ def build_data(args: argparse.Namespace, device: torch.device) -> Data:
     return Data(train_set, val_set, val_loader, batches_per_epoch(train_set, args.batch_size))
 
 
-def build_network(args: argparse.Namespace, train_set: SegmentationDataset) -> DeepLab:
+def build_network(args: Namespace, train_set: SegmentationDataset) -> DeepLab:
     """The model to train, from ImageNet's weights, from those of `--ckpt`, or from none."""
     with main_first():  # a download comes once
         model = build_model(
@@ -338,9 +318,7 @@ def build_network(args: argparse.Namespace, train_set: SegmentationDataset) -> D
     return model
 
 
-def build_state(
-    args: argparse.Namespace, train_set: SegmentationDataset, model: DeepLab
-) -> TrainingState:
+def build_state(args: Namespace, train_set: SegmentationDataset, model: DeepLab) -> TrainingState:
     """The model and what changes it, before the first iteration."""
     optimizer = build_optimizer(
         model, args.lr, args.backbone_lr_factor, args.precision,
@@ -362,7 +340,7 @@ def build_state(
     )
 
 
-def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.Module:
+def build_loss(args: Namespace, train_set: SegmentationDataset) -> nn.Module:
     """The training loss; class weights are counted in the training set."""
     weights = None
     if args.class_weights != "none":
@@ -373,11 +351,7 @@ def build_loss(args: argparse.Namespace, train_set: SegmentationDataset) -> nn.M
 
 
 def settings_of(
-    args: argparse.Namespace,
-    data: Data,
-    device: torch.device,
-    command: str,
-    stored: dict[str, Any],
+    args: Namespace, data: Data, device: torch.device, command: str, stored: dict[str, Any]
 ) -> dict[str, Any]:
     """What `args.json` holds: enough to run again, and what `auto` came to."""
     if stored.get("args", {}).get("total_itrs") == args.total_itrs:  # a resume that only goes on
@@ -412,7 +386,7 @@ def settings_of(
     }
 
 
-def print_settings(args: argparse.Namespace, data: Data, device: torch.device) -> None:
+def print_settings(args: Namespace, data: Data, device: torch.device) -> None:
     """Say what applies, defaults included."""
     train_set, val_set = data.train_set, data.val_set
     crop = args.crop_size[0] if args.crop_val else None

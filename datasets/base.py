@@ -138,12 +138,6 @@ class SegmentationDataset(Dataset):
         """The mask alone, untransformed: uint8 (H, W), classes and 255."""
         return self.masks(self.target_paths[index])
 
-    def check_sizes(self) -> None:
-        """Compare all images with their masks, by the headers; see `__getitem__` for the errors."""
-        for index, size in enumerate(self.image_sizes()):
-            if image_size(self.image_paths[index]) != size:  # unless it will be turned
-                self._read_sample(index)
-
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every sample, from headers: of the masks, which images must fit."""
         if self.target_paths:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import gc
+import inspect
 import os
 from collections.abc import Iterator
 from typing import cast
@@ -16,6 +17,11 @@ from utils.common.errors import UserError
 from utils.common.processes import get_rank, get_world_size, is_main
 from utils.precision import choose_device
 
+SYNC_BUFFERS = next(  # at each step; torch renamed it
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 CHECK_EVERY = 10  # iterations between two waits for a GPU
 TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may download VOC while the others wait
 
@@ -117,9 +123,9 @@ def wrap_model(model: nn.Module, device: torch.device, compiled: bool = False) -
         network = DistributedDataParallel(
             network,
             device_ids=ids,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
             static_graph=not compiled,
+            **{SYNC_BUFFERS: False},
         )
     return cast(nn.Module, torch.compile(network)) if compiled else network
 

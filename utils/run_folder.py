@@ -84,8 +84,14 @@ class RunFolder:
     def append_log(self, record: dict[str, Any]) -> None:
         """Add the record of an evaluation."""
         if is_main():
-            with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            path = self.path / LOG_FILE
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise UserError(
+                    f"{path}: cannot be written ({error.strerror}): make room"
+                ) from None
             ious = {f"class_iou/{name}": iou for name, iou in record["class_iou"].items()}
             self.plot(record["iteration"], record | ious)
 

@@ -44,10 +44,10 @@ class TrainingState:
         """The average, or else the model that is trained: what is scored and handed on."""
         return self.model if self.average is None else self.average.model
 
-    def save_best(self, path: Path) -> None:
-        """Write what predicts: weights, and what rebuilds their model."""
+    def save_best(self, path: Path, score: float) -> None:
+        """Write what predicts: weights, what rebuilds their model, and their mIoU in [0, 1]."""
         if is_main():
-            save_checkpoint(path, self._weights_and_settings())
+            save_checkpoint(path, {**self._weights_and_settings(), "best_score": score})
 
     def save(self, path: Path) -> None:
         """Write everything that `load()` needs: plain values and tensors alone.
@@ -150,9 +150,7 @@ def set_rng_state(device: torch.device, state: Mapping[str, Any]) -> None:
     if device.type not in ("cuda", "mps"):
         return
     own = state.get(device.type)
-    if isinstance(own, list):  # an older file has one for each GPU that was there
-        own = own[device.index or 0] if len(own) > (device.index or 0) else None
-    if own is None:
-        print("note: the run was on another device: dropout draws other numbers from here on")
-    else:
+    if isinstance(own, torch.Tensor):
         torch.get_device_module(device).set_rng_state(own)
+    else:  # an older file has a list, of all GPUs that were there
+        print("note: the run was on another device: dropout draws other numbers from here on")

@@ -1,6 +1,7 @@
 """Steps of training, and what a resume brings back, on a network that is quick to step."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,18 +195,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
 
 
 def test_what_dropout_draws_on_a_gpu_is_that_of_the_runs_own_device(monkeypatch, capsys):
-    class Module:
-        def set_rng_state(self, state):
-            restored.append(state)
-
-    restored, cpu = [], torch.get_rng_state()
-    monkeypatch.setattr(torch, "get_device_module", lambda device: Module())
-    device = torch.device("cuda", 1)
-    set_rng_state(device, {"cpu": cpu, "cuda": "own"})
-    set_rng_state(device, {"cpu": cpu, "cuda": ["of 0", "of 1"]})  # an older file's
-    assert restored == ["own", "of 1"] and not capsys.readouterr().out
-    set_rng_state(device, {"cpu": cpu, "cuda": ["of 0"]})
-    assert len(restored) == 2 and "dropout draws other numbers" in capsys.readouterr().out
+    restored = []
+    module = SimpleNamespace(set_rng_state=restored.append)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    cpu, own = torch.get_rng_state(), torch.zeros(16, dtype=torch.uint8)
+    set_rng_state(torch.device("cuda", 1), {"cpu": cpu, "cuda": own})
+    assert restored == [own] and not capsys.readouterr().out
+    for elsewhere in ({"cpu": cpu}, {"cpu": cpu, "cuda": [own, own]}):  # a CPU's, an older file's
+        set_rng_state(torch.device("cuda", 1), elsewhere)
+        assert len(restored) == 1 and "dropout draws other numbers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -222,6 +220,6 @@ def test_other_classes_are_refused(tmp_path, names, words):
 
 
 def test_file_without_what_a_resume_needs_is_named(tmp_path):
-    build().save_best(tmp_path / "best.pth")
+    build().save_best(tmp_path / "best.pth", 0.5)
     with pytest.raises(UserError, match=r"best\.pth: cannot be resumed from"):
         build().load(tmp_path / "best.pth")
