@@ -6,7 +6,7 @@ import gc
 import inspect
 import os
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,6 @@ from utils.common.errors import UserError
 from utils.common.processes import get_rank, get_world_size, is_main
 from utils.precision import choose_device
 
-SYNC_BUFFERS = next(  # at each step; torch renamed it
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel).parameters
-)
 CHECK_EVERY = 10  # iterations between two waits for a GPU
 TIMEOUT = datetime.timedelta(minutes=30)  # rank 0 may download VOC while the others wait
 
@@ -117,16 +112,14 @@ def wrap_model(model: nn.Module, device: torch.device, compiled: bool = False) -
     """
     network = model.train()
     if dist.is_initialized():
-        ids = None
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": not compiled}
         if device.type == "cuda":
-            network, ids = nn.SyncBatchNorm.convert_sync_batchnorm(model), [device.index]
-        network = DistributedDataParallel(
-            network,
-            device_ids=ids,
-            gradient_as_bucket_view=True,
-            static_graph=not compiled,
-            **{SYNC_BUFFERS: False},
-        )
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            options["device_ids"] = [device.index]
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers"  # torch 2.14's name
+        options[name if name in known else "broadcast_buffers"] = False
+        network = DistributedDataParallel(network, **options)
     return cast(nn.Module, torch.compile(network)) if compiled else network
 
 

@@ -144,5 +144,5 @@ def test_records_after_the_checkpoint_are_dropped(folder):
     write_log(folder.path, records)
     folder.drop_log_after(6)
     assert read_log(folder.path) == records[:2]
-    folder.append_log({"iteration": 8})
-    assert read_log(folder.path) == [*records[:2], {"iteration": 8}]
+    folder.append_log({"iteration": 8, "class_iou": {}})
+    assert read_log(folder.path) == [*records[:2], {"iteration": 8, "class_iou": {}}]
