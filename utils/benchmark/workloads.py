@@ -1,6 +1,5 @@
 """What is compared: the ancestor's way, what `main.py` calls, and the machine's limit."""
 
-import argparse
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -17,12 +16,11 @@ from datasets.loader import build_val_loader, default_num_workers
 from network._deeplab import DeepLab
 from utils.benchmark import ancestor
 from utils.benchmark.timing import Work, timed
-from utils.engine import evaluate
+from utils.engine import LossMeter, evaluate, train_step
 from utils.loss import build_criterion
 from utils.optim import build_optimizer
-from utils.precision import DTYPES
+from utils.precision import DTYPES, build_scaler
 from utils.predictor import Predictor
-from utils.training_state import TrainingState
 
 
 @dataclasses.dataclass
@@ -60,14 +58,16 @@ def training(
     def build_project(precision: str) -> Work:
         own = on_device(model, device)
         optimizer = build_optimizer(own, 0.01, 0.1, precision)
-        args = argparse.Namespace(precision=precision, compile=False)
         criterion, scheduler = build_criterion("ce", IGNORE_INDEX), StepLR(optimizer, 1000)
-        state = TrainingState(args, (), device, own, criterion, optimizer, scheduler)
+        scaler, losses = build_scaler(precision, device), LossMeter()
 
         def work() -> None:
             torch.backends.cudnn.benchmark = True  # as main.py
-            for _ in range(iterations):
-                state.step(batch)
+            own.train()
+            for number in range(iterations):
+                loss = train_step(own, batch, criterion, optimizer, scaler, precision)
+                scheduler.step()
+                losses.add(loss, number, [], batch[2])
 
         return work
 
