@@ -274,16 +274,6 @@ def test_names_that_the_terminal_cannot_print_are_escaped(photos, tmp_path, monk
     assert len(files_of(tmp_path / "out")) == 7
 
 
-@pytest.mark.slow
-def test_photo_above_the_threshold_of_windows_is_predicted(run, ckpt, tmp_path):
-    """With default flags but for the device: 2.25 megapixels go in windows."""
-    values = np.random.default_rng(0).integers(0, 255, (12, 12, 3), np.uint8)
-    Image.fromarray(values).resize((1500, 1500)).save(tmp_path / "photo.jpg")
-    argv = (tmp_path / "photo.jpg", "--ckpt", ckpt, *CPU, "--output_dir", tmp_path / "out")
-    assert run(main, *argv).status == 0
-    assert read_indices(tmp_path / "out" / "photo.png").shape == (1500, 1500)
-
-
 @pytest.mark.parametrize(
     "flags", [(), ("--window", 32, "--overlap", 0), ("--scales", 0.5, 1, "--flip")]
 )

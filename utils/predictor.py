@@ -80,7 +80,7 @@ class Predictor:
         window: int = WINDOW,
         overlap: int = OVERLAP,
     ) -> None:
-        scales = tuple(scales) if isinstance(scales, Sequence) else (scales,)
+        scales = (scales,) if isinstance(scales, int | float) else tuple(scales)
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UserError(f"--scales {' '.join(map(str, scales))}: must be positive numbers")
         if not 0 <= overlap <= window - 2 * ALIGNMENT:
