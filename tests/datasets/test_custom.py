@@ -126,6 +126,31 @@ def test_a_source_names_itself_on_a_command_line():
         assert DataSource.of(parser.parse_args(source.flags())) == source
 
 
+@pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_camvids_masks_in_colours_are_its_masks(tmp_path, mode):
+    root = Path(os.environ["DEEPLAB_TEST_DATA"]) / "camvid"
+    dataset = CustomSegmentation(root, "val")
+    shown = np.full((256, 3), 9, np.uint8)
+    shown[:11] = dataset.colours
+    lines = [
+        f"{name}:{r},{g},{b}::"
+        for name, (r, g, b) in zip(dataset.class_names, shown[:11], strict=True)
+    ]
+    (tmp_path / "labelmap.txt").write_text("\n".join([*lines, "void:9,9,9::"]))
+    (tmp_path / "SegmentationClass").mkdir()
+    for index, sample in enumerate(dataset.ids[:10]):
+        image = Image.fromarray(shown[dataset.read_target(index)])
+        image = image.quantize(256) if mode == "P" else image
+        image.save(tmp_path / "SegmentationClass" / f"{sample}.png")
+    coloured = CustomSegmentation(tmp_path, "trainval", masks_only=True)
+    assert coloured.class_names == dataset.class_names and len(coloured) == 10
+    assert np.array_equal(coloured.colours, dataset.colours)
+    for index, sample in enumerate(coloured.ids):
+        target = dataset.read_target(dataset.ids.index(sample))
+        assert np.array_equal(coloured.read_target(index), target)
+
+
 # Lists of other names, and masks that are not there.
 
 

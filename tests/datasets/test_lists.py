@@ -3,6 +3,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from datasets import check_training_data
 from datasets.base import SegmentationDataset
 from datasets.custom import CustomSegmentation
 from datasets.lists import find_files, list_files, read_ids
@@ -144,8 +145,9 @@ def test_sizes_are_compared_from_headers(folder):
     path.write_bytes(path.read_bytes()[:-20])  # the pixels are not looked at
     dataset.check_sizes()
     Image.new("RGB", (20, 30)).save(path)
-    with pytest.raises(UserError, match=r"y\.png: the mask is 30x20, .*/y\.jpg is 20x30"):
-        dataset.check_sizes()
+    for check in (dataset.check_sizes, lambda: check_training_data(dataset, dataset)):
+        with pytest.raises(UserError, match=r"y\.png: the mask is 30x20, .*/y\.jpg is 20x30"):
+            check()
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"y\.jpg: the file is empty"):
         dataset.check_sizes()

@@ -70,8 +70,8 @@ def are_alike(one: Run, two: Run) -> bool:
     """Whether the scores of two runs compare: the data and the protocol."""
     keys = []
     for settings in map(all_settings, (one, two)):
-        names = ["val_image_set", "val_fraction", "split_seed", "resize"]
-        names += ["crop_size"] * settings["crop_val"]
+        names = ["val_image_set", "val_fraction", "split_seed", "void_value", "object_value"]
+        names += ["resize"] + ["crop_size"] * settings["crop_val"]
         keys.append([settings[name] for name in names])
     return one.compares_with(two) and keys[0] == keys[1]
 
