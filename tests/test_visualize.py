@@ -77,7 +77,14 @@ def undrawn(monkeypatch):
         drawn.append(given)
         return Figure((1, 1))
 
-    for name in ("draw_classes", "draw_comparison", "draw_errors", "plot_confusion"):
+    for name in (
+        "draw_classes",
+        "draw_comparison",
+        "draw_errors",
+        "draw_heads",
+        "plot_confusion",
+        "plot_curves",
+    ):
         monkeypatch.setattr(visualize, name, draw)
     return drawn
 
@@ -91,26 +98,23 @@ def make_sam_results(folder, data, ids, **scores):
     (folder / "scores.json").write_text(json.dumps({"dataset": "voc", **scores}))
 
 
-def test_report_is_the_default_has_everything_and_is_the_same_every_time(show, data, tmp_path):
+def make_all_sam_results(show, folder, data):
+    """SAM's results on the five images."""
     assert show("classes").status == 0
-    five = json.loads((tmp_path / "report" / "picks.json").read_text())["five"]
+    five = json.loads((folder / "report" / "picks.json").read_text())["five"]
     sam = {
         "image_set": "train", "images": five, "deeplab": {"miou": 0.5}, "oracle": {"miou": 0.8},
         "sam_deeplab": {"miou": 0.55}, "borders": {"3": {"deeplab": 0.31}}, "masks_per_image": 40.0,
     }  # fmt: skip
-    make_sam_results(tmp_path / "sam", data, five, **sam)
-    folder, contents = tmp_path / "report", []
-    for _ in range(2):
-        ended = show("", "--sam_dir", tmp_path / "sam", "--limit", 2)
-        assert ended.status == 0, ended.stderr
-        assert "missing" not in ended.stdout
-        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert contents[0] == contents[1]
-    assert contents[0].keys() == {
-        *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
-        "distribution.csv", "picks.json", "report.md", "report.tex",
-        *(f"problem{number}.tex" for number in (1, 2, 3, 4)),
-    }  # fmt: skip
+    make_sam_results(folder / "sam", data, five, **sam)
+
+
+def test_report_is_the_default_and_has_everything(show, undrawn, data, tmp_path):
+    make_all_sam_results(show, tmp_path, data)
+    ended = show("", "--sam_dir", tmp_path / "sam")
+    assert ended.status == 0, ended.stderr
+    assert "missing" not in ended.stdout
+    folder = tmp_path / "report"
     report = (folder / "report.md").read_text()
     tex = "".join((folder / f"problem{number}.tex").read_text() for number in (1, 2, 3, 4))
     for name in FIGURES:
@@ -121,6 +125,21 @@ def test_report_is_the_default_has_everything_and_is_the_same_every_time(show, d
     assert "| SAM's masks, classes from the ground truth | 80.00 |" in report
     assert "SAM's masks, classes from DeepLab & 55.00" in tex
     assert "What is missing" not in report
+
+
+@pytest.mark.slow
+def test_report_is_the_same_every_time(show, data, tmp_path):
+    make_all_sam_results(show, tmp_path, data)
+    contents = []
+    for _ in range(2):
+        assert show("", "--sam_dir", tmp_path / "sam", "--limit", 2).status == 0
+        contents.append({p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()})
+    assert contents[0] == contents[1]
+    assert contents[0].keys() == {
+        *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
+        "distribution.csv", "picks.json", "report.md", "report.tex",
+        *(f"problem{number}.tex" for number in (1, 2, 3, 4)),
+    }  # fmt: skip
 
 
 def test_report_without_runs_has_the_data_and_names_the_rest(show, undrawn, tmp_path):
