@@ -46,7 +46,6 @@ from utils.report.latex import to_latex
 from utils.report.markdown import to_markdown
 from utils.report.options import FIGURES, FLAGS, parse_args, parse_wishes
 from utils.report.runs import (
-    SAM_SCORES_FILE,
     are_alike,
     read_sam_scores,
     runs_to_compare,
@@ -97,7 +96,7 @@ def show_distribution(found: Findings, args: argparse.Namespace, output: Output)
     dataset = build_dataset(DataSource.of(args), args.image_set, masks_only=True)
     found.images, found.statistics = len(dataset), class_statistics(dataset)
     counts, void = found.statistics.pixel_counts, found.statistics.void_pixels
-    name = f"{args.dataset} {args.image_set} ({len(dataset):,} images)"
+    name = f"{found.data_title} {args.image_set} ({len(dataset):,} images)"
     figure = plot_distribution(name, dataset.class_names, dataset.colours, found.statistics)
     text = "shows the share of the labelled pixels that each class has."
     picture = Picture("distribution", f"Share of the labelled pixels in {name}.", text)
@@ -228,12 +227,9 @@ def get_sam(
 ) -> list[Path]:
     """SAM's scores, into `found`; the pictures of its column, none if they are not all there."""
     found.sam, reason = read_sam_scores(folder, found.source.dataset, dataset.class_names)
-    if found.sam is None:
-        found.miss("the numbers of SAM", str(reason), found.sam_command)
-    of_other_data = found.sam is None and (folder / SAM_SCORES_FILE).exists()
-    pictures = [] if of_other_data else find_sam_pictures(folder, dataset, ids)
+    pictures = find_sam_pictures(folder, dataset, ids) if found.sam else []
     if not pictures:
-        reason = f"{folder} does not hold pictures of all the images compared"
+        reason = reason or f"{folder} does not hold pictures of all the images compared"
         found.miss("the column of SAM", reason, found.sam_command)
     return pictures
 

@@ -17,7 +17,7 @@ from PIL import Image
 import visualize
 from datasets.voc import CLASS_NAMES
 from network.modeling import build_model
-from tests.conftest import make_voc
+from tests.conftest import make_voc, save_sample
 from tests.utils.report.test_figures import save_full_masks
 from tests.utils.report.test_runs import write_run
 from utils.checkpoint import describe_model, save_checkpoint
@@ -154,16 +154,14 @@ def test_report_without_runs_has_the_data_and_names_the_rest(show, undrawn, tmp_
 
 def test_report_names_a_missing_loss_and_checkpoint(run, show, undrawn, runs_dir, tmp_path):
     shutil.copytree(runs_dir / "voc_focal", tmp_path / "runs" / "voc_focal")
-    ended = show("", "--runs_dir", tmp_path / "runs")
-    assert (
-        "missing: a model trained with another loss: no such run beside voc_focal" in ended.stdout
-    )
-    assert "voc_focal/args.json --loss ce" in (tmp_path / "report" / "report.md").read_text()
+    ended = show("compare", "--runs_dir", tmp_path / "runs")
+    assert "missing: a model trained with another loss: no such run beside" in ended.stdout
     (tmp_path / "runs" / "voc_focal" / "best.pth").unlink()
     ended = show("", "--runs_dir", tmp_path / "runs")
     assert ended.status == 0, ended.stderr
     report = (tmp_path / "report" / "report.md").read_text()
     assert "best.pth: not there" in report and "](curves.png)" in report
+    assert "voc_focal/args.json --loss ce" in report
     again = re.findall("To make it: `python visualize.py (.*)`", report)
     assert run(main, *shlex.split(again[0])).status == 0
 
@@ -265,6 +263,20 @@ def test_sam_results_of_other_data_are_not_shown(show, undrawn, data, tmp_path):
     ended = show("compare", "--sam_dir", tmp_path / "sam")
     assert "of the data set custom, not voc" in ended.stdout
     assert "missing: the column of SAM" in ended.stdout
+
+
+def test_a_report_shows_no_run_of_other_data_with_equal_class_names(run, undrawn, tmp_path):
+    for town in ("a", "b"):
+        for number in range(4):
+            save_sample(tmp_path / town, f"{town}{number}", (48, 64), num_classes=3)
+        (tmp_path / town / "class_names.txt").write_text("background\ncat\ndog\n")
+    custom = {"dataset": "custom", "class_names": ("background", "cat", "dog")}
+    write_run(tmp_path / "runs" / "of_a", (0.7654,), data_root=str(tmp_path / "a"), **custom)
+    flags = ("--dataset", "custom", "--data_root", tmp_path / "b", "--runs_dir", tmp_path / "runs")
+    ended = run(main, *flags, "--output_dir", tmp_path / "report")
+    assert ended.status == 0 and "of_a: left out: a run on other images" in ended.stdout
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "No run yet:" in report and "76.54" not in report
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from utils.run_folder import ARGS_FILE
 from utils.run_records import Run
 from utils.scores import protocol
 
-SAM_SCORES_FILE = "scores.json"
-
 # What may differ between runs of one variant.
 UNCOMPARED = IRRELEVANT_SETTINGS | {"seed"}
 
@@ -178,7 +176,7 @@ def read_sam_scores(
     Raises:
         UserError: the file is there, but cannot be read.
     """
-    path = folder / SAM_SCORES_FILE
+    path = folder / "scores.json"
     if not path.exists():
         return None, f"{path}: not there"
     scores = read_json(path)
