@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import matplotlib
@@ -87,7 +88,7 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
     """
     if not all(run.log[0]["epoch"] >= 1 for run in runs):
         x = "iterations"  # a run is shorter than an epoch
-    kinds = sorted({loss_name(run) for run in runs if _has(run, "train_loss")})
+    kinds = list(dict.fromkeys(loss_name(run) for run in runs if _has(run, "train_loss")))
     panels = ["miou", *kinds, *(["lr"] if any(_has(run, "lr") for run in runs) else [])]
     groups = group_runs(runs)
     names = _legend_entries(groups, x)
@@ -103,10 +104,15 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
         _label_panels(by_name, x, any(run.setting("lr_policy") == "step" for run in runs))
         if all(run.setting("dataset") == "voc" for run in runs):
             _draw_course_miou(by_name["miou"])
-        _label_stars(by_name["miou"], [best_point(run, x) for run in runs])
+        _label_stars(by_name["miou"], groups, x)
         fitting = [fit(name, PAGE_WIDTH - 0.9) for name in names]
         figure.legend(drawn, fitting, loc="outside lower left", frameon=False, handlelength=4)
     return figure
+
+
+def color_of(number: int) -> Any:
+    """The colour of a group of runs."""
+    return matplotlib.colormaps["tab10"](number % 10)
 
 
 def _has(run: Run, column: str) -> bool:
@@ -132,7 +138,7 @@ def _legend_entries(groups: Sequence[Sequence[Run]], x: str) -> list[str]:
 def _draw_run(by_name: dict[str, Axes], run: Run, x: str, number: int) -> Line2D:
     """Draw a run into all panels; returns its mIoU line, for the legend."""
     style: dict[str, Any] = {
-        "color": matplotlib.colormaps["tab10"](number % 10),
+        "color": color_of(number),
         "linestyle": ("-", "--", ":", "-.")[number % 4],
         "linewidth": max(2 - 0.4 * number, 1),
         "zorder": 2 + 0.01 * number,
@@ -152,8 +158,10 @@ def _draw_run(by_name: dict[str, Axes], run: Run, x: str, number: int) -> Line2D
         if rates is None:
             rates, style = np.array([run.column("backbone_lr"), run.column("lr")]).T, marked
         else:
-            every = np.arange(1, len(rates) + 1)
-            places = np.interp(every, [0, *run.column("iteration")], [0, *places]).tolist()
+            ends = np.arange(len(rates) + 1)  # of the iterations; the first starts at 0
+            places = np.interp(ends, [0, *run.column("iteration")], [0, *places]).tolist()
+            rates = np.concatenate([rates[:1], rates])
+            style["drawstyle"] = "steps-pre"
         backbone, head = rates.T
         by_name["lr"].plot(places, head, **style)
         if not np.array_equal(backbone, head, equal_nan=True):
@@ -190,16 +198,18 @@ def _draw_course_miou(axes: Axes) -> None:
     axes.text(*place, text, va="bottom", fontsize=SMALL, transform=axes.get_yaxis_transform())
 
 
-def _label_stars(axes: Axes, stars: Sequence[tuple[float, float]]) -> None:
-    """The score beside each star; of stars close together one above the other, as room allows."""
+def _label_stars(axes: Axes, groups: Sequence[Sequence[Run]], x: str) -> None:
+    """The best score of each group beside its star; of close ones one below the other."""
     axes.margins(y=0.12)  # the star is large
     width, (bottom, top) = axes.get_xlim()[1], axes.get_ylim()
     line = 0.07 * (top - bottom)
+    stars = [max((best_point(run, x) for run in group), key=itemgetter(1)) for group in groups]
     taken: list[tuple[float, float]] = []
-    for x, y in sorted(set(stars)):
-        place = y
-        while any(abs(x - a) < 0.07 * width and abs(place - b) < line for a, b in taken):
-            place += line / 8
-        if place < top:  # the legend has them all
-            taken.append((x, place))
-            axes.text(x + 0.015 * width, place, f"{y:.1f}", va="center", fontsize=SMALL)
+    for number, (place, score) in sorted(enumerate(stars), key=lambda star: -star[1][1]):
+        y = score
+        while any(abs(place - a) < 0.07 * width and abs(y - b) < line for a, b in taken):
+            y -= line / 8
+        if y > bottom:  # the legend has them all
+            taken.append((place, y))
+            style = {"color": color_of(number), "va": "center", "fontsize": SMALL}
+            axes.text(place + 0.015 * width, y, f"{score:.1f}", **style)

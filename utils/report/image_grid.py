@@ -168,7 +168,8 @@ def image_grid(
                     axes.set_title("\n".join(fit(line, width) for line in lines), pad=3)
         if legend:
             _draw_legend(figure, legend)
-        _settle(figure, layout)
+        for _ in range(2):  # rows come closer when there is less room to spread in
+            _settle(figure, layout)
     return figure
 
 

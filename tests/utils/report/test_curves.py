@@ -50,6 +50,8 @@ def test_curves_show_the_logs_and_mark_the_best_points(runs, x, places, best):
     assert legend_of(figure) == [
         f"cross entropy, best 45.0 ({best[0]})", f"focal loss, gamma 2, best 35.0 ({best[1]})",
     ]  # fmt: skip
+    colors = {text.get_text(): text.get_color() for text in miou.texts}
+    assert colors == {"45.0": first.get_color(), "35.0": second.get_color()}
     assert first.get_color() != second.get_color()
     titles = [axes.get_title(loc="right") for axes in (loss, other_loss)]
     assert titles == ["cross entropy", "focal loss, gamma 2"]
@@ -99,15 +101,16 @@ def test_the_schedule_is_that_of_each_iteration(tmp_path):
     np.testing.assert_allclose(applied_rates(step), np.stack([0.1 * rates, rates], axis=1))
     lr = plot_curves([step], "iterations").axes[-1]
     head, backbone = lr.lines
-    np.testing.assert_allclose(head.get_xdata(), np.arange(1, 31))
-    np.testing.assert_allclose(head.get_ydata(), rates)
-    np.testing.assert_allclose(backbone.get_ydata(), 0.1 * rates)
+    np.testing.assert_allclose(head.get_xdata(), np.arange(31))
+    np.testing.assert_allclose(head.get_ydata()[1:], rates)  # each up to the end of its iteration
+    np.testing.assert_allclose(backbone.get_ydata()[1:], 0.1 * rates)
+    assert head.get_drawstyle() == "steps-pre" and head.get_ydata()[0] == 0.1
     assert backbone.get_alpha() < 1 and lr.get_yscale() == "log"
     poly = load_run(write_run(tmp_path / "poly", **SCHEDULE, lr_policy="poly", warmup_itrs=3))
     expected = [0.1 * (1 - i / 30) ** 0.9 * min((i + 1) / 4, 1) for i in range(30)]
     np.testing.assert_allclose(applied_rates(poly)[:, 1], expected)
     lr = plot_curves([poly]).axes[-1]
-    np.testing.assert_allclose(lr.lines[0].get_xdata(), np.arange(1, 31) / 5)  # epochs
+    np.testing.assert_allclose(lr.lines[0].get_xdata(), np.arange(31) / 5)  # epochs
     assert lr.get_yscale() == "linear"
 
 
