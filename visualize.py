@@ -1,13 +1,13 @@
 """Every figure of the report, and the report, from the data set and the runs on the disk.
 
-python visualize.py                                  # all of it, into report/
-python visualize.py --dataset shapes
-python visualize.py classes --pick aeroplane=2007_000032
-python visualize.py distribution --image_set val
-python visualize.py curves --runs NAME NAME NAME --x iterations
-python visualize.py curves --runs_dir results        # from the logs alone
-python visualize.py compare --runs NAME NAME
-python visualize.py errors --runs NAME
+    python visualize.py                                  # all of it, into report/
+    python visualize.py --dataset shapes
+    python visualize.py classes --pick aeroplane=2007_000032
+    python visualize.py distribution --image_set val
+    python visualize.py curves --runs NAME NAME NAME --x iterations
+    python visualize.py curves --runs_dir results        # from the logs alone
+    python visualize.py compare --runs NAME NAME
+    python visualize.py errors --runs NAME
 """
 
 import argparse
@@ -26,22 +26,8 @@ from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
 from utils.precision import choose_device
-from utils.report.charts import distribution_csv, plot_confusion, plot_distribution
 from utils.report.contents import Findings, Heading, Picture, code, points
-from utils.report.curves import loss_name, plot_curves
-from utils.report.figures import (
-    analyse_errors,
-    constant_scores,
-    draw_classes,
-    draw_comparison,
-    draw_errors,
-    find_sam_pictures,
-    load_predictor,
-    model_name,
-)
-from utils.report.heads import draw_heads
 from utils.report.image_choice import load_or_make_picks, object_classes
-from utils.report.image_grid import PAGE_WIDTH, save_figure
 from utils.report.latex import to_latex
 from utils.report.markdown import to_markdown
 from utils.report.options import FIGURES, FLAGS, parse_args, parse_wishes
@@ -51,10 +37,9 @@ from utils.report.runs import (
     runs_to_compare,
     second_loss_command,
 )
-from utils.report.sections import build_report
 from utils.run_records import Run, find_runs, load_named_runs
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # matplotlib is slow to import: what draws comes where it is used
     from matplotlib.figure import Figure
 
 MAX_COMPARED = 4
@@ -70,6 +55,8 @@ class Output:
 
     def save(self, found: Findings, figure: "Figure", picture: Picture) -> None:
         """Write a figure in all formats, and note it for the report."""
+        from utils.report.image_grid import PAGE_WIDTH, save_figure
+
         for suffix in self.formats:
             path = self.folder / f"{picture.name}.{suffix}"
             save_figure(figure, path, self.dpi)
@@ -80,6 +67,8 @@ class Output:
 
 def show_classes(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`classes`: an image of each class, and its target."""
+    from utils.report.figures import draw_classes
+
     picked = found.picks["classes"]
     dataset = build_dataset(DataSource.of(args), args.image_set)
     caption = f"An image of {code(args.image_set)} for each class, and its ground truth."
@@ -93,6 +82,8 @@ def show_classes(found: Findings, args: argparse.Namespace, output: Output) -> N
 
 def show_distribution(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`distribution`: the share of each class, also as CSV, and what a constant scores."""
+    from utils.report.charts import distribution_csv, plot_distribution
+
     dataset = build_dataset(DataSource.of(args), args.image_set, masks_only=True)
     found.images, found.statistics = len(dataset), class_statistics(dataset)
     counts, void = found.statistics.pixel_counts, found.statistics.void_pixels
@@ -121,6 +112,8 @@ def show_distribution(found: Findings, args: argparse.Namespace, output: Output)
 
 def score_constant(found: Findings, val_set: SegmentationDataset, index: int) -> None:
     """What a class scores if it is predicted everywhere, into `found`."""
+    from utils.report.figures import constant_scores
+
     name, scores = val_set.class_names[index], constant_scores(val_set, index)
     found.constant, found.val_images = (name, scores), len(val_set)
     print(
@@ -131,6 +124,8 @@ def score_constant(found: Findings, val_set: SegmentationDataset, index: int) ->
 
 def show_curves(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`curves`: how the runs went."""
+    from utils.report.curves import plot_curves
+
     first = found.runs[0]
     for run in found.runs:
         if not run.is_on_data_of(first):
@@ -170,6 +165,9 @@ def load_runs(found: Findings, args: argparse.Namespace) -> None:
 
 def show_comparison(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`compare`: image, ground truth, one to four models, and SAM, for the five images."""
+    from utils.report.curves import loss_name
+    from utils.report.figures import draw_comparison, load_predictor, model_name
+
     named = bool(args.runs) and (args.figure == "compare" or len(found.runs) <= MAX_COMPARED)
     runs = check_compared(found.runs) if named else choose_compared(found)
     classes = {sample: name for name, sample in found.picks["classes"].items()}
@@ -226,6 +224,8 @@ def get_sam(
     found: Findings, folder: Path, dataset: SegmentationDataset, ids: Iterable[str]
 ) -> list[Path]:
     """SAM's scores, into `found`; the pictures of its column, none if they are not all there."""
+    from utils.report.figures import find_sam_pictures
+
     found.sam, reason = read_sam_scores(folder, found.source.dataset, dataset.class_names)
     pictures = find_sam_pictures(folder, dataset, ids) if found.sam else []
     if not pictures:
@@ -236,6 +236,9 @@ def get_sam(
 
 def show_errors(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`errors`: the worst and the best images of a run, and its confusion matrix."""
+    from utils.report.charts import plot_confusion
+    from utils.report.figures import analyse_errors, draw_errors, load_predictor
+
     if args.figure == "errors" and args.runs and len(args.runs) > 1:
         raise UserError(f"--runs: {len(args.runs)} given: errors looks at one run")
     run = max(runs_to_compare(found.runs), key=lambda run: run.best["miou"])
@@ -254,6 +257,9 @@ def show_errors(found: Findings, args: argparse.Namespace, output: Output) -> No
 
 def report(found: Findings, args: argparse.Namespace, output: Output) -> None:
     """`report`: everything; what cannot be made is named in it."""
+    from utils.report.heads import draw_heads
+    from utils.report.sections import build_report
+
     found.class_names = build_dataset(
         DataSource.of(args), args.image_set, masks_only=True
     ).class_names

@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 
@@ -73,6 +75,49 @@ def test_only_the_packages_of_the_requirements_are_imported(module):
         assert module.startswith("utils.sam."), module
     if "matplotlib" in foreign:
         assert module.startswith(("utils.report.", "visualize", "utils.common.fonts")), module
+
+
+# What comes at once: help, a mistyped flag, and files that are not there.
+AT_ONCE = [
+    *((name, ["--help"]) for name in SCRIPTS),
+    *((name, ["--lerning_rate", "3"]) for name in SCRIPTS),
+    ("main", ["--ckpt", "no.pth"]),
+    ("main", ["--test_only", "--ckpt", "no.pth"]),
+    ("main", ["--args", "no.json"]),
+    ("predict", ["photo.png", "--ckpt", "no.pth"]),
+    ("sam_infer", ["photo.png", "--ckpt", "no.pth", "--prompts", "deeplab"]),
+    ("visualize", ["curves", "--runs", "no_run"]),
+]
+
+
+def test_help_and_errors_import_nothing_slow(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    code = f"""
+import contextlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+before = set(sys.modules)
+import main, predict, visualize, sam_infer
+from utils.common.errors import run_script
+for script, argv in {AT_ONCE!r}:
+    with open("output", "w") as file, contextlib.redirect_stdout(file):
+        try:
+            run_script(sys.modules[script].main, argv)
+        except SystemExit as stopped:
+            status = stopped.code
+    assert status == (0 if argv == ["--help"] else 2), (script, argv, status)
+print(*sorted(set(sys.modules) - before))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(AT_ONCE) - len(SCRIPTS), ended.stderr
+    imported = ended.stdout.split()
+    foreign = {name.split(".")[0] for name in imported} - OWN - set(sys.stdlib_module_names)
+    assert {name for name in foreign if not name.startswith("_")} <= {"PIL", "numpy", "tqdm"}
+    assert len(imported) < 150 and not any(name.startswith("torch._dynamo") for name in imported)
 
 
 @pytest.mark.parametrize("module", ["utils.loss", "utils.metrics"])
