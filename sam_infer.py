@@ -208,7 +208,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(__doc__, argv)
     models, settings = Models(choose_device(args.device)), mask_settings(args)
     choose_precision(args.precision, models.device)  # refused before all work
-    weights = find_weights(args.sam_model, args.sam_checkpoint)
     source, output_dir, dataset, image_set = DataSource.of(args), Path(args.output_dir), None, ""
     if args.images:
         paths = find_photos(args.images, output_dir)
@@ -216,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         picks = Path(args.report_dir) / "picks.json"
         dataset, image_set, paths = find_samples(source, args.split, picks, args.pick)
     paths = dict(list(paths.items())[: args.limit])
+    weights = find_weights(args.sam_model, args.sam_checkpoint)
 
     made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
     made_with |= {"prompts": args.prompts, **settings}

@@ -8,6 +8,8 @@
     python visualize.py curves --runs_dir results        # from the logs alone
     python visualize.py compare --runs NAME NAME
     python visualize.py errors --runs NAME
+
+Figures are in --output_dir, with report.md and report.tex if no figure is named.
 """
 
 import argparse

@@ -626,15 +626,6 @@ def test_impossible_flags_are_named(run, data, tmp_path, argv, words):
     assert all(word in error for word in words), error
 
 
-def test_training_does_not_import_matplotlib():
-    import subprocess
-    import sys
-
-    code = "import sys, main; print('matplotlib' in sys.modules, 'segment_anything' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert output.stdout.strip() == "False False", output.stderr
-
-
 def test_one_list_for_training_and_evaluation_is_allowed(run, data, tmp_path):
     root, folder = edited(data, tmp_path)
     write_list(folder, "few", ["2007_000000", "2007_000001"])

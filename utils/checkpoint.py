@@ -95,6 +95,12 @@ def describe_model(
     }
 
 
+def require_checkpoint(source: str | None) -> None:
+    """Refuse a `--ckpt` that is not there, before anything slow is done."""
+    if source and source != TORCHVISION and not Path(source).exists():
+        raise UserError(f"--ckpt {source}: no such file")
+
+
 def load_checkpoint(source: str | Path) -> Checkpoint:
     """Read a checkpoint, recognise whose it is, and say what had to be guessed.
 

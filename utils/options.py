@@ -10,6 +10,7 @@ import torch
 from datasets import DATA_FLAGS, add_data_args
 from datasets.loader import default_num_workers
 from network.modeling import MODELS
+from utils.checkpoint import require_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.common.flags import SEED, SHARE, SIDE, Parser, real, refuse, show, whole
@@ -206,8 +207,6 @@ def read_stored_args(parser: Parser, args: argparse.Namespace) -> dict[str, Any]
         path, flag = folder / ARGS_FILE, "--resume" if args.resume else "--test_only"
         if not path.exists():
             raise UserError(f"{flag}: {folder} holds no run: see --run_name and --runs_dir")
-    elif args.test_only and not Path(args.ckpt).exists():
-        raise UserError(f"--ckpt {args.ckpt}: no such file")
     elif args.test_only and (Path(args.ckpt).parent / ARGS_FILE).exists():
         path = Path(args.ckpt).parent / ARGS_FILE
     else:  # a new run, or a checkpoint from elsewhere
@@ -259,6 +258,8 @@ def complete_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     build_criterion(args.loss, class_weights=weights, focal_gamma=args.focal_gamma)
     if args.ckpt and given.get("backbone_weights", "none") != "none" and not args.test_only:
         raise UserError(f"--backbone_weights: --ckpt {args.ckpt} brings its own: leave it out")
+    if not args.resume:
+        require_checkpoint(given.get("ckpt"))
     args.run_name = args.run_name or default_run_name(args)
     if args.output_stride is None and not args.test_only:
         args.output_stride = 16

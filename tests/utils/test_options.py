@@ -304,8 +304,12 @@ def test_an_explicit_recipe_knows_that_a_stored_run_began_from_scratch(store):
     assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.05, 0.05, 1)
 
 
-def test_ckpt_beside_stored_settings_brings_its_own_backbone(store):
+def test_ckpt_beside_stored_settings_brings_its_own_backbone(store, tmp_path, monkeypatch):
     path = store("--total_itrs", "77")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--ckpt weights\.pth: no such file"):
+        given(path, "--ckpt", "weights.pth")
+    (tmp_path / "weights.pth").touch()
     args = given(path, "--ckpt", "weights.pth")
     assert (args.ckpt, args.backbone_weights, args.total_itrs) == ("weights.pth", "none", 77)
     assert (args.bn_momentum, args.backbone_lr_factor) == (0.01, 0.1)
@@ -547,7 +551,7 @@ def test_an_evaluation_takes_the_command_line_of_the_training(evaluate):
 
 
 def test_a_run_that_began_from_a_checkpoint_is_evaluated_at_its_end(store, tmp_path):
-    store("--ckpt", "start.pth", folder="runs/mine")
+    store(ckpt="start.pth", folder="runs/mine")
     args = parse_args(
         "", ["--test_only", "--runs_dir", str(tmp_path / "runs"), "--run_name", "mine"]
     )

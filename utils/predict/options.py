@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import DATA_FLAGS, add_data_args
 from datasets.image_files import MAX_PIXELS
+from utils.checkpoint import require_checkpoint
 from utils.common.errors import UserError
 from utils.common.flags import SIDE, Parser, real, refuse, whole
 from utils.options import add_device_flags, add_loader_flags
@@ -77,6 +78,7 @@ def parse_args(
     known = parser.stored(settings, "the checkpoint's settings")
     args = argparse.Namespace(**parser.defaults() | known | given)
     check_flags(args, given)
+    require_checkpoint(args.ckpt)
     if stored is not None or "dataset" in given:  # otherwise the checkpoint will name it
         parser.check_needs(args, given)
     return args

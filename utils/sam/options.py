@@ -5,6 +5,7 @@ import importlib.util
 from typing import Any
 
 from datasets import DATA_FLAGS, add_data_args
+from utils.checkpoint import require_checkpoint
 from utils.common.errors import UserError
 from utils.common.flags import SHARE, Parser, refuse, whole
 from utils.options import add_device_flags
@@ -77,6 +78,7 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
         refuse({"report_dir", "pick"}, given, "has no use with --split: give one of them")
     if args.ckpt:
         refuse({"runs_dir"}, given, "has no use with --ckpt: give one of them")
+    require_checkpoint(args.ckpt)
     if args.min_mask_region_area and importlib.util.find_spec("cv2") is None:
         raise UserError(
             f"--min_mask_region_area {args.min_mask_region_area}: needs OpenCV, which is not "

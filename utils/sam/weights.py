@@ -5,6 +5,7 @@ The package `segment_anything` is imported where it is needed: `--help` does wit
 
 import dataclasses
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,8 @@ def find_weights(name: str, checkpoint: str | None = None) -> Path:
         UserError: they cannot be downloaded, the file there is cut off, or the package that they
             are for is missing.
     """
-    try:
-        import segment_anything  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the package segment_anything is missing ({error}): pip install segment-anything"
-        ) from None
+    if importlib.util.find_spec("segment_anything") is None:
+        raise UserError("the package segment_anything is missing: pip install segment-anything")
     if checkpoint:
         return Path(checkpoint)
     model = SAM_MODELS[name]
