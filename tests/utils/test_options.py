@@ -494,7 +494,7 @@ def test_a_resume_may_be_longer_where_the_schedule_does_not_feel_it(resume):
 def test_a_resume_may_change_what_does_not_matter(resume):
     flags = [
         "--data_root", "x", "--num_workers", "3", "--device", "cpu", "--val_batch_size", "1",
-        "--save_interval", "5", "--compile", "--no_download", "--voc_archive",
+        "--save_interval", "5", "--compile", "--tensorboard", "--no_download", "--voc_archive",
         "a.tar",
     ]  # fmt: skip
     args = resume([], *flags)
