@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from datasets.base import SegmentationDataset
 from datasets.image_files import ImageError, image_size, pixel_limit, read_image
+from datasets.loader import worker_faults_explained
 from tests.conftest import save_mask
 
 RED, GREEN = (220, 30, 20), (10, 200, 60)
@@ -293,7 +294,8 @@ def test_unreadable_image_in_a_worker_is_one_line(run, tmp_path):
     dataset = one_pair(tmp_path, "a", (2, 2))
 
     def main(_):
-        next(iter(DataLoader(dataset, num_workers=1)))
+        with worker_faults_explained():
+            next(iter(DataLoader(dataset, num_workers=1)))
 
     path = tmp_path / "JPEGImages" / "a.jpg"
     assert run(main).error.startswith(f"error: {path}: not an image")
