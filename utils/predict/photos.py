@@ -53,7 +53,8 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
     results: set[Path] = set()
     if output_dir is not None:
         own = output_dir.resolve()
-        results = find_results(files) if folder.resolve() == own else {folder / own.name}
+        inside = {file for file in files if file.resolve() == own}
+        results = find_results(files) if folder.resolve() == own else inside
     suffixes, images = picture_suffixes(), []
     left_out: Counter[str] = Counter()
     for file in files:

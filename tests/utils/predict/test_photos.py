@@ -84,3 +84,5 @@ def test_sub_folders_that_hold_images_are_said(tmp_path, capsys):
     assert said == (
         f"{tmp_path}: leaves out 2 x sub-folder with images, 1 x result of an earlier run\n"
     )
+    find_images([tmp_path], tmp_path / "elsewhere" / "out")
+    assert capsys.readouterr().err == f"{tmp_path}: leaves out 3 x sub-folder with images\n"
