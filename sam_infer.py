@@ -173,11 +173,7 @@ def segment_all(
     for job in progress(jobs, "SAM"):
         try:
             with out_of_memory_explained(models.device, remedy):
-                image, target = (
-                    dataset[dataset.ids.index(job.name)]
-                    if dataset
-                    else (read_image(job.image), None)
-                )
+                image, target = load(job, dataset)
                 pred = models.classify(image)
                 masks = load_masks(job.masks) if job.is_done else segment(job, image, pred, models)
                 if target is not None:
@@ -186,6 +182,11 @@ def segment_all(
         except (UserError, OSError) as error:
             failures.append(f"{job.name}: {error}")
     return scores, seconds, failures
+
+
+def load(job: Job, dataset: SegmentationDataset | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The image, uint8 (3, H, W), and its target, uint8 (H, W); a file has none."""
+    return dataset[dataset.ids.index(job.name)] if dataset else (read_image(job.image), None)
 
 
 def segment(job: Job, image: torch.Tensor, pred: torch.Tensor | None, models: Models) -> Masks:
@@ -237,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     if done < len(jobs):
         from utils.sam.mask_maker import MaskMaker
 
-        sam = load_sam(args.sam_model, weights)
-        models.sam = MaskMaker(sam, settings, args.points_per_batch, models.device, args.precision)
+        sam, batch = load_sam(args.sam_model, weights), args.points_per_batch
+        models.sam = MaskMaker(sam, settings, batch, models.device, args.precision)
     scores, seconds, failures = segment_all(jobs, dataset, models)
     print(f"masks of {len(seconds)} images in {output_dir}")
     if dataset is None:

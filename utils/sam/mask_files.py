@@ -112,7 +112,7 @@ def is_done(path: Path, made_with: dict[str, Any]) -> bool:
     if not (path.exists() and path.with_suffix(".png").exists()):
         return False
     try:
-        before = load_masks(path).settings["made_with"]
+        before = load_masks(path).settings.get("made_with", {})
     except UserError as error:
         say(f"{error}; making it again")
         return False

@@ -77,8 +77,8 @@ class MaskMaker:
         chosen = choose_precision(precision, device)
         if precision == "auto" and chosen == "fp16":
             chosen = "fp32"  # SAM's attention overflows in fp16
-        self.predictor = _Predictor(sam.to(device), chosen)
-        self.settings, self.batch = settings, batch
+        self.predictor = _Predictor(sam, chosen)
+        self.settings, self.batch, self.device = settings, batch, device
 
     def __call__(self, image: torch.Tensor, prompts: Prompts | None = None) -> Masks:
         """The masks of an image.
@@ -87,6 +87,7 @@ class MaskMaker:
             image: uint8 (3, H, W), RGB.
             prompts: what to segment, a mask each; None for a grid of points.
         """
+        self.predictor.model.to(self.device)
         _, height, width = image.shape
         fitting = MASK_BYTES // (3 * 4 * height * width)  # three float masks a point
         batch = max(min(self.batch, fitting), 1)
