@@ -62,7 +62,7 @@ from utils.optim import (
     learning_rates,
     schedule_notes,
 )
-from utils.options import parse_args, run_dir_of, settings_to_store
+from utils.options import parse_args, settings_to_store
 from utils.precision import (
     build_scaler,
     choose_precision,
@@ -104,6 +104,11 @@ def main(argv: list[str] | None = None) -> int:
             return status
     finally:
         end_distributed()
+
+
+def run_dir_of(args: Namespace) -> Path:
+    """The folder of the run."""
+    return Path(args.runs_dir) / args.run_name
 
 
 def test(args: Namespace, device: torch.device) -> int:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from main import BAR, losses_text, main
 from tests.conftest import make_voc, save_mask, write_list
-from utils.options import parse_args, run_dir_of
+from utils.options import parse_args
 from utils.run_folder import read_log
 
 SMALL = (
@@ -401,7 +401,7 @@ def test_end_shows_scores_best_epoch_and_what_to_type_next(run, data, tmp_path):
     assert figures == ("visualize", places) and sam == ("sam_infer", places)
     args = parse_args("", second[1])
     assert (args.loss, args.crop_size, args.data_root) == ("focal", [48], str(data))
-    assert run_dir_of(args) == tmp_path / "a run_focal"
+    assert (args.runs_dir, args.run_name) == (str(tmp_path), "a run_focal")
 
 
 def test_bar_fits_80_columns_and_names_no_best_before_there_is_one():

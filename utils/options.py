@@ -269,8 +269,3 @@ def default_run_name(args: argparse.Namespace) -> str:
     """Data, model and loss: what is compared most often."""
     data = Path(args.data_root).resolve().name if args.dataset == "custom" else args.dataset
     return f"{data}_{args.model}_{args.loss}"
-
-
-def run_dir_of(args: argparse.Namespace) -> Path:
-    """The folder of this run."""
-    return Path(args.runs_dir) / (args.run_name or default_run_name(args))

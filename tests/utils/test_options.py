@@ -22,7 +22,6 @@ from utils.options import (
     RECIPES,
     build_parser,
     parse_args,
-    run_dir_of,
     settings_to_store,
 )
 from utils.predict import options as predict_options
@@ -462,7 +461,8 @@ def resume(tmp_path, store):
 def test_a_resume_goes_on_with_the_stored_settings(resume, tmp_path):
     args = resume(["--lr", "0.02", "--recipe", "strong", "--loss", "dice"])
     assert (args.lr, args.loss, args.lr_policy) == (0.02, "dice", "poly")
-    assert run_dir_of(args) == tmp_path / "runs" / "mine"  # though it was started elsewhere
+    # Though it was started elsewhere.
+    assert (args.runs_dir, args.run_name) == (str(tmp_path / "runs"), "mine")
 
 
 def test_a_resume_may_name_the_runs_own_recipe_and_settings(resume):
@@ -555,7 +555,7 @@ def test_a_run_that_began_from_a_checkpoint_is_evaluated_at_its_end(store, tmp_p
     args = parse_args(
         "", ["--test_only", "--runs_dir", str(tmp_path / "runs"), "--run_name", "mine"]
     )
-    assert args.ckpt is None and run_dir_of(args) == tmp_path / "runs" / "mine"
+    assert (args.ckpt, args.runs_dir, args.run_name) == (None, str(tmp_path / "runs"), "mine")
 
 
 def test_a_checkpoint_from_elsewhere_says_its_output_stride_itself(tmp_path):
