@@ -92,7 +92,7 @@ def check_fit(path: Path, target_path: Path) -> None:
         ImageError: they differ, or one of the two cannot be read.
     """
     size, target_size = image_size(path), image_size(target_path)
-    if target_size not in (size, image_size(path, upright=True)):
+    if target_size != size and target_size != image_size(path, upright=True):
         raise misfit(path, target_path, size, target_size)
 
 

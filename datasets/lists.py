@@ -81,16 +81,13 @@ def list_files(folder: Path, kind: str) -> dict[str, list[Path]]:
 
 
 def find_files(
-    folder: Path, ids: Sequence[str], kind: str, files: Mapping[str, list[Path]] | None = None
+    folder: Path, ids: Sequence[str], kind: str, files: Mapping[str, list[Path]]
 ) -> list[Path]:
-    """The file of each id in `folder`; the first in the alphabet if there are several.
-
-    `files` is what `list_files` gives, where that is known.
+    """The file of each id, of those that `list_files` gives; the first if there are several.
 
     Raises:
-        UserError: the folder, or the file of an id, is missing.
+        UserError: the file of an id is missing.
     """
-    files = list_files(folder, kind) if files is None else files
     missing = [sample for sample in ids if sample not in files]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -79,7 +79,8 @@ class VOCSegmentation(SegmentationDataset):
         archive: str | Path | None = None,
         **options: Any,
     ) -> None:
-        folder = find_voc(Path(root), year)
+        part = "JPEGImages" if options.get("masks_optional") else "SegmentationClass"
+        folder = find_voc(Path(root), year, part)
         if folder is None:
             folder = self._install(Path(root), year, download, archive)
         for name in ("class_names.txt", "labelmap.txt"):
@@ -109,10 +110,10 @@ class VOCSegmentation(SegmentationDataset):
         )
 
 
-def find_voc(root: Path, year: str) -> Path | None:
-    """The folder `VOC<year>` in or at `root`, known by its masks; None if there is none."""
+def find_voc(root: Path, year: str, part: str = "SegmentationClass") -> Path | None:
+    """The folder `VOC<year>` in or at `root`, known by a part of it; None if there is none."""
     for folder in (root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root):
-        if (folder / "SegmentationClass").is_dir() and (folder / "ImageSets").is_dir():
+        if (folder / part).is_dir() and (folder / "ImageSets").is_dir():
             return folder
     return None
 

@@ -55,7 +55,7 @@ def test_one_of_several_images_is_taken_and_that_is_said_once(folder, capsys):
     images = folder / "JPEGImages"
     Image.new("RGB", (30, 20)).save(images / "x.png")
     for _ in range(2):
-        assert find_files(images, ["x", "y"], "image")[0] == images / "x.jpg"
+        assert SegmentationDataset(folder, ["x", "y"], NAMES).image_paths[0] == images / "x.jpg"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and f"{images}: 1 ids" in said[0] and "x.jpg, and not x.png" in said[0]
 
@@ -104,11 +104,12 @@ def test_doubles_of_a_list_are_said_and_count_once_but_in_training(folder, capsy
     ],
 )
 def test_missing_file_is_named_with_what_is_there_instead(folder, listed, file, message):
+    images = folder / "JPEGImages"
     if file:
-        (folder / "JPEGImages" / file).parent.mkdir(exist_ok=True)
-        (folder / "JPEGImages" / file).touch()
+        (images / file).parent.mkdir(exist_ok=True)
+        (images / file).touch()
     with pytest.raises(UserError, match=message):
-        find_files(folder / "JPEGImages", ["y", listed], "image")
+        find_files(images, ["y", listed], "image", list_files(images, "image"))
 
 
 def test_masks_in_another_format_are_named(folder):

@@ -77,6 +77,8 @@ def test_vocs_test_list_has_images_and_no_masks(voc_root):
         VOCSegmentation(voc_root, "test")
     dataset = VOCSegmentation(voc_root, "test", masks_optional=True)
     assert len(dataset) == 1 and dataset.target_paths == []
+    (folder / "SegmentationClass").rename(folder / "elsewhere")  # as the test archive alone has it
+    assert len(VOCSegmentation(voc_root, "test", masks_optional=True)) == 1
 
 
 @pytest.mark.parametrize("inside", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
