@@ -37,9 +37,8 @@ from utils.report.runs import (
     are_alike,
     read_sam_scores,
     runs_to_compare,
-    second_loss_command,
 )
-from utils.run_records import Run, find_runs, load_named_runs
+from utils.run_records import Run, find_runs, load_named_runs, second_loss_command
 
 if TYPE_CHECKING:  # matplotlib is slow to import: what draws comes where it is used
     from matplotlib.figure import Figure

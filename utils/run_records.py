@@ -13,6 +13,7 @@ from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.metrics import format_scores
+from utils.options import parse_args
 from utils.run_folder import ARGS_FILE, BEST_FILE, LOG_FILE, read_log_and_note
 
 # What curves and tables read of a log line beside the iteration; the last three may be missing.
@@ -250,12 +251,10 @@ def summarise(run: Run) -> str:
     memory = last["max_memory_mb"]
     scores = {**best, "class_iou": list(best["class_iou"].values())}
     data = ["--runs_dir", str(run.folder.parent), *run.source.flags()]
-    commands = [["predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER"]]
+    commands = [_python("predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER")]
     if run.setting("loss") == "ce":  # the course asks for a second one, and for SAM
-        name = run.name.removesuffix("_ce") + "_focal"
-        settings = ["--args", str(run.folder / ARGS_FILE), "--run_name", name]
-        commands += [["main.py", *settings, "--loss", "focal"], ["sam_infer.py", *data]]
-    commands.append(["visualize.py", *data])
+        commands += [second_loss_command(run, run.source), _python("sam_infer.py", *data)]
+    commands.append(_python("visualize.py", *data))
     return "\n".join(
         [
             format_scores(scores, list(best["class_iou"])),
@@ -263,9 +262,27 @@ def summarise(run: Run) -> str:
             f"{best['iteration']}, in {run.best_checkpoint}",
             f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
             + (f", {memory:,.0f} MB of GPU memory" if math.isfinite(memory) else ""),
-            "next: " + "\n      ".join(shlex.join(["python", *words]) for words in commands),
+            "next: " + "\n      ".join(commands),
         ]
     )
+
+
+def second_loss_command(run: Run, source: DataSource) -> str:
+    """The command that trains a run once more, on `source`, with another loss and a folder."""
+    loss = "focal" if run.setting("loss") == "ce" else "ce"
+    words = ["--args", str(run.folder / ARGS_FILE), "--loss", loss]
+    new = parse_args("", words)
+    if DataSource.of(new) != source:
+        words += source.flags()
+    if Path(new.runs_dir).resolve() != run.folder.parent.resolve():
+        words += ["--runs_dir", str(run.folder.parent)]
+    if (run.folder.parent / new.run_name).exists():
+        words += ["--run_name", f"{run.name}_{loss}"]
+    return _python("main.py", *words)
+
+
+def _python(*words: str) -> str:
+    return shlex.join(["python", *words])
 
 
 def _folders(runs_dir: Path) -> list[Path]:

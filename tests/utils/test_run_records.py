@@ -53,7 +53,7 @@ def test_after_cross_entropy_the_second_loss_and_sam_are_next(tmp_path):
     data = f"--runs_dir {tmp_path} --data_root town --no_download"
     assert lines == [
         f"predict.py --ckpt {tmp_path}/town_ce/best.pth IMAGE_OR_FOLDER",
-        f"main.py --args {tmp_path}/town_ce/args.json --run_name town_focal --loss focal",
+        f"main.py --args {tmp_path}/town_ce/args.json --loss focal --runs_dir {tmp_path}",
         f"sam_infer.py {data}",
         f"visualize.py {data}",
     ]

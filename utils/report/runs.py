@@ -3,16 +3,13 @@
 import functools
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import DataSource
 from utils.common.files import read_json
 from utils.options import IRRELEVANT_SETTINGS, parse_args, settings_to_store
-from utils.run_folder import ARGS_FILE
 from utils.run_records import Run
 from utils.scores import protocol
 
@@ -92,20 +89,6 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
     pairs = [list(by_loss.values())[:2] for by_loss in alike]
     best = max(pairs, key=len, default=[])
     return sorted(best, key=lambda run: str(run.setting("loss")))
-
-
-def second_loss_command(run: Run, source: DataSource) -> str:
-    """The command that trains a run once more, on `source`, with another loss and a folder."""
-    loss = "focal" if run.setting("loss") == "ce" else "ce"
-    words = ["--args", str(run.folder / ARGS_FILE), "--loss", loss]
-    new = parse_args("", words)
-    if DataSource.of(new) != source:
-        words += source.flags()
-    if Path(new.runs_dir).resolve() != run.folder.parent.resolve():
-        words += ["--runs_dir", str(run.folder.parent)]
-    if (run.folder.parent / new.run_name).exists():
-        words += ["--run_name", f"{run.name}_{loss}"]
-    return shlex.join(["python", "main.py", *words])
 
 
 def class_mean(group: Sequence[Run], name: str) -> float:

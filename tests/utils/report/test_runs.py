@@ -20,9 +20,8 @@ from utils.report.runs import (
     measured_on,
     read_sam_scores,
     runs_to_compare,
-    second_loss_command,
 )
-from utils.run_records import best_run, find_runs, load_named_runs, load_run
+from utils.run_records import best_run, find_runs, load_named_runs, load_run, second_loss_command
 
 
 def write_run(folder, mious=(0.2, 0.4, 0.3), class_names=CLASS_NAMES, stored=None, **args):
