@@ -18,7 +18,7 @@ from torch import nn
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
 from utils.common.flags import Parser
-from utils.export.formats import Onnx, Program, Pt2, Run, choose_format
+from utils.export.formats import Compute, Onnx, Program, Pt2, choose_format
 from utils.predictor import Predictor
 
 # (N, H, W) that a written file is tried with, and the least share of equal classes.
@@ -60,7 +60,7 @@ def draw_image(size: tuple[int, int, int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def compare(run: Run, program: Program) -> tuple[float, str]:
+def compare(run: Compute, program: Program) -> tuple[float, str]:
     """How far a file's results are from the project's own.
 
     Args:

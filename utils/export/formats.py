@@ -16,7 +16,7 @@ from torch.export import Dim
 from network._deeplab import DeepLab
 from utils.common.errors import UserError
 
-Run = Callable[[torch.Tensor], torch.Tensor]
+Compute = Callable[[torch.Tensor], torch.Tensor]
 
 # Not so in torch 2.6, whose exporters fail at these models.
 CAN_EXPORT = "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters
@@ -69,7 +69,7 @@ class Pt2:
             extra = {"metadata.json": json.dumps(metadata)}
             torch.export.save(exported, file, extra_files=extra)
 
-    def load(self, path: Path) -> Run:
+    def load(self, path: Path) -> Compute:
         """The file as a function."""
         with open(path, "rb") as file:
             # The guards are the same bounds again.
@@ -100,7 +100,7 @@ class Onnx:
             model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
         written.save(path, external_data=False)
 
-    def load(self, path: Path) -> Run:
+    def load(self, path: Path) -> Compute:
         """The file as a function."""
         import onnxruntime
 
