@@ -23,6 +23,9 @@ SMALL = (
 )  # fmt: skip
 
 
+WITH_AND_WITHOUT = [0, pytest.param(1, marks=pytest.mark.slow)]  # data workers
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("voc")
@@ -110,8 +113,9 @@ def test_best_score_survives_a_resume(run, finished, data, tmp_path):
     ("seconds_an_iteration", "flags_", "expected"),
     [
         (0, [], [3, 7]),  # the first evaluation, then not for minutes, and the end
-        (101, [], [3, 6, 7]),  # three iterations are more than five minutes
-        (0, ["--save_interval", 2], [2, 4, 6, 7]),
+        # Three iterations are more than five minutes.
+        pytest.param(101, [], [3, 6, 7], marks=pytest.mark.slow),
+        pytest.param(0, ["--save_interval", 2], [2, 4, 6, 7], marks=pytest.mark.slow),
     ],
 )
 def test_last_is_saved_seldom_unless_asked(
@@ -190,7 +194,7 @@ def test_test_only_takes_data_and_output_stride_from_the_run(run, data, tmp_path
     assert scores["miou"] == read_log(tmp_path / "eight")[-1]["miou"]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", WITH_AND_WITHOUT)
 def test_run_stopped_in_an_epoch_resumes_to_the_same_weights(
     run, finished, data, tmp_path, num_workers, monkeypatch
 ):
@@ -234,7 +238,7 @@ def same_weights(one, other):
     return all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", WITH_AND_WITHOUT)
 def test_data_error_in_mid_run_saves_first_and_says_how_to_go_on(
     run, finished, data, tmp_path, num_workers
 ):
@@ -466,6 +470,7 @@ def test_ckpt_starts_from_weights_and_drops_foreign_classes(run, finished, tmp_p
     assert (tmp_path / "runs" / "VOC2012_deeplabv3plus_mobilenet_ce").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["focal", "ohem", "dice", "lovasz", "ce_lovasz"])
 def test_every_loss_trains(run, data, tmp_path, loss):
     ended = run(main, *flags(data, tmp_path, "--loss", loss, "--crop_val"), "--total_itrs", 1)
@@ -494,6 +499,7 @@ def test_average_is_what_is_scored_and_handed_on(run, data, tmp_path):
     assert scores["resize"] == 0.5
 
 
+@pytest.mark.slow
 def test_everything_that_a_recipe_can_add_resumes_to_the_same_weights(run, data, tmp_path):
     argv = flags(data, tmp_path, *STRONG)
     assert run(main, *argv, "--run_name", "whole").status == 0
@@ -509,6 +515,7 @@ def test_everything_that_a_recipe_can_add_resumes_to_the_same_weights(run, data,
     assert one["average"]["updates"] == other["average"]["updates"]
 
 
+@pytest.mark.slow
 def test_class_weights_are_counted_and_used(run, data, tmp_path):
     argv = flags(data, tmp_path, "--class_weights", "median_frequency")
     assert run(main, *argv, "--total_itrs", 2).status == 0
@@ -585,7 +592,7 @@ def spoil_rgb_mask(folder):
     return "stored as RGB"
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", WITH_AND_WITHOUT)
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -94,6 +94,7 @@ def folder(runs):
     return runs / "voc_deeplabv3plus_mobilenet_ce"
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_of_two_processes_are_one_processs_for_every_loss(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 12, 12, generator=generator)
@@ -125,6 +126,7 @@ def test_variables_of_torchrun_that_are_missing_are_named(monkeypatch, missing):
         init_distributed("cpu")
 
 
+@pytest.mark.slow
 def test_two_processes_score_exactly_what_one_scores(pair, data, run):
     from main import main
 
@@ -140,6 +142,7 @@ def test_two_processes_score_exactly_what_one_scores(pair, data, run):
     assert scores["class_iou"] == record["class_iou"] and scores["miou"] == record["miou"]
 
 
+@pytest.mark.slow
 def test_run_goes_from_two_processes_to_one_and_back(pair, data, run):
     from main import main
 
@@ -155,6 +158,7 @@ def test_run_goes_from_two_processes_to_one_and_back(pair, data, run):
     assert iterations == [3, 4, 5, 6] and ended.stdout.count("resumed") == 1
 
 
+@pytest.mark.slow
 def test_process_that_fails_ends_the_others_within_a_minute(data, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(

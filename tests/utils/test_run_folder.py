@@ -80,6 +80,7 @@ def test_run_that_came_and_went_since_the_check_is_not_removed(folder):
     assert folder.best.exists()
 
 
+@pytest.mark.slow
 def test_lock_ends_with_the_process_even_if_its_workers_live_on(folder):
     code = (
         "import os, sys, time\n"
