@@ -30,6 +30,7 @@ from utils.checkpoint import (
     start_from,
 )
 from utils.common.errors import UserError
+from utils.foreign_weights import PLAIN_KEYS
 
 NAME, LITE = "deeplabv3plus_mobilenet", "deeplabv3plus_efficientnet_lite0"
 NAMES, COLOURS = list("abcde"), np.arange(15, dtype=np.uint8).reshape(5, 3)
@@ -107,28 +108,30 @@ def test_colours_are_the_files_own_or_else_the_default_ones(tmp_path, lite):
     assert (default_colours(NAMES) != default_colours(CLASS_NAMES)[:5]).any()
 
 
-PREFIXES = ["module._orig_mod.", "_orig_mod.module.", "model.", "net.module.", "model.net."]
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_prefixes_of_wrappers_are_taken_off_in_any_order(tmp_path, lite, prefix):
-    state = {prefix + key: value for key, value in lite.state_dict().items()}
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", state))
-    assert list(checkpoint.state_dict) == list(lite.state_dict())
-
-
-CONTAINERS = [
-    *("model_state", "model_state_dict", "state_dict", "model", "net", "weights"),
-    "ema_state_dict",
+WRAPPERS = [
+    ({}, "", "module._orig_mod."),
+    ({}, "", "_orig_mod.module."),
+    ({}, "", "net.module."),
+    ({}, "", "model.net."),
+    *(({"epoch": 3, "optimizer": {"state": {}}}, key, "") for key in PLAIN_KEYS),
+    ({"epoch": 3}, "ema_state_dict", "module."),
 ]
 
 
-@pytest.mark.parametrize("key", CONTAINERS)
-def test_weights_are_found_under_every_usual_key(tmp_path, lite, key):
-    content = {"epoch": 3, key: lite.state_dict(), "optimizer": {"state": {}}}
+@pytest.mark.parametrize(("beside", "key", "prefix"), WRAPPERS)
+def test_weights_are_found_in_every_usual_wrapper(tmp_path, lite, beside, key, prefix):
+    state = lite.state_dict()
+    wrapped = {prefix + name: value for name, value in state.items()}
+    wrapped |= {
+        "n_averaged": torch.tensor(7),
+        "total_ops": torch.zeros(1, dtype=torch.float64),
+        "backbone.total_params": torch.zeros(1, dtype=torch.float64),
+        "temperature": torch.tensor(1.5),
+        "epoch": 3,
+    }
+    content = {**beside, key: wrapped} if key else wrapped
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
-    assert checkpoint.model == LITE
-    assert list(checkpoint.state_dict) == list(lite.state_dict())
+    assert checkpoint.model == LITE and list(checkpoint.state_dict) == list(state)
 
 
 def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_path, lite, capsys):
@@ -138,21 +141,6 @@ def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_pa
     for key, value in checkpoint.state_dict.items():
         assert torch.equal(value, average[key]), key
     assert "takes the averaged weights (ema_state_dict), not state_dict" in capsys.readouterr().err
-
-
-def test_counters_and_scalars_beside_the_weights_are_dropped(tmp_path, lite):
-    state = lite.state_dict()
-    extras = {
-        "n_averaged": torch.tensor(7),
-        "total_ops": torch.zeros(1, dtype=torch.float64),
-        "backbone.total_params": torch.zeros(1, dtype=torch.float64),
-        "temperature": torch.tensor(1.5),
-        "epoch": 3,
-    }
-    wrapped = {f"module.{key}": value for key, value in state.items()}
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", {"model": {**wrapped, **extras}}))
-    assert list(checkpoint.state_dict) == list(state)
-    model_from_checkpoint(checkpoint, 16)
 
 
 def spoil(state, key, value):
@@ -298,13 +286,9 @@ def test_ancestors_mobilenet_gives_the_ancestors_logits(tmp_path, name, output_s
     assert (logits(fused, image) - expected).abs().max() < 1e-4 * scale
 
 
-def test_padding_of_a_bare_mobilenet_is_said_as_an_assumption(tmp_path, model, capsys):
-    load_checkpoint(save(tmp_path / "a.pth", model.state_dict()))
-    assert "a.pth: is taken to pad its MobileNetV2 as torchvision does" in capsys.readouterr().err
-
-
-def test_foreign_file_needs_its_output_stride_to_be_said(tmp_path, model):
+def test_what_a_bare_file_does_not_say_is_assumed_aloud_or_asked_for(tmp_path, model, capsys):
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", model.state_dict()))
+    assert "a.pth: is taken to pad its MobileNetV2 as torchvision does" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"a\.pth.*--output_stride"):
         model_from_checkpoint(checkpoint)
 
@@ -500,19 +484,15 @@ def test_start_from_the_same_classes_keeps_the_last_layer(tmp_path, model, names
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in same.state_dict().items())
 
 
-def test_start_from_the_ancestors_mobilenet_says_that_it_padded_otherwise(tmp_path, model):
-    name, content = "deeplabv3plus_mobilenet", {"cur_itrs": 3, "model_state": model.state_dict()}
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
-    assert "padded otherwise" in start_from(build_model(name, 5), name, checkpoint, "abcde")
-
-
-def test_start_from_takes_the_normalisation_over(tmp_path):
-    name = "deeplabv3plus_mobilenet"
-    before = build_model(name, 3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+def test_start_from_takes_the_normalisation_over_and_says_what_it_cannot(tmp_path, model):
+    before = build_model(NAME, 3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", own(before, names="abc")))
-    model = build_model(name, num_classes=3)
-    start_from(model, name, checkpoint, "abc")
-    assert torch.equal(model.mean, before.mean) and torch.equal(model.std, before.std)
+    after = build_model(NAME, num_classes=3)
+    assert "padded" not in start_from(after, NAME, checkpoint, "abc")
+    assert torch.equal(after.mean, before.mean) and torch.equal(after.std, before.std)
+    content = {"cur_itrs": 3, "model_state": model.state_dict()}  # the public ancestor's
+    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
+    assert "padded otherwise" in start_from(build_model(NAME, 5), NAME, checkpoint, "abcde")
 
 
 def test_auxiliary_head_is_left_out_of_what_predicts_and_starts_anew(tmp_path, model, image):
