@@ -14,7 +14,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-import visualize
 from datasets.voc import CLASS_NAMES
 from network.modeling import build_model
 from tests.conftest import make_voc, save_sample
@@ -77,15 +76,12 @@ def undrawn(monkeypatch):
         drawn.append(given)
         return Figure((1, 1))
 
-    for name in (
-        "draw_classes",
-        "draw_comparison",
-        "draw_errors",
-        "draw_heads",
-        "plot_confusion",
-        "plot_curves",
-    ):
-        monkeypatch.setattr(visualize, name, draw)
+    for place in (
+        "figures.draw_classes", "figures.draw_comparison", "figures.draw_errors",
+        "heads.draw_heads", "charts.plot_confusion", "charts.plot_distribution",
+        "curves.plot_curves",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"utils.report.{place}", draw)
     return drawn
 
 

@@ -138,6 +138,7 @@ def _scored(run: Run) -> str:
 def _settings_table(groups: Groups) -> Table:
     """The settings of a recipe, and all that are not the data set's default; a column per group."""
     settings = [all_settings(group[0]) for group in groups.values()]
+    settings = [s | ({} if s["lr_policy"] == "step" else {"step_size": None}) for s in settings]
     special = {key for group in groups.values() for key in special_settings(group[0])}
     rows = [
         [code(key), *("-" if s.get(key) is None else show(s[key]) for s in settings)]
@@ -186,7 +187,7 @@ def _verdict(first: Sequence[Run], other: Sequence[Run]) -> str:
     of = "seeds of one loss" if is_seeds else "last evaluations of one run"
     by = f"the {points(chance)} by which the {of} differ"
     if abs(gain) <= chance:
-        return f"{text} The first is no more than {by}: which loss is better, they do not tell."
+        return f"{text} The first is no more than {by}: no run tells which loss is better."
     better = "better" if gain > 0 else "worse"
     names = loss_name(other[0]), loss_name(first[0])
     return f"{text} The first is more than {by}: {names[0]} is {better} here than {names[1]}."

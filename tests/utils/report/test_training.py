@@ -125,11 +125,11 @@ BETTER, WORSE = (f"focal loss is {word} here than cross entropy." for word in ("
             LAST,
             0.43,
             "+1.00",
-            f"The first is no more than {OF_LAST}: which loss is better, they do",
+            f"The first is no more than {OF_LAST}: no run tells which loss",
         ),
         (LAST, 0.38, "-4.00", f"The first is more than {OF_LAST}: {WORSE}"),
         (SEEDS, 0.47, "+5.00", f"The first is more than {OF_SEEDS}: {BETTER}"),
-        (SEEDS, 0.45, "+3.00", f"The first is no more than {OF_SEEDS}: which loss is better, they"),
+        (SEEDS, 0.45, "+3.00", f"The first is no more than {OF_SEEDS}: no run tells which loss"),
         ([((0.4,), CE)], 0.6, "+20.00", "Of one seed and one evaluation nobody can tell whether"),
     ],
 )
