@@ -33,11 +33,7 @@ from utils.report.image_choice import load_or_make_picks, object_classes
 from utils.report.latex import to_latex
 from utils.report.markdown import to_markdown
 from utils.report.options import FIGURES, FLAGS, parse_args, parse_wishes
-from utils.report.runs import (
-    are_alike,
-    read_sam_scores,
-    runs_to_compare,
-)
+from utils.report.runs import are_alike, read_sam_scores, runs_to_compare
 from utils.run_records import Run, find_runs, load_named_runs, second_loss_command
 
 if TYPE_CHECKING:  # matplotlib is slow to import: what draws comes where it is used
@@ -281,6 +277,7 @@ def report(found: Findings, args: argparse.Namespace, output: Output) -> None:
     title, parts = f"Semantic segmentation of {found.data_title} with DeepLab", build_report(found)
     blocks = [Heading(1, title), *filter(None, [below]), *chain(*parts.values())]
     files = {"report.md": to_markdown(blocks, args.format), **to_latex(title, below, parts)}
+    (output.folder / "missing.tex").unlink(missing_ok=True)  # of an earlier report
     for name, text in files.items():
         write_text(output.folder / name, text)
     print(output.folder / "report.md", output.folder / "report.tex", sep="\n")

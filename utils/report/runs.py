@@ -142,13 +142,10 @@ def measured_on(run: Run) -> str:
 
 def hardware(run: Run) -> str:
     """The GPU of a run, or the kind of its processor."""
-    device = str(run.environment.get("device") or run.setting("device"))
-    if device.startswith("mps"):
-        return "Apple GPU"
-    gpu = run.environment.get("gpu")
-    if device.startswith("cpu") or not gpu:
-        return "CPU" if device in ("auto", "cpu", "None") else device
-    return str(gpu)
+    device = str(run.environment.get("device") or run.setting("device")).partition(":")[0]
+    kinds = {"cpu": "CPU", "mps": "Apple GPU"}
+    gpu = run.environment.get("gpu") or ("CPU" if device in ("auto", "None") else device)
+    return kinds.get(device, str(gpu))
 
 
 def read_sam_scores(

@@ -113,25 +113,21 @@ def _schedule(run: Run) -> str:
 
 def _best(runs: Sequence[Run]) -> str:
     """The best run and, on VOC, how far it is from what the course asks for."""
-    best = max(runs, key=lambda run: run.best["miou"])
-    text = f"The best run is {_scored(best)}."
+    run = max(runs, key=lambda run: run.best["miou"])
+    epoch = f"epoch {run.best['epoch']:g}, " if math.isfinite(run.best["epoch"]) else ""
+    text = (
+        f"The best run is {code(run.name)} ({loss_name(run)}) with {points(run.best['miou'])} % "
+        f"mIoU on {measured_on(run)}, after {epoch}iteration {run.best['iteration']:,}."
+    )
     on_voc = [run for run in runs if run.setting("dataset") == "voc"]
     asked = best_run([run for run in on_voc if not run.setting("crop_val")], "ce")
-    if asked:
-        miou = asked.best["miou"]
-        text += (
-            f" The course asks for {points(COURSE_MIOU)} % with cross entropy; the best run with it"
-            f" has {points(miou)} %, {points(abs(miou - COURSE_MIOU))} points "
-            f"{'more' if miou >= COURSE_MIOU else 'less'}."
-        )
-    return text
-
-
-def _scored(run: Run) -> str:
-    epoch = f"epoch {run.best['epoch']:g}, " if math.isfinite(run.best["epoch"]) else ""
+    if asked is None:
+        return text
+    miou = asked.best["miou"]
     return (
-        f"{code(run.name)} ({loss_name(run)}) with {points(run.best['miou'])} % mIoU on "
-        f"{measured_on(run)}, after {epoch}iteration {run.best['iteration']:,}"
+        f"{text} The course asks for {points(COURSE_MIOU)} % with cross entropy; the best run with "
+        f"it has {points(miou)} %, {points(abs(miou - COURSE_MIOU))} points "
+        f"{'more' if miou >= COURSE_MIOU else 'less'}."
     )
 
 
@@ -156,9 +152,9 @@ def _other_loss(
         return [f"So far only {loss_name(compared[0])} was trained."]
     pair = sorted(compared, key=lambda run: (run.setting("loss") != "ce", run.best["miou"]))
     first, other = (next(group for group in groups if run in group) for run in pair)
-    proposal = answers[str(other[0].setting("loss"))]
+    because, *_ = answers.get(str(other[0].setting("loss")), ["of these numbers."])
     return [
-        f"I propose {loss_name(other[0])}, because {proposal[0]}",
+        f"I propose {loss_name(other[0])}, because {because}",
         f"With {_result(first)}; with {_result(other)}. {_verdict(first, other)}",
         f"{_classes(first, other)} {_also_different(pair)}",
     ]

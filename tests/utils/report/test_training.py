@@ -6,6 +6,7 @@ from datasets import DataSource
 from datasets.voc import CLASS_NAMES
 from tests.utils.report.test_runs import write_run
 from tests.utils.report.test_sections import SETTINGS
+from utils.loss import LOSSES
 from utils.report.contents import Findings
 from utils.report.markdown import to_markdown
 from utils.report.sections import read_answers
@@ -152,6 +153,13 @@ def test_the_models_that_are_compared_have_their_scores_there(told):
     text = told(((0.5,), CE), ((0.6,), FOCAL), ((0.4,), FOCAL | {"seed": 1})).partition("3.5")[2]
     assert "| `r0` | cross entropy | 50.00 | 90.00 | 50.00 | 80.00 |" in text
     assert "| `r1` | focal loss | 60.00 | 90.00 | 50.00 | 80.00 |" in text and "`r2`" not in text
+
+
+def test_every_loss_has_a_reason_and_a_new_one_needs_none(told):
+    assert LOSSES.keys() <= read_answers().keys()
+    assert "I propose mine, because of these numbers." in told(
+        ((0.5,), CE), ((0.6,), {"loss": "mine"})
+    )
 
 
 def test_one_loss_is_compared_with_none(told):
