@@ -206,6 +206,7 @@ def test_the_same_figure_gives_the_same_bytes_whatever_matplotlibrc_says(tmp_pat
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_notebooks_backend_does_not_stop_the_figures():
     code = "import utils.report.image_grid, visualize; print('there')"
     env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
