@@ -177,3 +177,23 @@ def test_process_that_fails_ends_the_others_within_a_minute(data, tmp_path):
     ended = torchrun(script, *FLAGS, "--data_root", data, "--runs_dir", tmp_path, timeout=90)
     assert ended.returncode != 0 and "rank 1 fails" in ended.stderr
     assert time.monotonic() - began < 60
+
+
+def test_each_process_touches_its_own_gpu_alone(monkeypatch):
+    touched = []
+    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": 1}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", touched.append)
+    real = torch.device
+    monkeypatch.setattr(
+        "utils.distributed.choose_device", lambda name: touched.append(name) or real(name)
+    )
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    assert init_distributed("auto") == init_distributed("cuda") == torch.device("cuda", 1)
+    assert touched == 2 * [1, "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="--nproc_per_node: process 2 has no GPU: 2 are here"):
+        init_distributed("auto")
