@@ -17,7 +17,10 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from network.modeling import build_model
+from utils.distributed import CHECK_EVERY
+from utils.engine import LossMeter
 from utils.loss import LOSSES, AuxiliaryLoss, CrossEntropyLoss, FocalLoss, build_criterion
+from utils.optim import WeightAverage
 
 # What makes a host wait for the numbers of its GPU; copies to the host are seen by their devices.
 WAITS = re.compile("_local_scalar_dense|nonzero|masked_select|bincount|unique|item|equal")
@@ -144,3 +147,18 @@ def test_inputs_of_convolutions_and_gradients_are_channels_last(name, separable,
     build_criterion(loss)(logits, torch.randint(5, (2, 33, 49))).backward()
     assert [name for name, is_last in found.items() if not is_last] == []
     assert len(found) == 2 * len(names) + 1
+
+
+def test_average_and_sum_of_the_losses_wait_for_no_gpu(monkeypatch):
+    def build(_=None):
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1))
+
+    monkeypatch.setattr("utils.optim.copy.deepcopy", build)  # fake tensors cannot be copied deep
+    with fake_cuda():
+        average, losses, loss = WeightAverage(build(), 0.9), LossMeter(), torch.zeros(())
+        with Operators() as seen:
+            for iteration in range(1, CHECK_EVERY):
+                average.update()
+                losses.add(loss, iteration, [0.1], torch.zeros(2))
+    assert not seen.waits and average.updates == CHECK_EVERY - 1
+    assert seen.counts["_foreach_lerp_"] == CHECK_EVERY - 1  # not one for each of the weights
