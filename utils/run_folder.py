@@ -62,10 +62,14 @@ class RunFolder:
         if not is_main():
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.path / LOCK_FILE, timeout=0))
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: cannot be written ({error.strerror}): give another --runs_dir"
+                ) from None
             except HeldError:
                 raise UserError(
                     f"{self.path}: another process trains in it: wait for its end, or take another "
@@ -83,17 +87,16 @@ class RunFolder:
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add the record of an evaluation."""
-        if is_main():
-            path = self.path / LOG_FILE
-            try:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-            except OSError as error:
-                raise UserError(
-                    f"{path}: cannot be written ({error.strerror}): make room"
-                ) from None
-            ious = {f"class_iou/{name}": iou for name, iou in record["class_iou"].items()}
-            self.plot(record["iteration"], record | ious)
+        if not is_main():
+            return
+        path = self.path / LOG_FILE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}): make room") from None
+        ious = {f"class_iou/{name}": iou for name, iou in record["class_iou"].items()}
+        self.plot(record["iteration"], record | ious)
 
     def drop_log_after(self, iteration: int) -> None:
         """Take out what was logged later: a resumed run will log it again."""

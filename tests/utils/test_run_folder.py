@@ -109,6 +109,13 @@ def test_lock_ends_with_the_process_even_if_its_workers_live_on(folder):
         process.stdout.close()
 
 
+def test_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match=r"runs/run: cannot be written .*--runs_dir"):
+        with RunFolder(tmp_path / "runs" / "run").held(False, False):
+            pass
+
+
 def test_folder_without_locks_is_said(folder, monkeypatch, capsys):
     connection = Mock(in_transaction=False)
     connection.execute.side_effect = sqlite3.OperationalError("disk I/O error")
