@@ -68,9 +68,7 @@ def with_keys(groups: Sequence[list[Run]]) -> dict[str, list[Run]]:
 
 def summary(groups: Mapping[str, Sequence[Run]]) -> list[Block]:
     """What the runs are, and what they scored; a group is called by its key."""
-    scores = {key: [read_scores(run) for run in group] for key, group in groups.items()}
-    evaluations = sorted({name for group in scores.values() for by in group for name in by})
-    items, rows = [], []
+    items, rows, later = [], [], []
     for key, group in groups.items():
         memory = [m for run in group for m in run.column("max_memory_mb") if math.isfinite(m)]
         machines = {f"{hardware(run)}, {run.environment.get('precision', '-')}" for run in group}
@@ -82,17 +80,22 @@ def summary(groups: Mapping[str, Sequence[Run]]) -> list[Block]:
         rows.append([
             key,
             *(spread([run.best[name] for run in group]) for name in SCORES.values()),
-            *(spread([by.get(name) for by in scores[key]]) for name in evaluations),
             duration(fmean(run.log[-1]["seconds"] for run in group)),
             f"{max(memory):,.0f} MB" if memory else "-",
         ])  # fmt: skip
+        scores = [read_scores(run) for run in group]
+        for name in sorted({name for by_name in scores for name in by_name}):
+            later.append([key, name, spread([by_name.get(name) for by_name in scores])])
     caption = (
         "Best evaluation of each run while it was trained, in percent: mean ± half the range over "
         "the seeds. Time is that of a whole run with its evaluations, the mean over the seeds; "
         "memory is the peak of the GPU's memory that PyTorch had allocated."
     )
-    header = ["", *SCORES, *(f"mIoU on {name}" for name in evaluations), "time", "memory"]
-    return [items, Table(caption, header, rows, "l" + "r" * (len(header) - 1))]
+    table = Table(caption, ["", *SCORES, "time", "memory"], rows, "lrrrrrr")
+    if not later:
+        return [items, table]
+    caption = "mIoU in percent of the best weights, scored once more."
+    return [items, table, Table(caption, ["", "on", "mIoU"], later, "llr")]
 
 
 def sorted_text(words: Iterable[str]) -> str:

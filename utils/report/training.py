@@ -44,7 +44,7 @@ def training(found: Findings, answers: Mapping[str, list[Block]]) -> list[Block]
     if not found.runs:
         return [title, f"No run yet: {code(found.main_command)} makes one.", *found.notes]
     groups = with_keys(group_runs(found.runs))
-    who, scores = summary(groups)
+    who, *scores = summary(groups)
     return [
         title,
         who,
@@ -57,7 +57,7 @@ def training(found: Findings, answers: Mapping[str, list[Block]]) -> list[Block]
         Heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
         _best(found.runs),
         *found.show("curves"),
-        scores,
+        *scores,
         _settings_table(groups),
         *list_notes(found.runs),
         *([found.notes] if found.notes else []),

@@ -84,16 +84,15 @@ def test_memory_is_the_peak_of_all_seeds(run, results):
     assert [row[-1] for row in rows[2:]] == ["5,000 MB", "-"]
 
 
-def test_scores_of_the_best_weights_have_columns_of_their_own(run, results):
+def test_scores_of_the_best_weights_have_a_table_of_their_own(run, results):
     add_scores(results / "town_ce_s0", miou=0.3, images=233)
     add_scores(results / "town_ce_s1", miou=0.5, images=233)
     add_scores(results / "town_ce_s1", "scores_views.json", miou=0.6, scales=[0.5, 1.0], flip=True)
-    header, _, ce, focal = rows_of(run(main, results).stdout)
-    assert header[4:6] == [
-        "mIoU on `test` (233 images)",
-        "mIoU on `test`, scales 0.5 1, flipped too",
+    _, _, *rows = rows_of(run(main, results).stdout, " | on")
+    assert rows == [
+        ["R1", "`test` (233 images)", "40.00 ± 10.00"],
+        ["R1", "`test`, scales 0.5 1, flipped too", "60.00 (1 of 2)"],
     ]
-    assert ce[5:7] == ["40.00 ± 10.00", "60.00 (1 of 2)"] and focal[5:7] == ["-", "-"]
 
 
 def test_classes_are_compared_with_the_baseline(run, results):
@@ -149,9 +148,9 @@ def test_bad_scores_are_named_and_several_are_told_apart(run, results):
     assert "scores.json: holds no mIoU" in run(main, results).error
     add_scores(results / "town_ce_s0", miou=0.3)
     add_scores(results / "town_ce_s0", "scores_test_fp32.json", miou=0.4)
-    assert rows_of(run(main, results).stdout)[0][4:6] == [
-        "mIoU on `test`",
-        "mIoU on `test` (scores\\_test\\_fp32)",
+    assert [row[1:] for row in rows_of(run(main, results).stdout, " | on")[2:]] == [
+        ["`test`", "30.00 (1 of 2)"],
+        ["`test` (scores\\_test\\_fp32)", "40.00 (1 of 2)"],
     ]
 
 
