@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from network.depthwise import DepthwiseConv2d
 from utils.common.imagenet import MEAN, STD
 
 
@@ -23,7 +22,7 @@ class SeparableConv2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            DepthwiseConv2d(
+            nn.Conv2d(
                 in_channels,
                 in_channels,
                 kernel_size=3,

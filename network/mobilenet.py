@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from network.depthwise import DepthwiseConv2d, replace_stride_with_dilation
+from network.depthwise import replace_stride_with_dilation
 from network.efficientnet_lite import StateDict
 
 
@@ -31,9 +31,6 @@ class MobileNetV2Backbone(nn.Module):
         self.high_level_features = features[4:18]
         convs = [block.conv[1][0] for block in self.high_level_features]
         replace_stride_with_dilation(convs, input_stride=4, output_stride=output_stride)
-        for module in self.modules():  # the same parameters, another forward
-            if isinstance(module, nn.Conv2d) and module.groups > 1:
-                module.__class__ = DepthwiseConv2d
 
     def forward(self, image: torch.Tensor) -> StateDict:
         """Image float (N, 3, H, W) to features.

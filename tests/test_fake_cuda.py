@@ -8,6 +8,7 @@ import collections
 import contextlib
 import re
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -16,11 +17,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from main import losses_text
 from network.modeling import build_model
 from utils.distributed import CHECK_EVERY
-from utils.engine import LossMeter
+from utils.engine import LossMeter, train_step
 from utils.loss import LOSSES, AuxiliaryLoss, CrossEntropyLoss, FocalLoss, build_criterion
-from utils.optim import WeightAverage
+from utils.optim import WeightAverage, build_optimizer
 
 # What makes a host wait for the numbers of its GPU; copies to the host are seen by their devices.
 WAITS = re.compile("_local_scalar_dense|nonzero|masked_select|bincount|unique|item|equal")
@@ -42,7 +44,8 @@ class Operators(TorchDispatchMode):
             self.waits.append(f"{name} to the host")
         if name == "cat":
             self.cats.append(([part.dtype for part in args[0]], out.dtype))
-        self.counts[name] += 1
+        if function.namespace != "prim":
+            self.counts[name] += 1
         return out
 
     def total(self):
@@ -113,6 +116,40 @@ def test_decoder_joins_in_the_low_level_features_type(name):
     ]
     assert logits.dtype == torch.float32
     assert seen.waits == []
+
+
+def test_no_log_line_makes_the_host_wait(monkeypatch):
+    def fail(*_):
+        raise AssertionError("asks the GPU")
+
+    for name in ("memory_stats", "max_memory_allocated", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, fail)
+    state = SimpleNamespace(losses=LossMeter(), best_score=0.5, evaluated_itrs=1, lrs=[0.1, 1.0])
+    with fake_cuda():
+        loss = torch.empty(())
+        with Operators() as seen:
+            for iteration in range(1, 5):
+                state.losses.add(loss, iteration, [0.1], torch.arange(2))
+                assert losses_text(state).startswith("loss nan")  # none was read yet
+    assert seen.waits == []
+
+
+def test_a_step_has_few_operators_whatever_the_number_of_classes():
+    # Backward passes ask for a device, so the tensors are fake ones of a CPU.
+    counts = []
+    for num_classes in (21, 42):
+        with FakeTensorMode():
+            model = build_model("deeplabv3plus_mobilenet", num_classes).train()
+            optimizer = build_optimizer(model, 0.1, 0.1)
+            batch = [torch.empty(2, 3, 65, 65, dtype=torch.uint8), torch.empty(2, 65, 65).byte()]
+            scaler = torch.amp.GradScaler("cpu", enabled=False)
+            with Operators() as seen:
+                train_step(model, batch, build_criterion("ce"), optimizer, scaler, "fp32")
+        assert seen.waits == []
+        counts.append(seen.counts)
+    assert counts[0]["_fused_sgd_"] == 2  # one for each group of parameters
+    # 60 convolutions with norms, forwards and backwards, views and gradients included.
+    assert counts[0] == counts[1] and counts[0].total() < 1000
 
 
 # Memory layout, with real tensors.
