@@ -16,7 +16,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "choices": ["png", "pdf", "svg"], "default": "png",
         "help": "of figures; report.tex has them as PDF",
     },
-    "dpi": {"type": whole(1, 1200), "default": 200, "help": "dots per inch of what is 8 in wide"},
+    "dpi": {"type": whole(1, 1200), "default": 300, "help": "dots per inch of 165 mm"},
     "dataset": {"choices": list(DATASETS), "help": "only runs on this data set"},
     "image_set": {"default": "train", "help": "split to show"},
     "val_image_set": {"default": "val", "help": "split of the scores"},
