@@ -145,25 +145,26 @@ def test_complete_part_needs_no_mirror_and_a_too_long_one_is_dropped(serve, path
     assert path.read_bytes() == DATA and server.ranges == [None]
 
 
-def test_cut_transfer_goes_on_at_the_same_mirror(serve, path):
-    server, spare = serve(cut=100_000, cuts=1), serve()
+@pytest.mark.parametrize(
+    ("step", "cuts", "places"), [(100_000, 1, [100]), (50_000, 99, [50, 100, 150, 200, 250])]
+)
+def test_cut_transfer_goes_on_at_the_same_mirror_while_the_file_grows(
+    serve, path, step, cuts, places
+):
+    server, spare = serve(cut=step, cuts=cuts), serve()
     fetch(path, server, spare)
-    assert path.read_bytes() == DATA
-    assert server.ranges == [None, "bytes=100000-"] and spare.ranges == []
+    assert path.read_bytes() == DATA and spare.ranges == []
+    assert server.ranges == [None] + [f"bytes={place}000-" for place in places]
 
 
-def test_mirror_that_always_cuts_is_used_while_the_file_grows(serve, path):
-    server = serve(cut=50_000, cuts=99)
-    fetch(path, server)
-    assert path.read_bytes() == DATA
-    assert server.ranges == [None] + [f"bytes={n}0000-" for n in (5, 10, 15, 20, 25)]
-
-
-def test_cutting_mirror_without_ranges_is_given_up_and_the_next_goes_on(serve, path):
+def test_cutting_mirror_without_ranges_is_given_up_and_the_next_goes_on(serve, path, part):
     server, spare = serve(cut=50_000, cuts=99, ranges="ignored"), serve()
+    with pytest.raises(DownloadError, match=re.escape(f"0.1 MB are in {part}")):
+        fetch(path, server)
+    assert part.read_bytes() == DATA[:50_000]
     fetch(path, server, spare)
     assert path.read_bytes() == DATA
-    assert len(server.ranges) == 2 and spare.ranges == ["bytes=50000-"]
+    assert len(server.ranges) == 3 and spare.ranges == ["bytes=50000-"]
 
 
 @pytest.mark.parametrize(
@@ -243,13 +244,6 @@ def test_stalled_transfer_loses_nothing_and_goes_on(serve, path):
     fetch(path, server)
     assert 0.5 <= time.monotonic() - start < 5
     assert path.read_bytes() == DATA and server.ranges == [None, "bytes=70001-"]
-
-
-def test_failure_says_where_the_next_try_goes_on(serve, path, part):
-    server = serve(cut=100_000, cuts=99, ranges="ignored")
-    with pytest.raises(DownloadError, match=re.escape(f"0.1 MB are in {part}")):
-        fetch(path, server)
-    assert part.read_bytes() == DATA[:100_000]
 
 
 def test_interrupt_keeps_the_part_for_the_next_run(serve, path, part, tmp_path, monkeypatch):
@@ -355,27 +349,15 @@ def test_voc_is_downloaded_whole_and_the_archive_removed(serve, tar, root, monke
     assert len(server.ranges) == 1
 
 
-def test_own_archive_is_extracted_and_kept(tar, root):
+def test_archive_on_the_disk_is_extracted_and_kept(tar, root):
     install_voc2012(root, str(tar))
     assert_installed(root)
     assert tar.exists()
-
-
-def test_archive_found_in_root_is_used_and_kept(tar, root):
+    shutil.rmtree(root)
     root.mkdir()
-    shutil.copy(tar, root / VOC2012_NAME)
+    shutil.copy(tar, root / VOC2012_NAME)  # one found in root is used as well
     install_voc2012(root)
     assert_installed(root, [VOC2012_NAME])
-
-
-def test_voc_download_continues_a_part(serve, tar, root, monkeypatch):
-    root.mkdir()
-    (root / f"{VOC2012_NAME}.part").write_bytes(tar.read_bytes()[:3000])
-    server = serve(tar.read_bytes())
-    monkeypatch.setattr(voc, "VOC2012_URLS", [server.url])
-    install_voc2012(root)
-    assert_installed(root)
-    assert server.ranges == ["bytes=3000-"]
 
 
 def test_wrong_archive_is_an_error_with_both_md5s_before_anything_is_written(tar, root):
