@@ -237,13 +237,14 @@ def validate(
     train_loss = state.losses.total / (state.cur_itrs - state.evaluated_itrs)
     sync_buffers(state.evaluated_model)
     predictor = Predictor(state.evaluated_model, args.precision, resize=args.resize)
-    should_stop = partial(signals.stop_together, device=predictor.device)
+    device = predictor.device
+    should_stop = partial(signals.stop_together, device=device)
     scores = evaluate(predictor, data.val_set, data.val_loader, should_stop=should_stop).compute()
     class_iou = dict(zip(state.class_names, scores.pop("class_iou"), strict=True))
     if scores["miou"] > state.best_score or state.evaluated_itrs == 0:
         state.save_best(folder.best, scores["miou"])
     seconds = time.perf_counter() - start
-    is_gpu = predictor.device.type == "cuda"
+    is_gpu = device.type == "cuda"
     record = {
         "iteration": state.cur_itrs,
         "epoch": round(state.cur_itrs / data.per_epoch, 2),
@@ -254,7 +255,7 @@ def validate(
         "class_iou": class_iou,
         "seconds": state.seconds + seconds,
         "val_seconds": seconds,
-        "max_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if is_gpu else None,
+        "max_memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if is_gpu else None,
     }
     folder.append_log(record)
     state.best_score = max(state.best_score, scores["miou"])

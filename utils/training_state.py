@@ -139,18 +139,20 @@ class TrainingState:
 def get_rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     """What dropout draws next, on the CPU and on the device of the run."""
     state = {"cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "mps"):
-        state[device.type] = torch.get_device_module(device).get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def set_rng_state(device: torch.device, state: Mapping[str, Any]) -> None:
     """Undo `get_rng_state()`; say it where the run was on another kind of device."""
     torch.set_rng_state(state["cpu"])
-    if device.type not in ("cuda", "mps"):
-        return
     own = state.get(device.type)
-    if isinstance(own, torch.Tensor):
-        torch.get_device_module(device).set_rng_state(own)
-    else:  # an older file has a list, of all GPUs that were there
+    if not isinstance(own, torch.Tensor):  # an older file has a list, of all GPUs that were there
         print("note: the run was on another device: dropout draws other numbers from here on")
+    elif device.type == "cuda":
+        torch.cuda.set_rng_state(own, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(own)

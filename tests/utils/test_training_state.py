@@ -1,7 +1,6 @@
 """Steps of training, and what a resume brings back, on a network that is quick to step."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,13 +195,13 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
 
 def test_what_dropout_draws_on_a_gpu_is_that_of_the_runs_own_device(monkeypatch, capsys):
     restored = []
-    module = SimpleNamespace(set_rng_state=restored.append)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *where: restored.append(where))
     cpu, own = torch.get_rng_state(), torch.zeros(16, dtype=torch.uint8)
-    set_rng_state(torch.device("cuda", 1), {"cpu": cpu, "cuda": own})
-    assert restored == [own] and not capsys.readouterr().out
+    device = torch.device("cuda", 1)
+    set_rng_state(device, {"cpu": cpu, "cuda": own})
+    assert restored == [(own, device)] and not capsys.readouterr().out
     for elsewhere in ({"cpu": cpu}, {"cpu": cpu, "cuda": [own, own]}):  # a CPU's, an older file's
-        set_rng_state(torch.device("cuda", 1), elsewhere)
+        set_rng_state(device, elsewhere)
         assert len(restored) == 1 and "dropout draws other numbers" in capsys.readouterr().out
 
 
