@@ -89,7 +89,7 @@ def score_checkpoint(
     Raises:
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
     """
-    checkpoint, device = predictor.checkpoint, predictor.device
+    device = predictor.device
     val_set, sizes = build_val_set(evaluation.source, evaluation.image_set, evaluation.crop)
     settings = describe_evaluation(predictor, evaluation, val_set)
     file = scores_file(settings, folder)
@@ -116,12 +116,11 @@ def score_checkpoint(
         key: dict(zip(val_set.class_names, values, strict=True)) if "class_" in key else values
         for key, values in measured.items()
     }
-    scores = {**settings, **by_name}
     if is_main():
-        write_json(file, scores)
+        write_json(file, settings | by_name)
     print_main(
-        f"{checkpoint.path} on {evaluation.name} ({len(val_set)} images, {scores['protocol']}, "
-        f"scales {scores['scales']}{', flipped' * predictor.flip})\n"
+        f"{predictor.checkpoint.path} on {evaluation.name} ({len(val_set)} images, "
+        f"{settings['protocol']}, scales {settings['scales']}{', flipped' * predictor.flip})\n"
         + format_scores(measured, val_set.class_names, evaluation.detailed)
         + (f"\nno pixel in the masks: {', '.join(absent)}" if absent else "")
         + f"\nscores in {file}"
@@ -137,24 +136,21 @@ def describe_evaluation(
     Raises:
         UserError: the checkpoint has other classes than the data set.
     """
-    checkpoint = predictor.checkpoint
-    check_classes(checkpoint, dataset, evaluation.source.dataset)
+    checkpoint, source = predictor.checkpoint, evaluation.source
+    check_classes(checkpoint, dataset, source.dataset)
     say_other_images(checkpoint, evaluation, dataset)
-    trained = checkpoint.content["args"] if checkpoint.kind == "own" else {}
-    usual = ("dataset", "data_root", "output_stride", "precision")
     return {
         "checkpoint": str(checkpoint.path),
-        "dataset": evaluation.source.dataset,
-        "data_root": evaluation.source.data_root,
-        "void_value": evaluation.source.void_value,
-        "object_value": evaluation.source.object_value,
+        "dataset": source.dataset,
+        "data_root": source.data_root,
+        "void_value": source.void_value,
+        "object_value": source.object_value,
         "image_set": evaluation.image_set,
         "images": len(dataset),
         "ids": dataset.ids_hash,
         "protocol": protocol(evaluation.crop, predictor.resize),
         "crop_size": evaluation.crop,
         "output_stride": predictor.output_stride,
-        "trained": {key: trained.get(key) for key in usual},
         "precision": predictor.precision,
         "resize": predictor.resize,
         "scales": list(predictor.scales),
@@ -165,39 +161,27 @@ def describe_evaluation(
 
 
 def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path:
-    """`scores_<split>[_<what is unusual>].json`: no two evaluations have the same.
+    """`scores_<split>[_<run>][_<weights>][_<views>].json`: no two evaluations have the same.
 
-    The name says what is not as the training had it: other weights than `best.pth`, other data,
-    another precision or output stride, centre crops, several scales, flips; and the run, where the
-    folder (by default its own) is not the run's. Where all that is not enough, a hash is added.
+    The run is named where the folder (by default its own) is not the run's, the weights where they
+    are not `best.pth`, and views where they are not the whole image at its size. Where another
+    evaluation has that name already, a hash is added.
     """
-    path, trained = Path(settings["checkpoint"]), settings["trained"]
+    path, crop = Path(settings["checkpoint"]), settings["crop_size"]
     folder = folder or path.parent
-    is_beside = folder.resolve() == path.parent.resolve()
     scales = "-".join(f"{scale:g}" for scale in settings["scales"])
-    is_custom = settings["dataset"] == "custom"
-    unusual = {
-        path.parent.name or path.name: not is_beside,
-        path.stem: path.name != BEST_FILE,
-        Path(settings["data_root"]).name if is_custom else settings["dataset"]: any(
-            settings[key] != trained[key] for key in ("dataset", "data_root")[: 1 + is_custom]
-        ),
-        settings["precision"]: settings["precision"] != trained["precision"],
-        f"os{settings['output_stride']}": settings["output_stride"] != trained["output_stride"],
-        f"crop{settings['crop_size']}": settings["crop_size"] is not None,
-        f"scales{scales}": scales != "1",
-        "flip": settings["flip"],
-    }
-    words = ["scores", settings["image_set"], *(word for word, is_so in unusual.items() if is_so)]
-    file = folder / ("_".join(words) + ".json")
-    if not file.exists():
-        return file
-    stored = {**settings, **read_json(file)}  # older files do not say all
-    paths = ["data_root"] if is_beside else ["data_root", "checkpoint"]
-    others = settings.keys() - {"data_root", "checkpoint", "trained", "protocol"}
-    if all(settings[key] == stored[key] for key in others) and all(
-        Path(settings[key]).resolve() == Path(stored[key]).resolve() for key in paths
-    ):
+    words = [
+        "scores",
+        settings["image_set"],
+        path.parent.name if folder.resolve() != path.parent.resolve() else "",
+        path.stem if path.name != BEST_FILE else "",
+        f"crop{crop}" if crop else "",
+        f"scales{scales}" if scales != "1" else "",
+        "flip" if settings["flip"] else "",
+    ]
+    file = folder / ("_".join(filter(None, words)) + ".json")
+    there = read_json(file) if file.exists() else settings
+    if all(there.get(key) == value for key, value in settings.items()):
         return file
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return file.with_stem(f"{file.stem}_{digest[:6]}")
@@ -225,13 +209,12 @@ def say_other_images(
     """Say it in one line if the split holds other images than when the run was trained."""
     if not checkpoint.path.with_name(ARGS_FILE).is_file():
         return
-    run = read_settings(checkpoint.path.parent)
-    split = (evaluation.source.dataset, evaluation.source.data_root, evaluation.image_set)
-    for role, flag in (("train", "image_set"), ("val", "val_image_set")):
-        before = run.lists.get(role, {"ids": val_set.ids_hash})
-        trained = (run.source.dataset, run.source.data_root, run.setting(flag))
-        if trained == split and before["ids"] != val_set.ids_hash:
-            print_main(
-                f"{evaluation.image_set}: holds other images than when {checkpoint.path} was "
-                f"trained ({before['images']} then, {len(val_set)} now)"
-            )
+    run, source = read_settings(checkpoint.path.parent), evaluation.source
+    trained = (run.source.dataset, run.source.data_root, run.setting("val_image_set"))
+    before = run.lists.get("val", {"ids": val_set.ids_hash})
+    is_same_split = trained == (source.dataset, source.data_root, evaluation.image_set)
+    if is_same_split and before["ids"] != val_set.ids_hash:
+        print_main(
+            f"{evaluation.image_set}: holds other images than when {checkpoint.path} was trained "
+            f"({before['images']} then, {len(val_set)} now)"
+        )

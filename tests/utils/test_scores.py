@@ -8,16 +8,14 @@ from utils.scores import protocol, scores_file
 
 USUAL = {
     "checkpoint": "runs/a/best.pth",
-    "dataset": "voc",
-    "data_root": "data",
+    "data_root": "town",
     "image_set": "val",
     "ids": "0123",
     "crop_size": None,
-    "output_stride": 16,
-    "trained": {"dataset": "voc", "data_root": "data", "output_stride": 16, "precision": "bf16"},
     "precision": "bf16",
     "scales": [1.0],
     "flip": False,
+    "overlap": 256,
 }
 
 
@@ -27,48 +25,38 @@ USUAL = {
         ({}, "scores_val.json"),
         ({"image_set": "test"}, "scores_test.json"),
         ({"crop_size": 513}, "scores_val_crop513.json"),
-        ({"precision": "fp32"}, "scores_val_fp32.json"),
-        ({"output_stride": 8}, "scores_val_os8.json"),
         ({"scales": [0.5, 1.0, 1.5], "flip": True}, "scores_val_scales0.5-1-1.5_flip.json"),
         ({"checkpoint": "runs/a/last.pth"}, "scores_val_last.json"),
-        ({"dataset": "custom", "data_root": "other/town"}, "scores_val_town.json"),
-        ({"trained": dict.fromkeys(USUAL["trained"])}, "scores_val_voc_bf16_os16.json"),
+        ({"checkpoint": "torchvision"}, "scores_val_torchvision.json"),
     ],
 )
-def test_scores_are_named_after_what_is_unusual(tmp_path, changes, name):
-    settings = {**USUAL, **changes}
-    assert str(scores_file(settings)) == f"runs/a/{name}"
-    others = scores_file(settings, tmp_path)  # beside those of other runs
-    assert others == tmp_path / name.replace("scores_val", "scores_val_a", 1).replace(
-        "scores_test", "scores_test_a", 1
-    )
+def test_scores_are_named_after_split_weights_and_views(changes, name):
+    assert scores_file({**USUAL, **changes}).name == name
+
+
+def test_scores_lie_beside_the_checkpoint_or_tell_the_run(tmp_path):
+    assert str(scores_file(USUAL)) == "runs/a/scores_val.json"
+    assert scores_file(USUAL, tmp_path) == tmp_path / "scores_val_a.json"
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"checkpoint": "others/a/best.pth"},
-        {"ids": "4567"},
         {"data_root": "elsewhere/town"},
+        {"ids": "4567"},
+        {"precision": "fp32"},
         {"overlap": 0},
     ],
 )
 def test_evaluations_of_one_name_do_not_overwrite_each_other(tmp_path, change):
-    settings = {**USUAL, "dataset": "custom", "data_root": "town", "overlap": 256}
-    settings["trained"] = {**USUAL["trained"], "dataset": "custom", "data_root": "town"}
-    file = scores_file(settings, tmp_path)
-    file.write_text(json.dumps({**settings, "miou": 0.5}))
-    assert scores_file(settings, tmp_path) == file  # scored again
-    other = scores_file({**settings, **change}, tmp_path)
-    assert other != file and other.name.startswith("scores_val_a")
-
-
-def test_scores_of_before_are_those_of_the_same_evaluation(tmp_path):
-    """They do not say data root and lists; beside the checkpoint, the folder may have moved."""
-    settings = {**USUAL, "checkpoint": str(tmp_path / "best.pth")}
-    old = {"checkpoint": "runs/a/best.pth", "dataset": "voc", "image_set": "val", "miou": 0.5}
-    (tmp_path / "scores_val.json").write_text(json.dumps(old))
-    assert scores_file(settings) == tmp_path / "scores_val.json"
+    file = tmp_path / "scores_val_a.json"
+    file.write_text(json.dumps({**USUAL, "miou": 0.5}))
+    assert scores_file(USUAL, tmp_path) == file  # scored again
+    other = scores_file({**USUAL, **change}, tmp_path)
+    assert other != file and other.name.startswith("scores_val_a_")
+    other.write_text(json.dumps({**USUAL, **change, "miou": 0.4}))
+    assert scores_file({**USUAL, **change}, tmp_path) == other
 
 
 def test_protocol_says_what_was_looked_at():
