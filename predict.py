@@ -18,8 +18,6 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from datasets import build_dataset
 from datasets.image_files import pixel_limit, read_image
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
@@ -28,7 +26,7 @@ from utils.common.progress import progress
 from utils.common.threads import call_ahead
 from utils.precision import choose_device, choose_precision, describe_precision
 from utils.predict.options import parse_args
-from utils.predict.photos import find_images, name_outputs, output_files
+from utils.predict.photos import find_images, name_outputs
 from utils.predict.results import Result, Results
 from utils.predictor import Predictor
 from utils.run_records import default_checkpoint
@@ -64,7 +62,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Checkpoint:
 
 
 def make_output_dir(folder: Path) -> None:
-    """Make the folder and try to write in it, before any work is done."""
+    """Make the folder and try to write in it, before anything is computed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -81,7 +79,7 @@ def predict_images(
 
     Args:
         names: what the results of each image are called.
-        folder: where they go.
+        folder: where results go.
         predictor: gives the classes.
         extras: what is left beside the masks: "overlay", "confidence".
 
@@ -100,16 +98,15 @@ def predict_images(
             except Exception as error:
                 results.fail(str(path), error)
             else:
-                shown = image if "overlay" in extras else None
-                mask = folder / output_files(names[path])[0]
+                mask, shown = folder / f"{names[path]}.png", image if "overlay" in extras else None
                 results.add(Result(str(path), mask, classes, shown, confidence))
     status = results.end(folder)
     seconds, number = time.perf_counter() - start, len(results.shares)
-    total = np.add.reduce([np.zeros(len(predictor.class_names)), *results.shares.values()])
-    found = ", ".join(np.array(predictor.class_names)[total > 0])
+    by_class = zip(predictor.class_names, *results.shares.values(), strict=True)
+    found = [name for name, *shares in by_class if any(shares)]
     print(
         f"{number} of {len(names)} images in {seconds:.1f} s ({number / seconds:.2f} images/s), "
-        f"results in {folder}\nclasses found: {found or 'none'}"
+        f"results in {folder}\nclasses found: {', '.join(found) or 'none'}"
     )
     return status
 
@@ -152,18 +149,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(__doc__, argv)
     folder, is_split = Path(args.output_dir or "predictions"), args.val_image_set is not None
     paths = find_images(args.inputs, folder)
-    if args.output_dir or not is_split:
-        make_output_dir(folder)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     checkpoint = choose_checkpoint(args)
     print(describe_precision(precision, device))
+    if is_split and not args.output_dir and checkpoint.path.is_file():
+        folder = checkpoint.path.parent
+    make_output_dir(folder)
     if is_split:
         stored = checkpoint.content["args"] if checkpoint.kind == "own" else {}
         args = parse_args(__doc__, argv, stored)
-        if args.output_dir is None:
-            folder = checkpoint.path.parent if checkpoint.path.is_file() else folder
-            make_output_dir(folder)
     views = {key: getattr(args, key) for key in ("scales", "flip", "window", "overlap")}
     predictor = Predictor.from_checkpoint(
         checkpoint, device, precision, args.output_stride, **views

@@ -313,7 +313,7 @@ def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckp
     [
         (["nowhere.jpg"], "nowhere.jpg: no such file"),
         (["empty"], "empty: no image in this folder"),
-        (["a.jpg", "--output_dir", "a.jpg"], "--output_dir"),
+        (["a.jpg", "--ckpt", "{ckpt}", "--output_dir", "a.jpg"], "--output_dir"),
         (["a.jpg", "--ckpt", "{ckpt}", "--window", "100"], "--overlap"),
         (["a.jpg", "--ckpt", "{ckpt}_"], "best.pth_: no such file"),
         (["a.jpg", "--ckpt", ""], "--ckpt: is empty"),

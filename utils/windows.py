@@ -1,5 +1,6 @@
 """Where the windows of a large image lie, how they are blended, and upsampling in strips."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +13,8 @@ STRIP_PIXELS = 1 << 19  # that are upsampled at a time
 def place_windows(size: Sequence[int], side: int, overlap: int) -> list[tuple[slice, slice]]:
     """Cover an image with overlapping squares; the last of a row or a column are cut short.
 
+    They start at multiples of 16, where a backbone's strides put the whole image's features too.
+
     Args:
         size: height and width of the image.
         side: of a square, a multiple of 16 pixels.
@@ -20,18 +23,15 @@ def place_windows(size: Sequence[int], side: int, overlap: int) -> list[tuple[sl
     Returns:
         The rows and the columns of each window.
     """
-    rows, columns = (split_axis(length, side, overlap) for length in size)
-    return [(y, x) for y in rows for x in columns]
-
-
-def split_axis(length: int, side: int, overlap: int) -> list[slice]:
-    """Cover an axis with windows that start at multiples of 16.
-
-    There the backbone's strides put the features of the whole image too.
-    """
     step = (side - overlap) // ALIGNMENT * ALIGNMENT
-    starts = range(0, max(length - (side - step), 1), step)
-    return [slice(start, min(start + side, length)) for start in starts]
+    rows, columns = (
+        [
+            slice(start, min(start + side, length))
+            for start in range(0, max(length - (side - step), 1), step)
+        ]
+        for length in size
+    )
+    return list(itertools.product(rows, columns))
 
 
 def window_weights(size: Sequence[int], overlap: float) -> torch.Tensor:

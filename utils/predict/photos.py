@@ -50,46 +50,40 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
         files = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
-    results: set[Path] = set()
-    if output_dir is not None:
-        own = output_dir.resolve()
-        inside = {file for file in files if file.resolve() == own}
-        results = find_results(files) if folder.resolve() == own else inside
-    suffixes, images = picture_suffixes(), []
-    left_out: Counter[str] = Counter()
-    for file in files:
-        kind = kind_of(file, suffixes)
-        if kind == "image" and file not in results:
-            images.append(file)
-        elif kind:
-            left_out["result of an earlier run" if file in results else kind] += 1
+    own = output_dir.resolve() if output_dir else None
+    results = find_results(files) if folder.resolve() == own else set()
+    suffixes = picture_suffixes()
+    kinds = {
+        file: "result of an earlier run" if file.name in results else kind_of(file, suffixes)
+        for file in files
+        if file.resolve() != own
+    }
+    left_out = Counter(kind for kind in kinds.values() if kind not in ("image", None))
     if left_out:
         counts = ", ".join(f"{number} x {kind}" for kind, number in left_out.items())
         print(f"{folder}: leaves out {counts}", file=sys.stderr)
-    return images
+    return [file for file, kind in kinds.items() if kind == "image"]
 
 
 def kind_of(file: Path, suffixes: set[str]) -> str | None:
     """What a picture in a folder is: "image", or what it is instead; None if it is no picture."""
-    if file.is_dir():
-        inside = (name for _, _, names in os.walk(file) for name in names)
-        has_image = any(Path(name).suffix.lower() in suffixes for name in inside)
-        return "sub-folder with images" if has_image else None
     suffix = file.suffix.lower()
-    if suffix in suffixes | OTHER_PICTURES and not file.is_file():
+    if file.is_dir():
+        inside = (Path(name).suffix.lower() for _, _, names in os.walk(file) for name in names)
+        return None if suffixes.isdisjoint(inside) else "sub-folder with images"
+    if suffix not in suffixes | OTHER_PICTURES:
+        return None
+    if not file.is_file():
         return "broken link"
-    return "image" if suffix in suffixes else suffix if suffix in OTHER_PICTURES else None
+    return "image" if suffix in suffixes else suffix
 
 
-def find_results(files: Sequence[Path]) -> set[Path]:
-    """Of the files of a folder, those of an earlier run: where there are a mask and its overlay."""
-    there = {file.name: file for file in files}
-    results: set[Path] = set()
-    for name in there:
-        own = output_files(name.removesuffix(OVERLAY_END))
-        if name.endswith(OVERLAY_END) and own[0] in there:
-            results |= {there[file] for file in own if file in there}
-    return results
+def find_results(files: Sequence[Path]) -> set[str]:
+    """The names of an earlier run's files: where there are a mask and its overlay."""
+    there = {file.name for file in files}
+    overlays = (name for name in there if name.endswith(OVERLAY_END))
+    results = [output_files(name.removesuffix(OVERLAY_END)) for name in overlays]
+    return {name for own in results if own[0] in there for name in own}
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
@@ -97,15 +91,15 @@ def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
 
     The output files of all inputs differ, also where case does not count, and none is an input.
     """
-    taken = {path.resolve() for path in paths}
-    taken_names = {path.name.casefold() for path in taken if path.parent == output_dir.resolve()}
-    names = []
+    folder = output_dir.resolve()
+    inputs = (path for path in map(Path.resolve, paths) if path.parent == folder)
+    taken, names = {path.name.casefold() for path in inputs}, []
     for path in paths:
         name, number = path.stem, 1
-        while not taken_names.isdisjoint(file.casefold() for file in output_files(name)):
+        while not taken.isdisjoint(output_files(name.casefold())):
             number += 1
             name = f"{path.stem}_{number}"
-        taken_names.update(file.casefold() for file in output_files(name))
+        taken.update(output_files(name.casefold()))
         names.append(name)
     return names
 

@@ -3,9 +3,9 @@
 import csv
 import io
 import sys
-from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,11 @@ from PIL import Image
 from datasets.image_files import save_png
 from utils.common.errors import UserError
 from utils.common.files import write_text
-from utils.common.threads import CallsAhead
+from utils.common.threads import THREADS
 from utils.precision import is_out_of_memory
 from utils.predict.overlay import draw_overlay, save_pred
 from utils.predict.photos import output_files
 from utils.predictor import Predictor
-
-SHARES_FILE = "predictions.csv"
 
 
 class Result(NamedTuple):
@@ -38,19 +36,21 @@ class Results:
     """The results of some images, written in threads beside the model.
 
     Attributes:
-        shares: of the classes in each image that was saved, float (C,), by the image's name.
+        shares: of the C classes in each image that was saved, by the image's name.
         failures: a line for each image that could not be done.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         self.class_names, self.palette = predictor.class_names, predictor.palette
-        self.shares: dict[str, np.ndarray] = {}
+        self.shares: dict[str, list[float]] = {}
         self.failures: list[str] = []
-        self._savings = CallsAhead(self._save)
+        self._pool, self._free = ThreadPoolExecutor(THREADS), Semaphore(2 * THREADS)
+        self._savings: list[Future] = []
 
     def add(self, result: Result) -> None:
-        """Begin to save a result."""
-        self._collect(self._savings.add(result))
+        """Begin to save a result, as soon as few others wait."""
+        self._free.acquire()
+        self._savings.append(self._pool.submit(self._save, result))
 
     def fail(self, name: str, error: Exception) -> None:
         """Note why an image failed, in one line; a fault of the program is raised again."""
@@ -64,32 +64,32 @@ class Results:
 
     def end(self, folder: Path) -> int:
         """Wait for the rest, write `predictions.csv` and say what failed; gives the exit status."""
-        self._collect(self._savings.rest())
+        for saving in self._savings:
+            saving.result()
+        self._pool.shutdown()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *self.class_names])
         for name, shares in sorted(self.shares.items()):
             writer.writerow([name, *(f"{share:.6f}" for share in shares)])
         if self.shares:
-            write_text(folder / SHARES_FILE, text.getvalue())
-        for failure in self.failures:
+            write_text(folder / "predictions.csv", text.getvalue())
+        for failure in sorted(self.failures):
             print(f"failed: {failure}", file=sys.stderr)
         return 1 if self.failures else 0
 
-    def _save(self, result: Result) -> np.ndarray:
-        _, mask, classes, image, confidence = result
+    def _save(self, result: Result) -> None:
+        name, mask, classes, image, confidence = result
         _, overlay, softmax = (mask.with_name(file) for file in output_files(mask.stem))
-        save_pred(mask, classes, self.palette)
-        if image is not None:
-            save_png(overlay, draw_overlay(image, classes, self.class_names, self.palette))
-        if confidence is not None:
-            save_png(softmax, Image.fromarray(confidence))
-        counts = Image.fromarray(classes).histogram()  # without a copy
-        return np.array(counts[: len(self.class_names)]) / classes.size
-
-    def _collect(self, savings: Iterable[tuple[Result, Future]]) -> None:
-        for result, saving in savings:
-            try:
-                self.shares[result.name] = saving.result()
-            except Exception as error:
-                self.fail(result.name, error)
+        try:
+            save_pred(mask, classes, self.palette)
+            if image is not None:
+                save_png(overlay, draw_overlay(image, classes, self.class_names, self.palette))
+            if confidence is not None:
+                save_png(softmax, Image.fromarray(confidence))
+            counts = Image.fromarray(classes).histogram()  # without a copy
+            self.shares[name] = [n / classes.size for n in counts[: len(self.class_names)]]
+        except Exception as error:
+            self.fail(name, error)
+        finally:
+            self._free.release()
