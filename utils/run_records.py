@@ -14,7 +14,7 @@ from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.metrics import format_scores
 from utils.options import parse_args
-from utils.run_folder import ARGS_FILE, BEST_FILE, LOG_FILE, read_log_and_note
+from utils.run_folder import ARGS_FILE, BEST_FILE, read_log_and_note
 
 # What curves and tables read of a log line beside the iteration; the last three may be missing.
 _NUMBERS = (
@@ -59,7 +59,7 @@ class Run:
     @property
     def best(self) -> dict[str, Any]:
         """The record with the highest mIoU, the earliest of equals."""
-        return max(self.log, key=lambda record: _or_lowest(record["miou"]))
+        return max(self.log, key=lambda record: record["miou"])
 
     @property
     def best_checkpoint(self) -> Path:
@@ -83,14 +83,19 @@ class Run:
             root: its folder, as `--data_root`.
             lists: hashes of lists of its images.
         """
-        own, own_lists = Path(self.source.data_root), {part["ids"] for part in self.lists.values()}
         if list(class_names) != self.class_names:
             return False
+        own = Path(self.source.data_root)
         if self.source.dataset != "custom" or own.resolve() == root.resolve():
             return True
-        if own.exists() and root.exists():
-            return False
-        return not own_lists.isdisjoint(lists) if own_lists and lists else own.name == root.name
+        were_moved = not (own.exists() and root.exists())
+        return were_moved and not self.list_hashes.isdisjoint(lists)
+
+    def is_on_data_of(self, other: "Run") -> bool:
+        """Whether both are on one data set."""
+        root = Path(other.source.data_root)
+        is_same_kind = self.source.dataset == other.source.dataset
+        return is_same_kind and self.is_on(other.class_names, root, other.list_hashes)
 
     def compares_with(self, other: "Run") -> bool:
         """Whether their scores do: on the same data, list of images and protocol."""
@@ -99,12 +104,10 @@ class Run:
         )
         return one == two and self.is_on_data_of(other)
 
-    def is_on_data_of(self, other: "Run") -> bool:
-        """Whether both are on one data set."""
-        root, ids = Path(other.source.data_root), [part["ids"] for part in other.lists.values()]
-        return self.source.dataset == other.source.dataset and self.is_on(
-            other.class_names, root, ids
-        )
+    @property
+    def list_hashes(self) -> set[str]:
+        """The hashes of its lists of images."""
+        return {part["ids"] for part in self.lists.values()}
 
     def setting(self, name: str) -> Any:
         """One of the settings; None if the run does not say."""
@@ -113,10 +116,6 @@ class Run:
     def column(self, name: str) -> list[float]:
         """One number of every record."""
         return [record[name] for record in self.log]
-
-
-def _or_lowest(value: float) -> float:
-    return -1.0 if math.isnan(value) else value
 
 
 def load_run(folder: Path) -> Run:
@@ -134,45 +133,23 @@ def read_settings(folder: Path) -> Run:
     args, class_names = stored.get("args"), stored.get("class_names")
     if not isinstance(args, dict) or not isinstance(class_names, list):
         raise UserError(f"{folder / ARGS_FILE}: holds no settings of a run")
-    environment, lists = (stored.get(key) or {} for key in ("environment", "data"))
-    return Run(folder, args, class_names, environment, lists)
+    return Run(folder, args, class_names, stored.get("environment", {}), stored.get("data", {}))
 
 
 def _with_log(run: Run) -> Run:
     """The same run, with its log and with notes on what is wrong in it."""
-    path = run.folder / LOG_FILE
     run.log, note = read_log_and_note(run.folder)
-    run.notes = [note] if note else []
-    for record in run.log:
-        wrong = _clean_numbers(record)
-        if wrong:
-            run.notes.append(
-                f"{path}: {' and '.join(wrong)} not a number at iteration {record['iteration']}: "
-                "left out"
-            )
-    if not any(math.isfinite(record["miou"]) for record in run.log):
+    if not run.log:
         raise UserError(f"{run.folder}: has no evaluation yet: train it on with main.py --resume")
-    last, total = run.log[-1]["iteration"], run.setting("total_itrs")
-    if isinstance(total, int) and last < total:
-        run.notes.append(
-            f"{run.folder}: is not finished: evaluated at {last} of {total} iterations"
-        )
+    for record in run.log:
+        for name in _NUMBERS:
+            value = record.get(name)
+            record[name] = math.nan if value is None else float(value)
+        record.setdefault("class_iou", {})
+    last, total = run.log[-1]["iteration"], run.setting("total_itrs") or 0
+    is_short = f"{run.folder}: is not finished: evaluated at {last} of {total} iterations"
+    run.notes = [*([note] if note else []), *([is_short] if last < total else [])]
     return run
-
-
-def _clean_numbers(record: dict[str, Any]) -> list[str]:
-    """Make what is no finite number NaN, in place; the names of those that are there but wrong."""
-    wrong = []
-    for name in _NUMBERS:
-        value = record.get(name)
-        record[name] = math.nan
-        if isinstance(value, int | float) and math.isfinite(value):
-            record[name] = float(value)
-        elif value is not None:
-            wrong.append(name)
-    class_iou = record.get("class_iou")
-    record["class_iou"] = class_iou if isinstance(class_iou, dict) else {}
-    return wrong
 
 
 def find_runs(

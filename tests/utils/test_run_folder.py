@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from utils.common.errors import UserError
-from utils.run_folder import RunFolder, read_log, read_log_and_note, write_log
+from utils.run_folder import RunFolder, read_log, write_log
 
 
 @pytest.fixture
@@ -138,12 +138,6 @@ def test_record_without_an_iteration_is_named_with_its_line(tmp_path, line):
     (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + "\n" + line + "\n")
     with pytest.raises(UserError, match=r"log\.jsonl: line 2 .* iteration"):
         read_log(tmp_path)
-
-
-def test_cut_off_last_line_is_left_out_and_said(tmp_path):
-    (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + '\n{"iterat')
-    records, note = read_log_and_note(tmp_path)
-    assert records == [RECORD] and "the last line is cut off" in note
 
 
 def test_records_after_the_checkpoint_are_dropped(folder):

@@ -1,7 +1,6 @@
 """What the end of a training says of its run, and which runs are on the same data."""
 
 import json
-import math
 import os
 from types import SimpleNamespace
 
@@ -59,20 +58,6 @@ def test_after_cross_entropy_the_second_loss_and_sam_are_next(tmp_path):
     ]
 
 
-def test_score_that_is_not_a_number_is_not_the_best(tmp_path):
-    run = write_run(tmp_path / "run", [0.25, math.nan])
-    assert "mIoU 25.00" in summarise(run)
-    assert len(run.notes) == 1 and "miou not a number at iteration 20" in run.notes[0]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_settings_are_read_with_an_editors_byte_order_mark(tmp_path, encoding):
-    write_run(tmp_path / "run", [0.25])
-    path = tmp_path / "run" / "args.json"
-    path.write_text(path.read_text(), encoding=encoding)
-    assert load_run(tmp_path / "run").class_names == ["sky", "road"]
-
-
 @pytest.fixture
 def towns(tmp_path):
     """Two data sets of the same classes and the same names of images, here on the disk."""
@@ -113,8 +98,7 @@ def test_equal_names_do_not_make_two_data_sets_one(tmp_path, towns):
     [
         ({"data_root": "/elsewhere/town", "lists": {"train": "same", "val": "v"}}, True),
         ({"data_root": "/elsewhere/town", "lists": {"train": "t", "val": "v"}}, False),
-        ({"data_root": "/elsewhere/town"}, True),  # an older run: the folder's name is all there is
-        ({"data_root": "/elsewhere/city"}, False),
+        ({"data_root": "/elsewhere/town"}, False),  # an older run, which does not say
         ({"data_root": "/elsewhere/city", "dataset": "shapes"}, True),  # the same wherever it lies
     ],
 )
