@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -36,8 +35,6 @@ class SegmentationDataset(Dataset):
 
     Attributes:
         folders: the folders of masks and images.
-        palette: uint8 (256, 3), the colours that a palette mask is expected to have; None where
-            there is none. Other colours are taken, but not these under other indices.
         colours: uint8 (C, 3), those that the classes are shown in.
         masks: reads a mask.
 
@@ -46,7 +43,6 @@ class SegmentationDataset(Dataset):
     """
 
     folders = {"mask": "SegmentationClass", "image": "JPEGImages"}
-    palette: np.ndarray | None = None
 
     def __init__(
         self,
@@ -71,7 +67,7 @@ class SegmentationDataset(Dataset):
         self.ids = self.ids if keep_doubles else unique
         self.class_names = tuple(class_names)
         self.colours = default_colours(self.class_names)
-        self.masks: MaskReader = IndexMasks(self.num_classes, self.palette)
+        self.masks: MaskReader = IndexMasks(self.num_classes)
         self.transform = transform
         self.target_paths = self._find("mask", masks_optional)
         self.image_paths = [] if masks_only else self._find("image")

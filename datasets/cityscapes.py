@@ -51,9 +51,8 @@ class Cityscapes(SegmentationDataset):
         ids = sorted(self.list_files(folder / self.folders["mask"], "mask"))
         super().__init__(folder, ids, list(CLASSES), transform, **options)
         self.colours = np.array([colour for _, colour in CLASSES.values()], np.uint8)
-        values = np.full(256, IGNORE_INDEX, np.uint8)
-        values[[value for value, _ in CLASSES.values()]] = range(len(CLASSES))
-        self.masks = IndexMasks(len(CLASSES), values=values)
+        train_ids = {value: index for index, (value, _) in enumerate(CLASSES.values())}
+        self.masks = IndexMasks(len(CLASSES), dict.fromkeys(range(256), IGNORE_INDEX) | train_ids)
 
     def list_files(self, folder: Path, kind: str) -> dict[str, list[Path]]:
         """The files of each id, such as aachen_000000_000019, in the folders of all cities."""

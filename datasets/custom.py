@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
-from datasets.colours import PALETTE
-from datasets.labelmap import is_void, read_labelmap
+from datasets.labelmap import check_number, is_void, read_labelmap
 from datasets.lists import list_files, list_lists, normalize, read_ids, read_lines, what_is_in
 from datasets.masks import UNKNOWN, ColourMasks, IndexMasks
 from utils.common.errors import UserError
@@ -43,8 +40,6 @@ class CustomSegmentation(SegmentationDataset):
             already a class.
     """
 
-    palette = PALETTE
-
     def __init__(
         self,
         root: str | Path,
@@ -61,49 +56,50 @@ class CustomSegmentation(SegmentationDataset):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder: --data_root names the folder of the data set")
         ids = find_ids(root, image_set, val_fraction, seed)
-        path, names_path = root / "labelmap.txt", root / "class_names.txt"
-        labels = read_labelmap(path) if path.exists() else None
-        names = labels.names if labels else read_class_names(names_path)
-        super().__init__(root, ids, names, transform, **options)
-        if labels is None:
-            values = index_values(names, void_value, object_value)
-            hint = "; if it is void, say --void_value with it"
-            self.masks = IndexMasks(len(names), self.palette, values, hint)
-            return
-        if void_value is not None or object_value is not None:
-            raise UserError(
-                f"--{'object' if void_value is None else 'void'}_value: does nothing, since masks "
-                f"are read by the colours in {path}: leave it out"
-            )
-        if names_path.exists():
-            say_once(f"note: {path} names the classes, {names_path} is not read")
-        self.colours, self.masks = labels.colours, ColourMasks(labels.classes, path)
+        path, labelmap = root / "class_names.txt", root / "labelmap.txt"
+        if labelmap.exists():
+            for flag, value in (("void", void_value), ("object", object_value)):
+                if value is not None:
+                    raise UserError(
+                        f"--{flag}_value: does nothing, since masks are read by the colours in "
+                        f"{labelmap}: leave it out"
+                    )
+            if path.exists():
+                say_once(f"note: {labelmap} names the classes, {path} is not read")
+            names, colours, void = read_labelmap(labelmap)
+            super().__init__(root, ids, names, transform, **options)
+            self.colours, self.masks = colours, ColourMasks(colours, void, labelmap)
+        else:
+            names = read_class_names(path)
+            super().__init__(root, ids, names, transform, **options)
+            meanings = index_meanings(names, void_value, object_value)
+            self.masks = IndexMasks(len(names), meanings, "; another void is told by --void_value")
 
 
-def index_values(
+def index_meanings(
     names: Sequence[str], void_value: int | None, object_value: int | None
-) -> np.ndarray:
-    """What each stored index stands for: uint8 (256,).
+) -> dict[int, int]:
+    """What the indices stand for that do not stand for the class of their number.
 
     Raises:
         UserError: a flag's value is that of a class, or there is no object among many classes.
     """
-    values = np.arange(256, dtype=np.uint8)
+    meanings = {}
     if void_value is not None:
         if void_value < len(names) and not is_void(names[void_value]):
             raise UserError(
                 f"--void_value {void_value}: is the class {names[void_value]!r}, line "
                 f"{void_value + 1} of class_names.txt: give another value, or name that line void"
             )
-        values[void_value] = IGNORE_INDEX
+        meanings[void_value] = IGNORE_INDEX
     if object_value is not None:
         if len(names) != 2 or object_value in (0, 1, void_value):
             raise UserError(
                 f"--object_value {object_value}: what masks of two classes hold for the second in "
                 f"place of 1, but there are {len(names)}, and 0, 1 and void are taken: leave it out"
             )
-        values[1], values[object_value] = UNKNOWN, 1
-    return values
+        meanings |= {1: UNKNOWN, object_value: 1}
+    return meanings
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -117,10 +113,7 @@ def read_class_names(path: Path) -> list[str]:
             )
     if names and names[0] == "__ignore__":
         names = names[1:]
-    if not 2 <= len(names) <= IGNORE_INDEX:
-        raise UserError(
-            f"{path}: {len(names)} class names: one a line, from 2 to {IGNORE_INDEX} are needed"
-        )
+    check_number(path, names)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path}: the class name {twice!r} stands there twice")

@@ -1,7 +1,6 @@
 """Reading masks: what their indices, or their colours, stand for."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,105 +8,113 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datasets.colours import PALETTE
 from datasets.image_files import ImageError, open_image
 
 IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around an image
 UNKNOWN = 254  # in a table: neither a class nor void
 
-MaskReader = Callable[[Path], Tensor]  # a file to uint8 (H, W), classes and `IGNORE_INDEX` alone
+
+class MaskReader:
+    """Reads masks by looking up each pixel in a table.
+
+    Attributes:
+        table: uint8, the class, void or `UNKNOWN` that each code of a pixel stands for.
+        hint: what could be done about a pixel that is neither a class nor void, for the error.
+    """
+
+    table: np.ndarray
+    hint: str
+
+    def codes(self, path: Path) -> np.ndarray:
+        """The places of a mask's pixels in the table: uint8 or uint32 (H, W)."""
+        raise NotImplementedError
+
+    def __call__(self, path: Path) -> Tensor:
+        """Read one mask: uint8 (H, W), classes and `IGNORE_INDEX` alone.
+
+        Raises:
+            ImageError: the file is missing, cut off, no PNG of the right kind, or has a pixel that
+                is neither a class nor void.
+        """
+        codes = self.codes(path)
+        target = self.table.take(codes, mode="clip")  # sooner than with a check of bounds
+        unknown = codes[target == UNKNOWN]
+        if len(unknown):
+            first = ",".join(map(str, unknown[:1].view(np.uint8)[:3]))  # an index, or R,G,B
+            raise ImageError(
+                f"{path}: {len(unknown)} pixels are neither a class nor void, such as those of "
+                f"value {first}: {self.hint}"
+            )
+        return torch.from_numpy(target)
 
 
-class IndexMasks:
-    """Reads index masks: palette PNGs or grey ones of 1 to 8 bits.
+class IndexMasks(MaskReader):
+    """Reads palette PNGs, and grey ones of 1 to 8 bits, by what is stored.
+
+    A mask that has VOC's colours of classes and void under other indices is refused; masks in
+    colours of their own are not.
 
     Args:
-        num_classes: C.
-        palette: uint8 (256, 3), if the data set has one: a mask that has the colours of the classes
-            and of void under other indices is refused. Masks in colours of their own are not.
-        values: uint8 (256,), the class, void or `UNKNOWN` that a stored index stands for; None: for
-            itself.
+        num_classes: C, at most 254.
+        meanings: the class, void or `UNKNOWN` of the indices that do not stand for themselves.
         hint: how a value that is no class could be made one, for the error.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        palette: np.ndarray | None = None,
-        values: np.ndarray | None = None,
-        hint: str = "",
+        self, num_classes: int, meanings: Mapping[int, int] | None = None, hint: str = ""
     ) -> None:
-        self.num_classes, self.palette, self.values, self.hint = num_classes, palette, values, hint
+        self.table = np.full(256, UNKNOWN, np.uint8)
+        self.table[:num_classes] = range(num_classes)
+        self.table[IGNORE_INDEX] = IGNORE_INDEX
+        for index, meaning in (meanings or {}).items():
+            self.table[index] = meaning
+        self.hint = f"classes are 0 to {num_classes - 1}, void is {IGNORE_INDEX}{hint}"
 
-    def __call__(self, path: Path) -> Tensor:
-        """Read one mask.
-
-        Raises:
-            ImageError: the file is missing, cut off, no PNG, stores colours in place of indices, or
-                holds another value than a class or void.
-        """
+    def codes(self, path: Path) -> np.ndarray:
+        """The indices."""
         image = open_mask(path, "P L 1")
         stored = np.array(image, dtype=np.uint8)
-        if image.mode == "L":  # Pillow has stretched fewer bits to the range of eight
+        if image.mode == "P":
+            check_palette(path, image, np.flatnonzero(self.table != UNKNOWN).tolist())
+        elif image.mode == "L":  # Pillow has stretched fewer bits to the range of eight
             with path.open("rb") as file:
                 bit_depth = file.read(25)[24]
-            stored //= {2: 85, 4: 17}.get(bit_depth, 1)
-        if image.mode == "P" and self.palette is not None:
-            colours = bytes(image.getpalette() or ())
-            check_palette(path, stored, colours, self.palette, self.num_classes)
-        target = stored if self.values is None else self.values[stored]
-        # In bytes 255 + 1 is 0: one pass over the mask tells whether all is in order.
-        if (target + np.uint8(1)).max() > self.num_classes:
-            wrong = stored[(target >= self.num_classes) & (target != IGNORE_INDEX)]
-            raise ImageError(
-                f"{path}: value {wrong[0]} is neither a class (0 to {self.num_classes - 1}) nor "
-                f"void ({IGNORE_INDEX}){self.hint}"
-            )
-        return torch.from_numpy(target)
+            stored //= 255 // (2**bit_depth - 1)
+        return stored
 
 
-class ColourMasks:
-    """Reads masks of any kind of PNG by their colours, whatever their indices.
+class ColourMasks(MaskReader):
+    """Reads any kind of PNG by its colours, whatever their indices; a code is R + 256 G + 65536 B.
 
     Args:
-        classes: the class, or void, of each colour (R, G, B).
-        source: the file that names the colours, for the error.
+        colours: uint8 (C, 3), of the classes.
+        void: uint8 (N, 3), of what is void beside VOC's cream.
+        source: the file that names them, for the error.
     """
 
-    def __init__(self, classes: Mapping[tuple[int, ...], int], source: Path) -> None:
-        self.classes, self.source = tuple(classes.items()), source
+    def __init__(self, colours: np.ndarray, void: np.ndarray, source: Path) -> None:
+        self.table = np.full(1 << 24, UNKNOWN, np.uint8)
+        self.table[colour_codes([PALETTE[IGNORE_INDEX], *void])] = IGNORE_INDEX
+        self.table[colour_codes(colours)] = range(len(colours))
+        self.hint = (
+            f"{source} does not name this colour: add a line for it (with the name void, if it "
+            "does not count), or correct the mask"
+        )
 
-    def __call__(self, path: Path) -> Tensor:
-        """Read one mask.
-
-        Raises:
-            ImageError: the file is missing, cut off, no PNG, or has a colour without a class.
-        """
-        image = open_mask(path, "P L 1 RGB RGBA").convert("RGB")
-        target = colour_table(self.classes).take(colour_codes(image))
-        target = target.reshape(image.height, image.width)
-        unknown = target == UNKNOWN
-        if unknown.any():
-            colours = np.array(image)[unknown]
-            raise ImageError(
-                f"{path}: {len(colours)} pixels have colours that {self.source} does not name, "
-                f"such as {','.join(map(str, colours[0]))}: add a line for them (with the name "
-                "void, if they do not count), or correct the mask"
-            )
-        return torch.from_numpy(target)
+    def codes(self, path: Path) -> np.ndarray:
+        """The colours as numbers."""
+        image = open_mask(path, "P L 1 RGB RGBA")
+        if image.mode == "P":  # not all pixels need be converted, but only the colours
+            stored = bytes(image.getpalette() or ()).ljust(768, b"\0")
+            return colour_codes(np.frombuffer(stored, np.uint8).reshape(256, 3))[np.array(image)]
+        rgbx = image.convert("RGB").tobytes("raw", "RGBX")
+        return np.frombuffer(rgbx, "<u4").reshape(image.height, image.width) & 0xFFFFFF
 
 
-def colour_codes(image: Image.Image) -> np.ndarray:
-    """The colours of an RGB image as numbers R + 256 G + 65536 B: uint32 (H * W,)."""
-    return np.frombuffer(image.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
-
-
-@functools.lru_cache(maxsize=2)
-def colour_table(classes: tuple[tuple[tuple[int, ...], int], ...]) -> np.ndarray:
-    """The class of every colour there is: uint8 (2 ** 24,), once for all threads of a process."""
-    table = np.full(1 << 24, UNKNOWN, np.uint8)
-    for (red, green, blue), index in classes:
-        table[red + 256 * green + 65536 * blue] = index
-    return table
+def colour_codes(colours: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """The numbers of colours (N, 3): uint32 (N,)."""
+    return (np.asarray(colours) @ (1, 256, 65536)).astype("<u4")
 
 
 def open_mask(path: Path, modes: str) -> Image.Image:
@@ -122,15 +129,14 @@ def open_mask(path: Path, modes: str) -> Image.Image:
     )
 
 
-def check_palette(
-    path: Path, target: np.ndarray, stored: bytes, palette: np.ndarray, num_classes: int
-) -> None:
-    """Refuse a mask whose colours are those of classes and void, each once, at other indices."""
-    if palette.tobytes().startswith(stored):
+def check_palette(path: Path, image: Image.Image, expected: list[int]) -> None:
+    """Refuse a mask with VOC's colours of the expected indices, each once, at other indices."""
+    stored = bytes(image.getpalette() or ())
+    if PALETTE.tobytes().startswith(stored):
         return
-    indices = [*range(num_classes), IGNORE_INDEX]
-    index_of = dict(zip(map(tuple, palette[indices].tolist()), indices, strict=True))
-    used = [index for index in np.unique(target).tolist() if 3 * index < len(stored)]
+    index_of = dict(zip(map(tuple, PALETTE[expected].tolist()), expected, strict=True))
+    counts = image.histogram()[: len(stored) // 3]
+    used = [index for index, count in enumerate(counts) if count]
     meant = [index_of.get(tuple(stored[3 * index : 3 * index + 3])) for index in used]
     if None in meant or len(set(meant)) < len(meant) or meant == used:
         return

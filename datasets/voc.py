@@ -67,8 +67,6 @@ class VOCSegmentation(SegmentationDataset):
         UserError: the data set, a list or a file is missing.
     """
 
-    palette = PALETTE
-
     def __init__(
         self,
         root: str | Path,
