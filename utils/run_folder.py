@@ -75,8 +75,6 @@ class RunFolder:
                     f"{self.path}: another process trains in it: wait for its end, or take another "
                     "--run_name"
                 ) from None
-            except UserError as error:  # some network file systems
-                print(f"{error}; until then start no second run in it", flush=True)
             self.check(resume, overwrite)  # another run may have come and gone
             leavings = ("scores*.json", "predictions_*/*", "events.out.tfevents.*")
             old = [*RUN_FILES, *leavings] if not resume else []
@@ -103,7 +101,8 @@ class RunFolder:
         if not is_main():
             return
         if records := read_log(self.path):
-            write_log(self.path, [r for r in records if r["iteration"] <= iteration])
+            kept = [json.dumps(r) + "\n" for r in records if r["iteration"] <= iteration]
+            write_text(self.path / LOG_FILE, "".join(kept))
         if self._build_writer:
             self._writer = self._build_writer(str(self.path), purge_step=iteration + 1)
 
@@ -146,26 +145,20 @@ def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except ValueError:
             record = None
-        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            records.append(record)
-        elif not isinstance(record, dict) and number == len(lines):
-            return records, f"{path}: the last line is cut off and was left out"
-        else:
+            if number == len(lines):
+                return records, f"{path}: the last line is cut off and was left out"
+        if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
             raise UserError(
                 f"{path}: line {number} is not a JSON object with an iteration: take it out"
             )
+        records.append(record)
     return records, None
-
-
-def write_log(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Write the log anew."""
-    write_text(folder / LOG_FILE, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def describe_environment() -> dict[str, str | None]:
@@ -187,9 +180,8 @@ def _git_commit() -> str | None:
     """The commit of this code, `-dirty` behind it if files were changed; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
     try:
-        here = Path(__file__).parent
-        return subprocess.run(
-            command, cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -195,20 +195,16 @@ def load_named_runs(
     """
     runs: list[Run] = []
     for name in names:
-        folder = runs_dir / name
-        if not (folder / ARGS_FILE).exists():
-            folder = Path(name)
+        folder = runs_dir / name if (runs_dir / name / ARGS_FILE).exists() else Path(name)
         if not (folder / ARGS_FILE).exists():
             known = ", ".join(path.name for path in _folders(runs_dir)) or "none"
             raise UserError(f"--runs {name}: no such run; in {runs_dir} there are: {known}")
         run = read_settings(folder)
-        misfit = _misfit(run, dataset_name, dataset)
-        if misfit:
+        if misfit := _misfit(run, dataset_name, dataset):
             raise UserError(f"--runs {name}: {misfit}")
-        run = _with_log(run)
-        if any(run.folder.resolve() == other.folder.resolve() for other in runs):
+        if any(folder.resolve() == other.folder.resolve() for other in runs):
             raise UserError(f"--runs {name}: given twice: name each run once")
-        runs.append(run)
+        runs.append(_with_log(run))
     return runs
 
 
@@ -226,7 +222,7 @@ def summarise(run: Run) -> str:
     best, last = run.best, run.log[-1]
     minutes, seconds = divmod(round(last["seconds"]), 60)
     memory = last["max_memory_mb"]
-    scores = {**best, "class_iou": list(best["class_iou"].values())}
+    scores = best | {"class_iou": list(best["class_iou"].values())}
     data = ["--runs_dir", str(run.folder.parent), *run.source.flags()]
     commands = [_python("predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER")]
     if run.setting("loss") == "ce":  # the course asks for a second one, and for SAM
@@ -304,7 +300,7 @@ def default_checkpoint(
         return None, f"no finished run{on} in {runs_dir}"
     newest = max(runs, key=lambda run: run.best_checkpoint.stat().st_mtime)
     rivals = [run for run in runs if run.compares_with(newest)]
-    best, source = best_run(rivals) or newest, newest.source
+    best, source = max(rivals, key=lambda run: run.best["miou"]), newest.source
     data = f"custom data in {source.data_root}" if source.dataset == "custom" else source.dataset
     reason = f"mIoU {100 * best.best['miou']:.2f}, the best of {len(rivals)} on {data}"
     if others := len(runs) - len(rivals):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from utils.common.errors import UserError
-from utils.run_folder import RunFolder, read_log, write_log
+from utils.run_folder import RunFolder, read_log
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_byte_order_mark_of_an_editor_is_no_fault(tmp_path):
     assert read_log(tmp_path) == [RECORD]
 
 
-@pytest.mark.parametrize("line", ['{"miou": 0.5}', '{"iteration": NaN}', '{"iteration": null}'])
+@pytest.mark.parametrize("line", ['{"miou": 0.5}', '{"iteration": null}', "3", "[]"])
 def test_record_without_an_iteration_is_named_with_its_line(tmp_path, line):
     (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + "\n" + line + "\n")
     with pytest.raises(UserError, match=r"log\.jsonl: line 2 .* iteration"):
@@ -142,9 +142,8 @@ def test_record_without_an_iteration_is_named_with_its_line(tmp_path, line):
 
 def test_records_after_the_checkpoint_are_dropped(folder):
     folder.path.mkdir()
-    records = [{"iteration": number} for number in (3, 6, 9)]
-    write_log(folder.path, records)
+    for number in (3, 6, 9):
+        folder.append_log({"iteration": number, "class_iou": {}})
     folder.drop_log_after(6)
-    assert read_log(folder.path) == records[:2]
     folder.append_log({"iteration": 8, "class_iou": {}})
-    assert read_log(folder.path) == [*records[:2], {"iteration": 8, "class_iou": {}}]
+    assert [record["iteration"] for record in read_log(folder.path)] == [3, 6, 8]

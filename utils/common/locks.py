@@ -23,9 +23,10 @@ def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     so a killed run leaves nothing that would block the next one. The file stays: a lock on one that
     was removed would exclude nobody.
 
+    Where the folder has no working locks (some network file systems), that is said.
+
     Raises:
         HeldError: the wait was in vain.
-        UserError: the folder has no working locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -38,7 +39,8 @@ def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
                 connection.execute("BEGIN EXCLUSIVE")
             except sqlite3.Error as error:
                 if "locked" not in str(error):
-                    raise UserError(f"{path}: no locks there ({error}): choose a folder") from None
+                    print(f"{path}: no locks there ({error}): start nothing else in this folder")
+                    break
                 if time.monotonic() - start > timeout:
                     raise HeldError(f"{path}: another process holds it: end that one") from None
                 if not told:

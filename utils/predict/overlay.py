@@ -23,12 +23,6 @@ def save_pred(path: Path, pred: np.ndarray, colours: np.ndarray) -> None:
     save_png(path, image)
 
 
-def classes_in(pred: np.ndarray, min_share: float = 0) -> list[int]:
-    """The values that occur in uint8 (H, W), in order; Pillow counts them without a copy."""
-    least = max(min_share * pred.size, 1)
-    return [i for i, count in enumerate(Image.fromarray(pred).histogram()) if count >= least]
-
-
 def draw_overlay(
     image: AnyImage, pred: np.ndarray, class_names: Sequence[str], colours: np.ndarray
 ) -> Image.Image:
@@ -48,8 +42,12 @@ def draw_overlay(
     """
     pixels, background = to_tensor(image), 0 if has_background(class_names) else -1
     height, width = pred.shape
-    shown = [index for index in classes_in(pred, MIN_SHARE) if index != background]
-    entries = [(class_names[index], tuple(colours[index].tolist())) for index in shown]
+    counts = zip(class_names, colours.tolist(), Image.fromarray(pred).histogram(), strict=False)
+    entries = [
+        (name, tuple(colour))
+        for index, (name, colour, count) in enumerate(counts)  # Pillow counts without a copy
+        if index != background and count >= max(MIN_SHARE * pred.size, 1)
+    ]
     legend = draw_legend(entries, width, find_fonts(class_names))
     canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
     half, border = colours // 2, find_borders(pred, max(round(max(pred.shape) / 1000), 1))

@@ -77,14 +77,6 @@ def test_broken_line_in_the_middle_is_an_error(tmp_path):
         load_run(folder)
 
 
-@pytest.mark.parametrize("line", ["3", "[]", "null", '"x"'])
-def test_json_that_is_no_record_counts_as_broken(tmp_path, line):
-    folder = write_run(tmp_path / "a")
-    with open(folder / "log.jsonl", "a") as file:
-        file.write(line)
-    assert len(load_run(folder).log) == 3 and len(load_run(folder).notes) == 1
-
-
 @pytest.mark.parametrize("log", ["", "{"])
 def test_run_without_an_evaluation_is_named(tmp_path, log):
     folder = write_run(tmp_path / "a")
