@@ -30,11 +30,10 @@ from datasets.class_counts import class_statistics
 from datasets.loader import (
     TrainBatches,
     WorkerError,
-    batches_per_epoch,
-    build_train_loader,
-    build_val_loader,
+    build_loader,
     check_batch_size,
     derive_seed,
+    size_batches,
     worker_faults_explained,
 )
 from datasets.transforms import train_transform
@@ -191,7 +190,7 @@ def train(
         len(data.train_set), args.batch_size, state.cur_itrs, args.total_itrs, args.seed
     )
     is_gpu = device.type == "cuda"
-    batches = iter(build_train_loader(data.train_set, planned, args.num_workers, is_gpu))
+    batches = iter(build_loader(data.train_set, planned, args.num_workers, is_gpu))
     began = time.perf_counter() - state.seconds
     saved = state.seconds if state.cur_itrs else -math.inf
     options = {"initial": state.cur_itrs, "bar_format": BAR, "disable": not is_main()}
@@ -300,10 +299,9 @@ def build_data(args: Namespace, device: torch.device) -> Data:
     check_batch_size(train_set, args.batch_size)
     if is_main():
         check_training_data(train_set, val_set)
-    val_loader = build_val_loader(
-        val_set, sizes, args.val_batch_size, args.num_workers, device.type == "cuda"
-    )
-    return Data(train_set, val_set, val_loader, batches_per_epoch(train_set, args.batch_size))
+    batches = size_batches(sizes, args.val_batch_size)
+    val_loader = build_loader(val_set, batches, args.num_workers, device.type == "cuda")
+    return Data(train_set, val_set, val_loader, len(train_set) // args.batch_size)
 
 
 def build_network(args: Namespace, train_set: SegmentationDataset) -> DeepLab:

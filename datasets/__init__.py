@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from datasets.base import SegmentationDataset, Transform
 from datasets.cityscapes import Cityscapes
@@ -15,29 +16,11 @@ from utils.common.errors import UserError
 from utils.common.flags import SEED, Parser, real, whole
 from utils.common.progress import say_once
 
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
-    "voc": lambda source, image_set, **options: VOCSegmentation(
-        source.data_root,
-        image_set,
-        download=not source.no_download,
-        archive=source.voc_archive,
-        **options,
-    ),
-    "custom": lambda source, image_set, **options: CustomSegmentation(
-        source.data_root,
-        image_set,
-        val_fraction=source.val_fraction,
-        seed=source.split_seed,
-        void_value=source.void_value,
-        object_value=source.object_value,
-        **options,
-    ),
-    "cityscapes": lambda source, image_set, **options: Cityscapes(
-        source.data_root, image_set, **options
-    ),
-    "shapes": lambda source, image_set, **options: ShapesSegmentation(
-        source.data_root, image_set, **options
-    ),
+DATASETS: dict[str, type[SegmentationDataset]] = {
+    "voc": VOCSegmentation,
+    "custom": CustomSegmentation,
+    "cityscapes": Cityscapes,
+    "shapes": ShapesSegmentation,
 }
 
 
@@ -83,7 +66,18 @@ def build_dataset(
     Raises:
         UserError: it is not there, or not as it should be.
     """
-    return DATASETS[source.dataset](source, image_set, transform=transform, **options)
+    own: dict[str, Any] = {}
+    if source.dataset == "voc":
+        own = {"download": not source.no_download, "archive": source.voc_archive}
+    elif source.dataset == "custom":
+        own = {
+            "val_fraction": source.val_fraction,
+            "seed": source.split_seed,
+            "void_value": source.void_value,
+            "object_value": source.object_value,
+        }
+    build: Callable[..., SegmentationDataset] = DATASETS[source.dataset]
+    return build(source.data_root, image_set, transform=transform, **own, **options)
 
 
 def build_val_set(
@@ -134,14 +128,9 @@ DATA_FLAGS = {field.name for field in dataclasses.fields(DataSource)}
 
 def add_data_args(parser: Parser) -> argparse._ArgumentGroup:
     """Add the flags that name a data set; every script has the same."""
-    parser.needs |= {
-        "no_download": ("dataset", "voc"),
-        "voc_archive": ("dataset", "voc"),
-        "val_fraction": ("dataset", "custom"),
-        "split_seed": ("dataset", "custom"),
-        "void_value": ("dataset", "custom"),
-        "object_value": ("dataset", "custom"),
-    }
+    parser.needs |= dict.fromkeys(("no_download", "voc_archive"), ("dataset", "voc"))
+    of_custom = ("val_fraction", "split_seed", "void_value", "object_value")
+    parser.needs |= dict.fromkeys(of_custom, ("dataset", "custom"))
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="voc", help="data set")

@@ -46,8 +46,13 @@ class Cityscapes(SegmentationDataset):
         folder = inside if inside.is_dir() else Path(root)
         self.folders = {"mask": f"gtFine/{image_set}", "image": f"leftImg8bit/{image_set}"}
         for kind, name in self.folders.items():
-            if kind == "mask" or not options.get("masks_only"):
-                check_folder(folder / name)
+            is_needed = kind == "mask" or not options.get("masks_only")
+            if is_needed and not (folder / name).is_dir():  # the licence forbids a download
+                archive = f"{name.partition('/')[0]}_trainvaltest.zip"
+                raise UserError(
+                    f"{folder / name}: not there: unpack {archive} (from www.cityscapes-dataset."
+                    f"com, after registration) in {folder}, or give --data_root, or another split"
+                )
         ids = sorted(self.list_files(folder / self.folders["mask"], "mask"))
         super().__init__(folder, ids, list(CLASSES), transform, **options)
         self.colours = np.array([colour for _, colour in CLASSES.values()], np.uint8)
@@ -62,13 +67,3 @@ class Cityscapes(SegmentationDataset):
                 if stem.endswith(SUFFIXES[kind]):
                     files[stem.removesuffix(SUFFIXES[kind])] = paths
         return files
-
-
-def check_folder(folder: Path) -> None:
-    """Say what to unpack where if a split's folder is missing; the licence forbids a download."""
-    if not folder.is_dir():
-        archive = f"{folder.parent.name}_trainvaltest.zip"
-        raise UserError(
-            f"{folder}: not there: unpack {archive} (from www.cityscapes-dataset.com, after "
-            f"registration) in {folder.parents[1]}, or give --data_root, or another split"
-        )

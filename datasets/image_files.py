@@ -176,9 +176,16 @@ def keeps_orientation(path: Path, target_path: Path) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to RGB, all values in their range."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
+    """Convert any of Pillow's modes to RGB.
+
+    Deep grey values are integers in [0, 65535], or floats in [0, 1] or [0, 255]; what lies outside
+    is clipped.
+    """
+    if image.mode.startswith("I") or image.mode == "F":  # deep grey, which convert() would clip
+        grey = np.nan_to_num(np.asarray(image, np.float32))
+        most = 65535 if image.mode != "F" else 255 if grey.max() > 1 else 1
+        grey = (grey * np.float32(255 / most)).round().clip(0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
@@ -188,31 +195,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
 
 
-def to_8_bits(grey: np.ndarray) -> np.ndarray:
-    """Scale deep grey values, which `Image.convert` would clip.
-
-    Args:
-        grey: (H, W); integers in [0, 65535], or floats in [0, 1] or [0, 255]. What lies outside
-            is clipped.
-
-    Returns:
-        uint8 (H, W).
-    """
-    scale = 255 / 65535
-    if grey.dtype.kind == "f":
-        grey = np.nan_to_num(grey)
-        scale = 255 if grey.max() <= 1 else 1
-    return (grey * np.float32(scale)).round().clip(0, 255).astype(np.uint8)
-
-
 def picture_suffixes() -> set[str]:
     """The suffixes of all formats that Pillow reads, in lower case."""
-    formats = Image.registered_extensions()
-    return {
-        suffix
-        for suffix, name in formats.items()
-        if name in Image.OPEN and name not in NOT_PICTURES
-    }
+    formats = Image.registered_extensions().items()
+    readable = Image.OPEN.keys() - NOT_PICTURES
+    return {suffix for suffix, name in formats if name in readable}
 
 
 def save_png(path: Path, image: Image.Image) -> None:

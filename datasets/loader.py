@@ -5,7 +5,7 @@ import dataclasses
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.processes import get_rank, get_world_size
 
-Key = tuple[int, int]  # epoch and index
+Key = tuple[int, int]  # the seed of a sample's random choices, and its index
 Sample = tuple[torch.Tensor, torch.Tensor, int]  # image, target and index
 
 # What torch and Python say if /dev/shm is full, too small, or missing.
@@ -34,31 +34,25 @@ class WorkerError(UserError):
 
 
 class Samples(Dataset):
-    """Sample `(epoch, index)`, its random choices a function of (seed, epoch, index) alone.
+    """The sample of a `Key`, which alone decides what it looks like.
 
     Transforms draw from torch's default CPU generator; it is seeded for each sample and given back
     as it was, so neither workers nor a resume change what a sample looks like, and dropout in
     the training process does not feel it.
     """
 
-    def __init__(self, dataset: SegmentationDataset, seed: int) -> None:
+    def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, index = key
+        seed, index = key
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed)
             image, target = self.dataset[index]
         return image, target, index
-
-
-def batches_per_epoch(dataset: Sized, batch_size: int) -> int:
-    """Iterations of an epoch: the last, incomplete batch is left out."""
-    return len(dataset) // batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +78,20 @@ class TrainBatches:
         for iteration in range(self.first, self.last):
             epoch, position = divmod(iteration, self.num_samples // size)
             if position == 0 or not order:
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-                order = torch.randperm(self.num_samples, generator=generator).tolist()
+                rng = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+                order = torch.randperm(self.num_samples, generator=rng).tolist()
             indices = order[position * size : (position + 1) * size]
-            yield [(epoch, index) for index in indices[get_rank() :: get_world_size()]]
+            yield [
+                (derive_seed(self.seed, epoch, index), index)
+                for index in indices[get_rank() :: get_world_size()]
+            ]
 
 
 def size_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[Key]]:
-    """This process' batches of images of one size: no padding changes what the network sees.
+    """An evaluation's batches in this process, each of one size: nothing is padded.
 
     Args:
-        sizes: (height, width) of each sample.
+        sizes: (height, width) of each sample, after the data set's transform.
         batch_size: at most so many samples a batch.
     """
     by_size: dict[tuple[int, int], list[Key]] = defaultdict(list)
@@ -110,9 +107,7 @@ def size_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list
 
 def available_cores() -> int:
     """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_num_workers() -> int:
@@ -138,44 +133,35 @@ def check_batch_size(dataset: SegmentationDataset, batch_size: int) -> None:
         )
 
 
-def build_train_loader(
+def build_loader(
     dataset: SegmentationDataset,
-    batches: TrainBatches,
+    batches: Iterable[list[Key]],
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """One iterator over the batches of a training, across all epochs.
+    """One iterator over batches: of a training across all its epochs, or of an evaluation.
 
     A batch is images uint8 (N, 3, H, W), channels last in memory, targets uint8 (N, H, W) and
     indices int64 (N,). That of an iteration is the same wherever a run began.
 
     Args:
-        dataset: the samples, `batches.num_samples` of them.
-        batches: which of them an iteration sees.
+        dataset: the samples.
+        batches: which of them an iteration sees: `TrainBatches`, or `size_batches`.
         num_workers: processes that read samples; 0: the calling process reads them.
         pin_memory: for a GPU.
     """
-    return _build_loader(Samples(dataset, batches.seed), batches, num_workers, pin_memory)
-
-
-def build_val_loader(
-    dataset: SegmentationDataset,
-    sizes: Sequence[tuple[int, int]],
-    batch_size: int,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """Batches of at most `batch_size` images of one size; the rest is as for training.
-
-    Args:
-        dataset: the samples.
-        sizes: (height, width) of each, after the data set's transform.
-        batch_size: samples of each process.
-        num_workers: processes that read samples.
-        pin_memory: for a GPU.
-    """
-    batches = size_batches(sizes, batch_size)
-    return _build_loader(Samples(dataset, seed=0), batches, num_workers, pin_memory)
+    return DataLoader(
+        Samples(dataset),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_collate,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_init_worker,
+        # Its own generator: a DataLoader draws a seed from the default one, which would make
+        # dropout depend on how often a run was resumed.
+        generator=torch.Generator(),
+    )
 
 
 @contextlib.contextmanager
@@ -194,23 +180,18 @@ def worker_faults_explained() -> Iterator[None]:
         name = f"{type(error).__module__}.{type(error).__name__}: "
         raise type(error)(str(error).strip().rpartition(name)[-1]) from None
     except (RuntimeError, OSError, EOFError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
         if any(sign in str(error) for sign in NO_SHARED_MEMORY):
             raise WorkerError(
-                f"/dev/shm: full, too small or unusable ({first_line(error)}), but data workers "
+                f"/dev/shm: full, too small or unusable ({said}), but data workers "
                 "pass batches through it: make it larger, or use --num_workers 0"
             ) from None
         is_cut = isinstance(error, ConnectionResetError | EOFError)  # amid a batch
         if is_cut or str(error).startswith("DataLoader worker"):
             raise WorkerError(
-                f"a data worker was killed ({first_line(error)}): give a smaller --num_workers if "
-                "memory ran out"
+                f"a data worker was killed ({said}): give a smaller --num_workers if memory ran out"
             ) from None
         raise
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says at first, or else its name."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _collate(samples: Sequence[Sample]) -> list[torch.Tensor]:
@@ -227,20 +208,3 @@ def _init_worker(_: int) -> None:
         os.setsid()
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _build_loader(
-    samples: Samples, batches: Iterable[list[Key]], num_workers: int, pin_memory: bool
-) -> DataLoader:
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=_collate,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_init_worker,
-        # Its own generator: a DataLoader draws a seed from the default one, which would make
-        # dropout depend on how often a run was resumed.
-        generator=torch.Generator(),
-    )

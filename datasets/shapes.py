@@ -28,7 +28,6 @@ from utils.common.progress import progress
 VERSION = 3  # of the folder's name: raise it with every change to what is drawn
 SEED = 5  # every class is in at least 10 images of val
 NUM_TRAIN, NUM_VAL = 480, 120
-IMAGE_SETS = ("train", "val", "trainval")
 
 SIZES = ((96, 128), (112, 128), (128, 96), (128, 112), (128, 128))  # (height, width)
 COUNT_SHARES = (0.1, 0.25, 0.35, 0.3)  # of the images that hold 1, 2, 3 and 4 objects
@@ -83,11 +82,6 @@ class ShapesSegmentation(SegmentationDataset):
         transform: Transform | None = None,
         **options: Any,
     ) -> None:
-        if image_set not in IMAGE_SETS:
-            raise UserError(
-                f"--image_set {image_set}: the data set shapes has no such set: "
-                f"give one of {', '.join(IMAGE_SETS)}"
-            )
         folder = install_shapes(root)
         ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
         super().__init__(folder, ids, CLASS_NAMES, transform, **options)
@@ -140,7 +134,8 @@ def draw_set(folder: Path, num_train: int, num_val: int, seed: int) -> None:
         mask = Image.fromarray(target)
         mask.putpalette(PALETTE.tobytes())
         mask.save(folder / "SegmentationClass" / f"{ids[number - 1]}.png")
-    for image_set, chosen in zip(IMAGE_SETS, (ids[:num_train], ids[num_train:], ids), strict=True):
+    lists = {"train": ids[:num_train], "val": ids[num_train:], "trainval": ids}
+    for image_set, chosen in lists.items():
         path = folder / "ImageSets" / "Segmentation" / f"{image_set}.txt"
         path.write_text("\n".join(chosen) + "\n")
     (folder / "class_names.txt").write_text("\n".join(CLASS_NAMES) + "\n")

@@ -82,14 +82,9 @@ class RandomScaleCrop:
         return slice(0, length), scaled, int(torch.randint(crop - scaled + 1, ()))
 
 
-class RandomHorizontalFlip:
-    """Mirror left and right with probability one half."""
-
-    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mirror both or none."""
-        if torch.rand(()) < 0.5:
-            return image.flip(-1), target.flip(-1)
-        return image, target
+def random_flip(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror left and right with probability one half, both or none."""
+    return (image.flip(-1), target.flip(-1)) if torch.rand(()) < 0.5 else (image, target)
 
 
 def train_transform(
@@ -105,7 +100,7 @@ def train_transform(
     """
     from torchvision.transforms import v2
 
-    transforms = [RandomScaleCrop(crop_size, (0.5 * resize, 2 * resize)), RandomHorizontalFlip()]
+    transforms = [RandomScaleCrop(crop_size, (0.5 * resize, 2 * resize)), random_flip]
     if color_jitter:  # of several tensors torchvision changes the first
         transforms.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     return v2.Compose(transforms)

@@ -11,13 +11,7 @@ import torch
 from datasets.base import SegmentationDataset, Transform
 from datasets.colours import PALETTE
 from datasets.lists import list_files, read_ids
-from utils.common.download import (
-    DownloadError,
-    check_file,
-    check_space,
-    disk_errors,
-    download_file,
-)
+from utils.common.download import DownloadError, check_file, check_space, disk_errors, download_file
 from utils.common.errors import UserError
 from utils.common.locks import locked
 from utils.common.progress import progress, say_once
@@ -80,7 +74,13 @@ class VOCSegmentation(SegmentationDataset):
         part = "JPEGImages" if options.get("masks_optional") else "SegmentationClass"
         folder = find_voc(Path(root), year, part)
         if folder is None:
-            folder = self._install(Path(root), year, download, archive)
+            if year != "2012" or not (download or archive):
+                raise UserError(
+                    f"{root}: no VOCdevkit/VOC{year} there: give --data_root where it is, or "
+                    f"--voc_archive FILE with {VOC2012_NAME}, or leave out --no_download "
+                    f"({VOC2012_SIZE / 1e9:.1f} GB), or try --dataset shapes"
+                )
+            folder = install_voc2012(Path(root), archive)
         for name in ("class_names.txt", "labelmap.txt"):
             if (folder / name).exists():
                 say_once(
@@ -95,17 +95,6 @@ class VOCSegmentation(SegmentationDataset):
         super().__init__(folder, ids, CLASS_NAMES, transform, **options)
 
     decode_target = staticmethod(decode_target)
-
-    @staticmethod
-    def _install(root: Path, year: str, download: bool, archive: str | Path | None) -> Path:
-        if year == "2012" and (download or archive):
-            install_voc2012(root, archive)
-            return root / "VOCdevkit" / "VOC2012"
-        raise UserError(
-            f"{root}: no VOCdevkit/VOC{year} there: give --data_root where it is, or "
-            f"--voc_archive FILE with {VOC2012_NAME}, or leave out --no_download "
-            f"({VOC2012_SIZE / 1e9:.1f} GB), or try --dataset shapes"
-        )
 
 
 def find_voc(root: Path, year: str, part: str = "SegmentationClass") -> Path | None:
@@ -128,8 +117,8 @@ def list_trainaug(folder: Path) -> list[str]:
     return sorted(list_files(masks, "mask").keys() - val)
 
 
-def install_voc2012(root: Path, archive: str | Path | None = None) -> None:
-    """Make `root/VOCdevkit/VOC2012`, whole or not at all; nothing to do if it is there.
+def install_voc2012(root: Path, archive: str | Path | None = None) -> Path:
+    """Make `root/VOCdevkit/VOC2012`, whole or not at all, and return it; it may be there.
 
     A downloaded archive is removed afterwards; one that was there before is kept.
 
@@ -141,13 +130,13 @@ def install_voc2012(root: Path, archive: str | Path | None = None) -> None:
         UserError: no mirror answers, the archive is another file, the disk is too full, or `root`
             cannot be written.
     """
+    folder = root / "VOCdevkit" / "VOC2012"
     with disk_errors(root):
         if archive is not None:
             check_file(Path(archive), VOC2012_SIZE, VOC2012_MD5)  # before anything is written
         with locked(root / ".voc2012.lock"):
-            folder = root / "VOCdevkit" / "VOC2012"
             if (folder / "SegmentationClass").is_dir():  # from the process that held the lock
-                return
+                return folder
             if folder.exists():
                 raise UserError(
                     f"{folder}: is there without SegmentationClass: complete it, or move it away "
@@ -162,6 +151,7 @@ def install_voc2012(root: Path, archive: str | Path | None = None) -> None:
             _extract_voc2012(path, folder)
             if is_download:
                 path.unlink()
+    return folder
 
 
 def _download_voc2012(path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import predict
 import visualize
-from datasets.loader import TrainBatches, build_train_loader, build_val_loader
+from datasets.loader import TrainBatches, build_loader, size_batches
 from datasets.transforms import train_transform
 from datasets.voc import VOCSegmentation
 from main import main
@@ -96,7 +96,7 @@ def build_training(device, precision="fp32", compiled=False):
 def batch_of(data, pin_memory=False):
     train_set = VOCSegmentation(data, "train", transform=train_transform((65, 65)))
     batches = TrainBatches(len(train_set), 4, 0, 1)
-    return next(iter(build_train_loader(train_set, batches, 1, pin_memory)))
+    return next(iter(build_loader(train_set, batches, 1, pin_memory)))
 
 
 def losses(training, batch, count):
@@ -224,7 +224,8 @@ def test_evaluation_counts_what_the_cpu_counts(data, model):
     val_set = VOCSegmentation(data, "val")
     counts = []
     for predictor in on_both(model):
-        loader = build_val_loader(val_set, val_set.image_sizes(), 4, 1, predictor.device == CUDA)
+        batches = size_batches(val_set.image_sizes(), 4)
+        loader = build_loader(val_set, batches, 1, predictor.device == CUDA)
         counts.append(evaluate(predictor, val_set, loader).confusion.cpu())
     assert torch.equal(*counts) and (counts[0].sum(0) > 0).sum() > 1
 

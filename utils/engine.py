@@ -118,7 +118,7 @@ def evaluate(
     Args:
         predictor: maps uint8 (N, 3, H, W) on its `device` to classes uint8 (N, H, W).
         dataset: images and targets.
-        loader: its batches, each of images of one size (`build_val_loader`).
+        loader: its batches, each of images of one size (`size_batches`).
         visit: called with each sample's index, its image uint8 (3, H, W), its target and its
             prediction, both uint8 (H, W); the prediction is on the device, the others are not.
         should_stop: asked before each batch, with its number; all processes ask equally often.

@@ -28,9 +28,9 @@ class StreamSegMetrics:
         """Add a batch: target (classes and `ignore_index`) and pred, integers (N, H, W)."""
         self.confusion += confusion_matrix(target, pred, self.num_classes, self.ignore_index)
 
-    def compute(self, detailed: bool = False) -> dict[str, Any]:
+    def compute(self) -> dict[str, Any]:
         """Score all that was added; see `scores_from_confusion`."""
-        return scores_from_confusion(self.confusion, detailed)
+        return scores_from_confusion(self.confusion)
 
 
 def confusion_matrix(

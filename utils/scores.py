@@ -14,7 +14,7 @@ import torch
 from datasets import DataSource, build_val_set
 from datasets.base import SegmentationDataset
 from datasets.class_counts import present_and_absent
-from datasets.loader import build_val_loader
+from datasets.loader import build_loader, size_batches
 from utils.checkpoint import Checkpoint, first_difference
 from utils.common.errors import UserError
 from utils.common.files import read_json, write_json
@@ -93,9 +93,8 @@ def score_checkpoint(
     val_set, sizes = build_val_set(evaluation.source, evaluation.image_set, evaluation.crop)
     settings = describe_evaluation(predictor, evaluation, val_set)
     file = scores_file(settings, folder)
-    loader = build_val_loader(
-        val_set, sizes, evaluation.batch_size, evaluation.num_workers, device.type == "cuda"
-    )
+    batches = size_batches(sizes, evaluation.batch_size)
+    loader = build_loader(val_set, batches, evaluation.num_workers, device.type == "cuda")
 
     def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
         if keep:

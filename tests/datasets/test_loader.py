@@ -10,9 +10,7 @@ import torch
 from datasets.loader import (
     Samples,
     TrainBatches,
-    batches_per_epoch,
-    build_train_loader,
-    build_val_loader,
+    build_loader,
     check_batch_size,
     derive_seed,
     size_batches,
@@ -34,7 +32,7 @@ def train_set(tmp_path_factory):
 def read(dataset, first, last, num_workers=0, seed=0):
     """The batches of iterations `first` to `last`; an epoch of 11 samples has 2 of size 4."""
     batches = TrainBatches(len(dataset), 4, first, last, seed)
-    return list(build_train_loader(dataset, batches, num_workers))
+    return list(build_loader(dataset, batches, num_workers))
 
 
 def assert_equal(one, other):
@@ -83,7 +81,7 @@ def test_epochs_and_seeds_differ(train_set):
 
 
 def test_samples_leave_the_global_generator_alone(train_set):
-    samples = Samples(train_set, seed=0)
+    samples = Samples(train_set)
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -93,18 +91,18 @@ def test_samples_leave_the_global_generator_alone(train_set):
 
 
 def test_same_sample_of_another_epoch_looks_different(train_set):
-    samples = Samples(train_set, seed=0)
+    samples = Samples(train_set)
     assert torch.equal(samples[0, 3][0], samples[0, 3][0])
     assert not torch.equal(samples[0, 3][0], samples[1, 3][0])
 
 
 def test_an_epoch_sees_each_sample_once_and_drops_the_rest():
-    assert batches_per_epoch(range(11), 4) == 2
     batches = TrainBatches(11, 4, 0, 4)
     assert len(batches) == len(list(batches)) == 4
     for epoch in range(2):
         keys = [key for batch in list(batches)[2 * epoch : 2 * epoch + 2] for key in batch]
-        assert len(set(keys)) == 8 and all(key[0] == epoch for key in keys)
+        assert len({index for _, index in keys}) == 8
+        assert all(seed == derive_seed(0, epoch, index) for seed, index in keys)
 
 
 def of_each_process(build, world_size):
@@ -135,7 +133,7 @@ def test_evaluation_batches_hold_one_size_and_every_sample_once():
 
 def test_val_batches_are_stacked_images_of_native_size(train_set):
     dataset = VOCSegmentation(train_set.folder, "val")
-    loader = build_val_loader(dataset, dataset.image_sizes(), 2)
+    loader = build_loader(dataset, size_batches(dataset.image_sizes(), 2))
     shapes = sorted(tuple(images.shape) for images, _, _ in loader)
     assert shapes == [(1, 3, 48, 64), (1, 3, 50, 50), (1, 3, 64, 48), (2, 3, 48, 64)]
 
@@ -161,7 +159,7 @@ def test_impossible_batch_sizes_name_the_flag(train_set, batch_size, world_size,
 def test_batches_have_the_types_sizes_and_layout_of_their_samples(train_set, num_workers):
     dataset = VOCSegmentation(train_set.folder, "val")
     dataset.transform = lambda image, target: (image, target.double())
-    loader = build_val_loader(dataset, dataset.image_sizes(), 2, num_workers)
+    loader = build_loader(dataset, size_batches(dataset.image_sizes(), 2), num_workers)
     seen = []
     for images, targets, indices in [*loader, *loader]:
         assert images.dtype == torch.uint8 and targets.dtype == torch.float64
@@ -176,7 +174,7 @@ def test_batches_have_the_types_sizes_and_layout_of_their_samples(train_set, num
 # A process of its own: the limits are on all that it shares.
 CROWDED = """
 import resource, sys
-from datasets.loader import TrainBatches, build_train_loader, worker_faults_explained
+from datasets.loader import TrainBatches, build_loader, worker_faults_explained
 from datasets.transforms import RandomScaleCrop
 from datasets.voc import VOCSegmentation
 from utils.common.errors import run_script
@@ -184,7 +182,7 @@ from utils.common.errors import run_script
 @worker_faults_explained()
 def main(_):
     dataset = VOCSegmentation(sys.argv[1], transform=RandomScaleCrop((300, 300)))
-    loader = build_train_loader(dataset, TrainBatches(len(dataset), 4, 0, 9), int(sys.argv[2]))
+    loader = build_loader(dataset, TrainBatches(len(dataset), 4, 0, 9), int(sys.argv[2]))
     if sys.argv[3] == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     print(len(list(loader)))
@@ -248,7 +246,7 @@ def test_other_errors_are_no_workers():
 def test_worker_that_is_killed_is_said_in_one_line(train_set):
     batches = TrainBatches(len(train_set), 4, 0, 1000)
     with pytest.raises(UserError, match=r"^a data worker was killed"), worker_faults_explained():
-        for _ in build_train_loader(train_set, batches, num_workers=1):
+        for _ in build_loader(train_set, batches, num_workers=1):
             for worker in active_children():
                 worker.kill()
 
@@ -257,11 +255,11 @@ def test_worker_that_is_killed_is_said_in_one_line(train_set):
 def test_live_workers_do_not_keep_the_interpreter_from_ending(train_set):
     code = (
         "import builtins, sys\n"
-        "from datasets.loader import TrainBatches, build_train_loader\n"
+        "from datasets.loader import TrainBatches, build_loader\n"
         "from datasets.voc import VOCSegmentation\n"
         "crop = lambda image, target: (image[:, :40, :40], target[:40, :40])\n"
         "data = VOCSegmentation(sys.argv[1], transform=crop)\n"
-        "loader = build_train_loader(data, TrainBatches(len(data), 2, 0, 9), 1)\n"
+        "loader = build_loader(data, TrainBatches(len(data), 2, 0, 9), 1)\n"
         "builtins.kept = batches = iter(loader)\n"
         "next(batches)\n"
     )

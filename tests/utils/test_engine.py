@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.loader import build_val_loader
+from datasets.loader import build_loader, size_batches
 from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from network.modeling import build_model
@@ -33,7 +33,7 @@ def confusion(model, dataset, sizes, batch_size, world_size=1):
     total = torch.zeros(21, 21, dtype=torch.int64)
     for rank in range(world_size):
         with as_process(rank, world_size):
-            loader = build_val_loader(dataset, sizes, batch_size)
+            loader = build_loader(dataset, size_batches(sizes, batch_size))
         total += evaluate(Predictor(model, "fp32"), dataset, loader).confusion
     return total
 
@@ -83,7 +83,7 @@ def test_evaluation_that_runs_out_of_memory_halves_its_batch(model, val_set, cap
 
 def test_evaluation_asks_whether_to_stop_as_often_as_every_process_can(model, val_set, monkeypatch):
     asked = []
-    loader = build_val_loader(val_set, val_set.image_sizes(), batch_size=2)
+    loader = build_loader(val_set, size_batches(val_set.image_sizes(), batch_size=2))
     monkeypatch.setattr("utils.engine.fewest", lambda count, device: count - 1)
     evaluate(Predictor(model, "fp32"), val_set, loader, should_stop=asked.append)
     assert asked == list(range(len(loader) - 1))

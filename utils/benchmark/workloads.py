@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.loader import build_val_loader, default_num_workers
+from datasets.loader import build_loader, default_num_workers, size_batches
 from network._deeplab import DeepLab
 from utils.benchmark import ancestor
 from utils.benchmark.timing import Work, timed
@@ -88,7 +88,7 @@ def evaluation(model: DeepLab, val_set: SegmentationDataset, device: torch.devic
         return lambda: ancestor.evaluate(own, loader, val_set.num_classes)
 
     def build_project(precision: str) -> Work:
-        loader = build_val_loader(val_set, sizes, 8, workers, pin_memory=device.type == "cuda")
+        loader = build_loader(val_set, size_batches(sizes, 8), workers, device.type == "cuda")
         return partial(evaluate, Predictor(on_device(model, device), precision), val_set, loader)
 
     pixels = sum(height * width for height, width in sizes)  # the work goes with them

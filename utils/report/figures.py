@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import class_statistics
 from datasets.image_files import image_size, read_image
-from datasets.loader import build_val_loader, default_num_workers
+from datasets.loader import build_loader, default_num_workers, size_batches
 from utils.common.errors import UserError
 from utils.engine import evaluate
 from utils.metrics import confusion_matrix, scores_from_confusion, target_miou
@@ -228,7 +228,8 @@ def analyse_errors(
         if scores:
             scored.append((scores.miou, index))
 
-    loader = build_val_loader(data, data.image_sizes(), BATCH_SIZE, default_num_workers())
+    batches = size_batches(data.image_sizes(), BATCH_SIZE)
+    loader = build_loader(data, batches, default_num_workers())
     metrics = evaluate(predictor, data, loader, visit)
     if not scored:
         raise UserError(f"{dataset.folder}: no labelled pixel in these images: see --val_image_set")

@@ -462,7 +462,7 @@ def test_of_two_one_installs_and_the_other_waits(serve, tar, root, monkeypatch, 
     server = serve(tar.read_bytes(), cut=3000, cuts=1, stalls=True)  # long enough for both to meet
     monkeypatch.setattr(voc, "VOC2012_URLS", [server.url])
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(install_voc2012, [root, root])) == [None, None]
+        assert list(pool.map(install_voc2012, [root, root])) == [root / "VOCdevkit" / "VOC2012"] * 2
     assert capsys.readouterr().out.count("waiting for it to finish") == 1
     assert server.ranges == [None, "bytes=3000-"]
     assert_installed(root)
