@@ -9,16 +9,19 @@ Input "image": uint8 (N, 3, H, W), RGB. Output "classes": uint8 (N, H, W), or "l
 """
 
 import datetime
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_atomically
 from utils.common.flags import Parser
-from utils.export.formats import Compute, Onnx, Program, Pt2, choose_format
+from utils.export.formats import Program, choose_format
 from utils.predictor import Predictor
 
 # (N, H, W) that a written file is tried with, and the least share of equal classes.
@@ -33,13 +36,13 @@ def describe(predictor: Predictor, program: Program) -> dict[str, Any]:
     data = settings.get("dataset")
     if data == "custom":
         data = Path(str(settings.get("data_root"))).name
-    rgb = "RGB, float32 (N, 3, H, W), (x / 255 - mean) / std" if program.float_input else None
+    takes = "float32 (N, 3, H, W), (x / 255 - mean) / std"
     return {
         "project": "DeepLab in PyTorch",
         "model": checkpoint.model,
         "dataset": data,
         "date": datetime.date.today().isoformat(),
-        "input": rgb or "RGB, uint8 (N, 3, H, W)",
+        "input": f"RGB, {takes if program.float_input else 'uint8 (N, 3, H, W)'}",
         "output": "logits float32 (N, C, H, W)" if program.logits else "classes uint8 (N, H, W)",
         "class_names": list(predictor.class_names),
         "palette": predictor.palette.tolist(),
@@ -50,56 +53,31 @@ def describe(predictor: Predictor, program: Program) -> dict[str, Any]:
     }
 
 
-def draw_image(size: tuple[int, int, int]) -> torch.Tensor:
-    """Smooth colours: uint8 (N, 3, H, W)."""
-    generator = torch.Generator().manual_seed(0)
+def draw_image(size: tuple[int, int, int]) -> Tensor:
+    """Smooth colours, of (N, H, W): uint8 (N, 3, H, W)."""
     number, height, width = size
+    generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(number, 3, height // 16 + 1, width // 16 + 1, generator=generator)
-    image = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-    return (255 * image).round().byte()
+    return (255 * F.interpolate(coarse, (height, width), mode="bilinear")).round().byte()
 
 
 @torch.inference_mode()
-def compare(run: Compute, program: Program) -> tuple[float, str]:
-    """How far a file's results are from the project's own.
-
-    Args:
-        run: the file: image to result.
-        program: what was written.
+def compare(run: Callable[[Tensor], Tensor], program: Program) -> tuple[float, str]:
+    """How far a file, a function of images, is from the program that was written to it.
 
     Returns:
         The share of equal classes; and how the results compare, in words.
     """
-    predictor = Predictor(program.model, "fp32")
-    equal, pixels, largest = 0, 0, 0.0
-    for size in TRIED:
-        image = draw_image(size)
-        result, classes = run(program.takes(image)), predictor(image)
+    equal, largest = [], 0.0
+    for image in map(draw_image, TRIED):
+        result, logits = run(program.takes(image)), program.model(image)
         if program.logits:
-            largest = max(largest, float((result - program.model(image)).abs().max()))
+            largest = max(largest, float((result - logits).abs().max()))
             result = result.argmax(1)
-        equal += int((result == classes).sum())
-        pixels += classes.numel()
-    text = f"{100 * equal / pixels:.3f} % of the classes equal the project's own"
-    return equal / pixels, text + f", largest difference in logits {largest:.2g}" * program.logits
-
-
-def export(predictor: Predictor, program: Program, path: Path, file_format: Onnx | Pt2) -> str:
-    """Write the file, try it, and keep it if it is right.
-
-    Returns:
-        One line: its size, and how its results compare.
-
-    Raises:
-        UserError: its results differ.
-    """
-    image = program.takes(draw_image((2, 97, 65)))  # a batch of 1 would be taken for a constant
-    with write_atomically(path) as unfinished:
-        file_format.write(program, image, describe(predictor, program), unfinished)
-        equal, text = compare(file_format.load(unfinished), program)
-        if equal < EQUAL:
-            raise UserError(f"{path}: not kept: only {text}")
-    return f"{path} ({path.stat().st_size / 1e6:.1f} MB): {text}"
+        equal.append((result == logits.argmax(1)).flatten())
+    share = float(torch.cat(equal).float().mean())
+    text = f"{100 * share:.3f} % of the classes equal the project's own"
+    return share, text + f", largest difference in logits {largest:.2g}" * program.logits
 
 
 def build_parser() -> Parser:
@@ -115,13 +93,20 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export as the flags say."""
+    """Write the file that the flags name, try it, and keep it if it is right."""
     args = build_parser().parse_args(argv)
     path = Path(args.output)
     file_format = choose_format(path)  # before any work: says what to install
     predictor = Predictor.from_checkpoint(args.ckpt, "cpu", "fp32", args.output_stride)
     program = Program(predictor.model, args.logits, args.float_input).eval()
-    print(export(predictor, program, path, file_format), flush=True)
+    image = program.takes(draw_image((2, 97, 65)))  # a batch of 1 would be taken for a constant
+    with write_atomically(path) as unfinished, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters about themselves
+        file_format.write(program, image, describe(predictor, program), unfinished)
+        share, text = compare(file_format.load(unfinished), program)
+        if share < EQUAL:
+            raise UserError(f"{path}: not kept: only {text}")
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {text}", flush=True)
 
 
 if __name__ == "__main__":
