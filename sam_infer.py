@@ -11,6 +11,8 @@ described in utils/sam/mask_files.py); images with ground truth leave `scores.js
 cannot be done is listed at the end, and the exit status is 1.
 """
 
+import argparse
+import contextlib
 import dataclasses
 import sys
 import time
@@ -25,7 +27,7 @@ from datasets import DataSource, build_dataset
 from datasets.base import SegmentationDataset
 from datasets.colours import has_background
 from datasets.image_files import read_image, save_png
-from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.progress import progress, say
@@ -36,7 +38,7 @@ from utils.report.image_choice import load_or_make_picks, read_picks
 from utils.report.options import parse_wishes
 from utils.run_records import default_checkpoint
 from utils.sam.mask_files import Masks, draw_masks, is_done, load_masks, save_masks
-from utils.sam.options import mask_settings, parse_args
+from utils.sam.options import MASK_FLAGS, parse_args
 from utils.sam.region_scores import RegionScores, format_comparison
 from utils.sam.regions import component_prompts
 from utils.sam.weights import file_checksum, find_weights, load_sam
@@ -59,53 +61,23 @@ class Job:
 
 @dataclasses.dataclass
 class Models:
-    """What looks at each image.
-
-    Attributes:
-        device: where.
-        deeplab: gives classes; None for masks alone.
-        first_class: the lowest class whose regions SAM is asked about; None for a grid of points.
-        sam: makes masks; None if all are there already.
-    """
+    """What looks at each image."""
 
     device: torch.device
-    deeplab: Predictor | None = None
-    first_class: int | None = None
-    sam: "MaskMaker | None" = None
-
-    def classify(self, image: torch.Tensor) -> torch.Tensor | None:
-        """DeepLab's classes of an image, uint8 (H, W)."""
-        return torch.from_numpy(self.deeplab.predict_image(image)) if self.deeplab else None
-
-
-def find_photos(words: Sequence[str], output_dir: Path) -> dict[str, Path]:
-    """The images that a command line names, by the names of their files.
-
-    The pictures that an earlier run left in `output_dir` are left out, which is said.
-    """
-    results = {path.with_suffix(".png") for path in output_dir.resolve().glob("*.npz")}
-    found = find_images(words)
-    paths = [path for path in found if path.resolve() not in results]
-    if len(paths) < len(found):
-        say(f"{output_dir}: leaves out {len(found) - len(paths)} x result of an earlier run")
-    return dict(zip(name_outputs(paths, output_dir), paths, strict=True))
+    deeplab: Predictor | None = None  # gives classes; None for masks alone
+    first_class: int | None = None  # the lowest whose regions SAM is asked about; None: a grid
+    sam: "MaskMaker | None" = None  # None if all masks are there already
 
 
 def find_samples(
-    source: DataSource, image_set: str | None, picks: Path, wishes: Sequence[str] | None
+    args: argparse.Namespace, source: DataSource
 ) -> tuple[SegmentationDataset, str, dict[str, Path]]:
-    """A data set, the name of its split, and the images to segment, by id.
-
-    Args:
-        source: names the data set.
-        image_set: the split to segment; None for the report's five images.
-        picks: the file that holds these, or will.
-        wishes: the words of `--pick`.
-    """
-    ids = None
-    if image_set is None:
+    """The data set, the name of its split, and the images to segment, by id."""
+    image_set, ids = args.split, None
+    if image_set is None:  # the report's five
+        picks = Path(args.report_dir) / "picks.json"
         image_set = (read_picks(picks) or {}).get("image_set", "train")
-        fixed = None if wishes is None else parse_wishes(wishes)
+        fixed = parse_wishes(args.pick) if args.pick else None
         ids = load_or_make_picks(picks, source, image_set, fixed=fixed)["five"]
     dataset = build_dataset(source, image_set)
     if ids == []:
@@ -115,31 +87,28 @@ def find_samples(
 
 
 def load_deeplab(
-    path: Path | None, runs_dir: Path, source: DataSource, dataset: SegmentationDataset | None
-) -> Checkpoint | None:
-    """The checkpoint of a DeepLab: that in `path`, else of the best run; None if there is none.
+    args: argparse.Namespace, source: DataSource, dataset: SegmentationDataset | None
+) -> Predictor | None:
+    """`--ckpt`, or the best run; says which, and why. None if there is none and none is needed.
 
     Raises:
-        UserError: it cannot be read, or has other classes than the data set.
+        UserError: it is needed and not there, or has other classes than the data set.
     """
-    reason = "--ckpt"
+    path, reason = args.ckpt, "--ckpt"
     if path is None:
-        path, reason = default_checkpoint(runs_dir, source.dataset if dataset else None, dataset)
+        name = source.dataset if dataset else None
+        path, reason = default_checkpoint(Path(args.runs_dir), name, dataset)
     if path is None:
-        say(f"{reason}: give --ckpt, or train with main.py; without it there are no scores")
+        advice = f"{reason}: give --ckpt, or train with main.py"
+        if args.prompts == "deeplab":
+            raise UserError(f"--prompts deeplab: {advice}")
+        say(f"{advice}; without it there are no scores")
         return None
     checkpoint = load_checkpoint(path)
     if dataset:
         check_classes(checkpoint, dataset, source.dataset)
     say(f"DeepLab: {checkpoint.model} from {path} ({reason})")
-    return checkpoint
-
-
-def identify(deeplab: Predictor) -> dict[str, Any]:
-    """What tells one DeepLab from another in the settings of masks."""
-    path = deeplab.checkpoint.path  # no file if it is "torchvision"
-    checksum = file_checksum(path) if path.is_file() else str(path)
-    return {"deeplab_sha256": checksum, "output_stride": deeplab.output_stride}
+    return Predictor.from_checkpoint(checkpoint, args.device, args.precision, args.output_stride)
 
 
 def plan(
@@ -148,13 +117,12 @@ def plan(
     """What is to be done for each image, by its name."""
     jobs = []
     for name, path in paths.items():
-        try:
-            checksum = zlib.crc32(path.read_bytes())
-        except OSError:
-            checksum = None  # reading the image will say why
-        settings = {**made_with, "image_crc32": checksum}
-        masks = output_dir / f"{name}.npz"
+        masks, settings = output_dir / f"{name}.npz", dict(made_with)
+        with contextlib.suppress(OSError):  # reading the image will say why
+            settings["image_crc32"] = zlib.crc32(path.read_bytes())
         jobs.append(Job(name, path, masks, settings, not overwrite and is_done(masks, settings)))
+    if done := sum(job.is_done for job in jobs):
+        say(f"{done} of {len(jobs)} images are done: not done again")
     return jobs
 
 
@@ -173,8 +141,12 @@ def segment_all(
     for job in progress(jobs, "SAM"):
         try:
             with out_of_memory_explained(models.device, remedy):
-                image, target = load(job, dataset)
-                pred = models.classify(image)
+                image, target = read_image(job.image), None
+                if dataset:
+                    image, target = dataset[dataset.ids.index(job.name)]
+                pred = None
+                if models.deeplab:
+                    pred = torch.from_numpy(models.deeplab.predict_image(image))
                 masks = load_masks(job.masks) if job.is_done else segment(job, image, pred, models)
                 if target is not None:
                     scores.update(target, masks, pred)
@@ -182,11 +154,6 @@ def segment_all(
         except (UserError, OSError) as error:
             failures.append(f"{job.name}: {error}")
     return scores, seconds, failures
-
-
-def load(job: Job, dataset: SegmentationDataset | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The image, uint8 (3, H, W), and its target, uint8 (H, W); a file has none."""
-    return dataset[dataset.ids.index(job.name)] if dataset else (read_image(job.image), None)
 
 
 def segment(job: Job, image: torch.Tensor, pred: torch.Tensor | None, models: Models) -> Masks:
@@ -207,35 +174,31 @@ def segment(job: Job, image: torch.Tensor, pred: torch.Tensor | None, models: Mo
 def main(argv: list[str] | None = None) -> int:
     """Segment the images that the flags name, score the masks; returns the exit status."""
     args = parse_args(__doc__, argv)
-    models, settings = Models(choose_device(args.device)), mask_settings(args)
+    models = Models(choose_device(args.device))
     choose_precision(args.precision, models.device)  # refused before all work
     source, output_dir, dataset, image_set = DataSource.of(args), Path(args.output_dir), None, ""
     if args.images:
-        paths = find_photos(args.images, output_dir)
+        images = find_images(args.images, output_dir)
+        paths = dict(zip(name_outputs(images, output_dir), images, strict=True))
     else:
-        picks = Path(args.report_dir) / "picks.json"
-        dataset, image_set, paths = find_samples(source, args.split, picks, args.pick)
+        dataset, image_set, paths = find_samples(args, source)
     paths = dict(list(paths.items())[: args.limit])
     weights = find_weights(args.sam_model, args.sam_checkpoint)
 
+    settings = {name: getattr(args, name) for name in MASK_FLAGS}
     made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
     made_with |= {"prompts": args.prompts, **settings}
     if dataset or args.prompts == "deeplab":
-        checkpoint = load_deeplab(args.ckpt, Path(args.runs_dir), source, dataset)
-        how = models.device, args.precision, args.output_stride
-        models.deeplab = Predictor.from_checkpoint(checkpoint, *how) if checkpoint else None
-    if args.prompts == "deeplab":
-        if models.deeplab is None:
-            raise UserError("--prompts deeplab: needs one: give --ckpt, or train with main.py")
+        models.deeplab = load_deeplab(args, source, dataset)
+    if models.deeplab and args.prompts == "deeplab":
+        file = models.deeplab.checkpoint.path
+        checksum = file_checksum(file) if file.is_file() else str(file)  # "torchvision" is none
+        made_with |= {"deeplab_sha256": checksum, "output_stride": models.deeplab.output_stride}
         names = dataset.class_names if dataset else models.deeplab.checkpoint.class_names
         models.first_class = int(names is None or has_background(names))
-        made_with |= identify(models.deeplab)
 
     jobs = plan(paths, output_dir, made_with, args.overwrite)
-    done = sum(job.is_done for job in jobs)
-    if done:
-        say(f"{done} of {len(jobs)} images are done: not done again")
-    if done < len(jobs):
+    if not all(job.is_done for job in jobs):
         from utils.sam.mask_maker import MaskMaker
 
         sam, batch = load_sam(args.sam_model, weights), args.points_per_batch

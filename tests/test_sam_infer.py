@@ -1,9 +1,7 @@
-import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from segment_anything.modeling import (
 
 import sam_infer
 from network.modeling import build_model
-from tests.conftest import ROOT, save_sample, write_list
+from tests.conftest import save_sample, write_list
 from utils.checkpoint import describe_model, save_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import write_json
@@ -31,7 +29,7 @@ from utils.sam import mask_maker, weights
 from utils.sam.mask_files import load_masks
 from utils.sam.mask_maker import MaskMaker
 from utils.sam.regions import Prompts, component_prompts
-from utils.sam.weights import SamModel, file_checksum, find_weights, load_sam
+from utils.sam.weights import WIDTH_KEY, SamModel, file_checksum, find_weights, load_sam
 
 CPU = torch.device("cpu")
 WIDTH, SIDE = 32, 64  # of the small SAM: channels, and pixels of what it sees
@@ -44,23 +42,16 @@ def build_small_sam(width: int = WIDTH) -> Sam:
     grid = (SIDE // 16, SIDE // 16)
     return Sam(
         ImageEncoderViT(
-            img_size=SIDE,
-            embed_dim=width,
-            depth=2,
-            num_heads=2,
-            out_chans=16,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=2,
+            img_size=SIDE, embed_dim=width, depth=2, num_heads=2, out_chans=16, use_rel_pos=True,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), window_size=2,
             global_attn_indexes=(1,),
         ),
         PromptEncoder(16, grid, (SIDE, SIDE), mask_in_chans=4),
         MaskDecoder(
-            transformer_dim=16,
             transformer=TwoWayTransformer(depth=2, embedding_dim=16, mlp_dim=32, num_heads=2),
-            iou_head_hidden_dim=16,
+            transformer_dim=16, iou_head_hidden_dim=16,
         ),
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +92,8 @@ def home(tmp_path_factory, sam):
 def save_run(folder, miou, class_names=CLASS_NAMES):
     torch.manual_seed(0)
     name = "deeplabv3plus_mobilenet"
-    args = {"dataset": "custom", "model": name, "output_stride": 16, "data_root": "data"}
+    args = {"dataset": "custom", "model": name, "output_stride": 16}
+    args["data_root"] = str(folder.parents[1] / "data")
     content = describe_model(build_model(name, num_classes=3), args, class_names)
     save_checkpoint(folder / "best.pth", {**content, "best_score": miou, "cur_itrs": 1})
     write_json(folder / "args.json", {"args": args, "class_names": class_names})
@@ -130,12 +122,8 @@ def infer(run, home, tmp_path):
 # The model
 
 
-def make_maker(sam, side=4, batch=8, threshold=0, precision="fp32"):
-    settings = {
-        "points_per_side": side,
-        "pred_iou_thresh": threshold,
-        "stability_score_thresh": threshold,
-    }
+def make_maker(sam, side=4, batch=8, precision="fp32"):
+    settings = {"points_per_side": side, "pred_iou_thresh": 0, "stability_score_thresh": 0}
     return MaskMaker(sam, settings, batch, CPU, precision)
 
 
@@ -204,15 +192,6 @@ def test_images_of_every_shape_give_masks_of_their_size(sam, size):
     assert all(mask.shape == size for mask in masks)
 
 
-def test_thresholds_that_nothing_meets_give_no_mask(sam, photo):
-    assert len(make_maker(sam, threshold=1.0)(photo)) == 0
-
-
-CPU_ERROR = RuntimeError(
-    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-)
-
-
 def test_large_image_takes_fewer_points_at_a_time(sam, photo, monkeypatch):
     monkeypatch.setattr(mask_maker, "MASK_BYTES", 3 * 4 * 40 * 60 * 3 + 1)
     maker, asked = make_maker(sam), []
@@ -263,11 +242,6 @@ def test_points_and_boxes_are_in_fp32_as_a_device_may_lack_float64(photo, prompt
 # Weights
 
 
-def test_weights_of_another_size_are_recognised(home):
-    with pytest.raises(UserError, match=r"sam\.pth: is a SAM vit_b, not vit_l: .*--sam_model"):
-        load_sam("vit_l", home / "sam.pth")
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -286,32 +260,22 @@ def test_loaded_weights_are_those_of_the_file(tmp_path, sam, wrap):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("name", "change", "message"),
     [
-        ("missing", "cannot be read.*--sam_checkpoint"),
-        ("cut", "cut off"),
-        ("deeplab", "no weights of a SAM"),
-        ("unknown size", "a SAM of 5 channels"),
-        ("another depth", "does not fit"),
-        ("code", "refused"),
+        ("vit_b", None, "cannot be read.*--sam_checkpoint"),
+        ("vit_l", lambda state: state, "is a SAM vit_b, not vit_l: .*--sam_model"),
+        ("vit_b", lambda state: {WIDTH_KEY: torch.zeros(1, 4, 4, 5)}, "a SAM of 5 channels"),
+        ("vit_b", lambda state: dict(list(state.items())[:-1]), "does not fit"),
+        ("vit_b", lambda state: {"weight": torch.zeros(3)}, "no weights of a SAM"),
+        ("vit_b", lambda state: {WIDTH_KEY: print}, "refused"),
     ],
 )
-def test_bad_weights_are_named(tmp_path, home, spoil, message):
+def test_bad_weights_are_named(tmp_path, sam, name, change, message):
     path = tmp_path / "weights.pth"
-    state = torch.load(home / "sam.pth", weights_only=True)
-    if spoil == "cut":
-        path.write_bytes((home / "sam.pth").read_bytes()[:-1000])
-    elif spoil == "deeplab":
-        path = home / "runs" / "best" / "best.pth"
-    elif spoil == "unknown size":
-        torch.save({"image_encoder.pos_embed": torch.zeros(1, 4, 4, 5)}, path)
-    elif spoil == "another depth":
-        state.pop("image_encoder.blocks.1.attn.qkv.weight")
-        torch.save(state, path)
-    elif spoil == "code":
-        torch.save({"image_encoder.pos_embed": print}, path)
+    if change:
+        torch.save(change(sam.state_dict()), path)
     with pytest.raises(UserError, match=message) as error:
-        load_sam("vit_b", path)
+        load_sam(name, path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -327,18 +291,6 @@ def test_published_sizes_are_those_of_the_package():
     with torch.device("meta"):
         huge = sam_model_registry["vit_h"]()
     assert huge.image_encoder.pos_embed.shape[-1] == weights.SAM_MODELS["vit_h"].width == 1280
-
-
-def test_checksum_is_that_of_the_whole_file(tmp_path):
-    path = tmp_path / "weights"
-    path.write_bytes(b"a" * 3_000_000)
-    expected = hashlib.sha256(b"a" * 3_000_000).hexdigest()
-    assert file_checksum(path) == expected
-    path.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
-    assert file_checksum(path) != expected
-    path.write_bytes(b"")
-    with pytest.raises(UserError, match="weights: "):
-        file_checksum(path)
 
 
 # The script
@@ -377,17 +329,6 @@ def test_five_images_of_the_report_leave_pictures_masks_and_scores(infer, home, 
     assert f"{100 * scores['sam_deeplab']['miou']:.2f}" in finished.stdout
 
 
-def test_few_images_have_the_miou_of_the_true_classes_and_say_how_many(infer, tmp_path):
-    limited = infer("--split", "val", "--limit", 1)
-    scores = read_scores(tmp_path)
-    true = [i for i in scores["deeplab"]["class_iou"].values() if i is not None]
-    assert scores["classes"] == 2  # background and one object, of three classes
-    assert "mIoU of 2 true classes" in limited.stdout
-    assert scores["deeplab"]["miou"] == pytest.approx(sum(true) / 2)  # a false one counts as 0
-    whole = infer("--split", "val")
-    assert read_scores(tmp_path)["classes"] is None and "true classes" not in whole.stdout
-
-
 def test_picked_images_are_among_the_five(infer, home, tmp_path):
     assert infer("--limit", 1).status == 0
     picks = tmp_path / "report" / "picks.json"
@@ -403,9 +344,10 @@ def test_picked_images_are_among_the_five(infer, home, tmp_path):
     assert "--pick: has no use with --split" in infer("--pick", "a=b", "--split", "val").error
 
 
-def test_second_run_skips_what_is_done_and_scores_it_the_same(infer, tmp_path, monkeypatch):
+def test_second_run_does_what_is_missing_and_scores_the_same(infer, tmp_path, monkeypatch):
     infer("--split", "val")
     before = read_scores(tmp_path)
+    assert before["classes"] is None  # the mIoU of a whole split is of all classes
     (tmp_path / "results" / "image_1.png").unlink()  # as if it had been stopped there
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("image_0.*")}
     finished = infer("--split", "val", "--points_per_batch", 5)  # changes memory and speed alone
@@ -414,6 +356,9 @@ def test_second_run_skips_what_is_done_and_scores_it_the_same(infer, tmp_path, m
     assert {path: path.stat().st_mtime_ns for path in times} == times
     after = read_scores(tmp_path)
     assert all(after[key] == before[key] or key == "seconds_per_image" for key in before)
+    (tmp_path / "results" / "image_0.npz").write_bytes(b"PK")
+    finished = infer("--split", "val")
+    assert "making it again" in finished.stdout and "1 of 2 images are done" in finished.stdout
     monkeypatch.setattr(sam_infer, "load_sam", None)  # with everything done there is no need of it
     assert infer("--split", "val").status == 0
 
@@ -442,15 +387,6 @@ def test_weights_are_known_by_their_content_not_their_name(infer, home, sam, tmp
     torch.save({**state, key: state[key] + 1}, other)
     error = infer("--split", "val", checkpoint=other).error
     assert "image_0.npz" in error and "sam_sha256" in error and "--overwrite" in error
-
-
-def test_broken_mask_file_is_made_again(infer, tmp_path):
-    infer("--split", "val", "--limit", 1)
-    path = tmp_path / "results" / "image_0.npz"
-    path.write_bytes(b"PK")
-    finished = infer("--split", "val", "--limit", 1)
-    assert finished.status == 0 and "making it again" in finished.stdout
-    assert "made_with" in load_masks(path).settings
 
 
 def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path, monkeypatch):
@@ -502,7 +438,7 @@ def test_results_in_a_folder_of_images_are_no_images(infer, tmp_path):
     assert names == {"a.png", "b.jpg", "a_2.png", "a_2.npz", "b.png", "b.npz"}
     finished = infer(images=[folder])
     assert finished.status == 0 and "2 of 2 images are done" in finished.stdout
-    assert "leaves out 2 x result of an earlier run" in finished.stdout
+    assert "leaves out 2 x result of an earlier run" in finished.stderr
     assert {path.name for path in folder.iterdir()} == names
 
 
@@ -546,6 +482,7 @@ def test_checkpoint_of_other_classes_is_refused(infer, tmp_path):
 def test_what_cannot_work_is_refused_before_all_work(infer, home, tmp_path, monkeypatch):
     assert "test.txt" in infer("--split", "test").error
     assert "--device cuda:77" in infer("--device", "cuda:77").error
+    assert "none.pth: cannot be read" in infer(checkpoint=tmp_path / "none.pth").error
     monkeypatch.setitem(sys.modules, "cv2", None)
     error = infer("--min_mask_region_area", 9).error
     assert "--min_mask_region_area 9: needs OpenCV" in error and "pip install" in error
@@ -569,7 +506,7 @@ def test_bad_images_are_named(infer, tmp_path):
     assert re.search(r"failed: text.*: .*not an image", finished.stderr)
     assert "no image in this folder" in infer(images=[tmp_path / "empty"]).error
     assert "no such file" in infer(images=[tmp_path / "none.jpg"]).error
-    assert "--split val" in infer("--split", "val", images=[tmp_path / "text.jpg"]).error
+    assert "--split: has no use" in infer("--split", "val", images=[tmp_path / "text.jpg"]).error
 
 
 def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
@@ -584,7 +521,7 @@ def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
 
     def fail(self, image, prompts):
         if image.shape[2] == 60:
-            raise CPU_ERROR
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
         return make(self, image, prompts)
 
     monkeypatch.setattr(MaskMaker, "__call__", fail)
@@ -605,24 +542,19 @@ def test_scores_are_of_the_images_that_could_be_done(infer, home, tmp_path):
     shutil.copytree(home / "data", data)
     path = next((data / "JPEGImages").glob("image_0.*"))
     path.write_bytes(path.read_bytes()[:200])
-    finished = infer("--split", "val", "--data_root", data)
+    ckpt = home / "runs" / "best" / "best.pth"
+    finished = infer("--split", "val", "--data_root", data, "--ckpt", ckpt)
     assert finished.status == 1 and "failed: image_0: " in finished.stderr
     assert "scores on 1 images of custom val" in finished.stdout
     scores = read_scores(tmp_path)
     assert scores["images"] == ["image_1"] and scores["image_set"] == "val"
+    # On a handful of images it is the mean over the true classes; a false one counts as 0.
+    true = [iou for iou in scores["deeplab"]["class_iou"].values() if iou is not None]
+    assert scores["deeplab"]["miou"] == pytest.approx(sum(true) / 2)
+    assert scores["classes"] == 2 and "mIoU of 2 true classes" in finished.stdout
 
 
 def test_a_missing_package_is_asked_for(infer, monkeypatch):
     monkeypatch.setitem(sys.modules, "segment_anything", None)
     error = infer("--split", "val").error
     assert "package segment_anything" in error and "pip install segment-anything" in error
-
-
-@pytest.mark.slow
-def test_help_needs_no_package():
-    script = "import sys; sys.modules['segment_anything'] = None; sys.argv[1:] = ['--help']; "
-    script += "import sam_infer; sam_infer.main()"
-    finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
-    )
-    assert finished.returncode == 0 and "--points_per_side" in finished.stdout, finished.stderr

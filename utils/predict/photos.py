@@ -79,11 +79,12 @@ def kind_of(file: Path, suffixes: set[str]) -> str | None:
 
 
 def find_results(files: Sequence[Path]) -> set[str]:
-    """The names of an earlier run's files: where there are a mask and its overlay."""
+    """The names of an earlier run's files: mask and overlay, or the picture beside SAM's masks."""
     there = {file.name for file in files}
     overlays = (name for name in there if name.endswith(OVERLAY_END))
     results = [output_files(name.removesuffix(OVERLAY_END)) for name in overlays]
-    return {name for own in results if own[0] in there for name in own}
+    pictures = {f"{name.removesuffix('.npz')}.png" for name in there if name.endswith(".npz")}
+    return pictures | {name for own in results if own[0] in there for name in own}
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:

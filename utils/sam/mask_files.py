@@ -18,7 +18,6 @@ Run lengths are COCO's uncompressed ones: down the columns, from the left one on
 is outside the mask (it may be 0). `{"size": size, "counts": counts}` is what pycocotools takes.
 """
 
-import colorsys
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets.colours import distinct_colours
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.progress import say
@@ -94,8 +94,6 @@ def load_masks(path: Path) -> Masks:
                 settings=json.loads(str(file["settings"])),
                 **{name: file[name] for name in _ARRAYS},
             )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: sam_infer.py makes it") from None
     except Exception as error:  # NumPy documents no list of what a broken file raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -129,24 +127,13 @@ def draw_masks(image: torch.Tensor, masks: Masks) -> Image.Image:
 
     Args:
         image: uint8 (3, H, W), RGB; the picture has its size.
-        masks: of this image.
+        masks: of this image; after 255 of them the colours come again.
     """
     indices = index_map(masks, masks.size)
+    colours = torch.from_numpy(np.resize(distinct_colours(), (len(masks) + 1, 3)))
     picture = image.permute(1, 2, 0).float()
-    colours = torch.cat([distinct_colours(len(masks)), torch.zeros(1, 3)])  # index -1 is the last
     covered = (indices >= 0)[..., None]
     picture = torch.where(covered, 0.4 * picture + 0.6 * colours[indices], picture)
     thickness = max(round(max(masks.size) / 1000), 1)  # on each side of a border
     picture[border_band(indices, thickness, ignore_index=-1)] = 255
     return Image.fromarray(picture.round().byte().numpy())
-
-
-def distinct_colours(count: int) -> torch.Tensor:
-    """Colours that differ, neighbours in the order most: float32 (count, 3), RGB in [0, 255].
-
-    Hues go on by the golden section of the circle, which never comes back to where it was; two
-    lightnesses take turns.
-    """
-    golden = (5**0.5 - 1) / 2
-    colours = [colorsys.hsv_to_rgb(i * golden % 1, 0.75, (0.95, 0.65)[i % 2]) for i in range(count)]
-    return 255 * torch.tensor(colours).reshape(count, 3)

@@ -4,6 +4,7 @@
 `segment_anything`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
+    area_from_rle,
     batched_mask_to_box,
     box_xyxy_to_xywh,
     calculate_stability_score,
@@ -77,8 +79,10 @@ class MaskMaker:
         chosen = choose_precision(precision, device)
         if precision == "auto" and chosen == "fp16":
             chosen = "fp32"  # SAM's attention overflows in fp16
+        self.batch, self.device = batch, device
         self.predictor = _Predictor(sam, chosen)
-        self.settings, self.batch, self.device = settings, batch, device
+        self.generator = SamAutomaticMaskGenerator(sam, output_mode="uncompressed_rle", **settings)
+        self.generator.predictor = self.predictor
 
     def __call__(self, image: torch.Tensor, prompts: Prompts | None = None) -> Masks:
         """The masks of an image.
@@ -90,54 +94,47 @@ class MaskMaker:
         self.predictor.model.to(self.device)
         _, height, width = image.shape
         fitting = MASK_BYTES // (3 * 4 * height * width)  # three float masks a point
-        batch = max(min(self.batch, fitting), 1)
+        self.generator.points_per_batch = max(min(self.batch, fitting), 1)
         array = image.permute(1, 2, 0).numpy()
-        if prompts is not None:
-            records = self._ask(array, prompts, batch) if len(prompts.classes) else []
-        else:
-            generator = SamAutomaticMaskGenerator(
-                self.predictor.model,
-                points_per_batch=batch,
-                output_mode="uncompressed_rle",
-                **self.settings,
-            )
-            generator.predictor = self.predictor
-            records = generator.generate(array)
+        make = self.generator.generate
+        records = make(array) if prompts is None else self._ask(array, prompts)
         return masks_from_records(records, (height, width))
 
-    def _ask(self, image: np.ndarray, prompts: Prompts, batch: int) -> list[dict[str, Any]]:
+    def _ask(self, image: np.ndarray, prompts: Prompts) -> list[dict[str, Any]]:
         """The masks that meet the thresholds, as the package's generator describes its own."""
+        if not len(prompts.classes):
+            return []
         predictor, size, records = self.predictor, image.shape[:2], []
         predictor.set_image(image)
-        points = torch.from_numpy(predictor.transform.apply_coords(prompts.points.numpy(), size))
-        boxes = torch.from_numpy(predictor.transform.apply_boxes(prompts.boxes.numpy(), size))
-        for numbers in torch.arange(len(points)).split(batch):
+        threshold = predictor.model.mask_threshold
+        least_iou = self.generator.pred_iou_thresh or -math.inf  # 0 is met by all
+        least_stability = self.generator.stability_score_thresh
+        points = predictor.transform.apply_coords_torch(prompts.points, size).to(self.device)
+        boxes = predictor.transform.apply_boxes_torch(prompts.boxes, size).to(self.device)
+        for numbers in torch.arange(len(points)).split(self.generator.points_per_batch):
             logits, ious, _ = predictor.predict_torch(
-                points[numbers, None].to(predictor.device),
-                torch.ones(len(numbers), 1, dtype=torch.int, device=predictor.device),
-                boxes[numbers].to(predictor.device),
+                points[numbers, None],
+                torch.ones(len(numbers), 1, dtype=torch.int, device=self.device),
+                boxes[numbers],
                 multimask_output=False,  # a box leaves no doubt: the part or the whole
                 return_logits=True,
             )
-            threshold = predictor.model.mask_threshold
             stability = calculate_stability_score(logits[:, 0], threshold, 1.0)
             masks = (logits[:, 0] > threshold).cpu()
+            rles, around = mask_to_rle_pytorch(masks), batched_mask_to_box(masks)
             for row, number in enumerate(numbers.tolist()):
                 record = {
-                    "segmentation": mask_to_rle_pytorch(masks[row : row + 1])[0],
-                    "area": int(masks[row].sum()),
-                    "bbox": box_xyxy_to_xywh(batched_mask_to_box(masks[row])).tolist(),
+                    "segmentation": rles[row],
+                    "area": area_from_rle(rles[row]),
+                    "bbox": box_xyxy_to_xywh(around[row]).tolist(),
                     "predicted_iou": float(ious[row]),
                     "stability_score": float(stability[row]),
                     "point_coords": [prompts.points[number].tolist()],
                     "prompt_box": prompts.boxes[number].tolist(),
                     "class": int(prompts.classes[number]),
                 }
-                records.append(record)
-        lowest = {"predicted_iou": "pred_iou_thresh", "stability_score": "stability_score_thresh"}
-        for key, name in lowest.items():
-            if least := self.settings[name]:  # 0 is met by all
-                records = [record for record in records if record[key] >= least]
+                if ious[row] >= least_iou and stability[row] >= least_stability:
+                    records.append(record)
         return records
 
 

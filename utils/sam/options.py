@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-from typing import Any
 
 from datasets import DATA_FLAGS, add_data_args
 from utils.checkpoint import require_checkpoint
@@ -10,6 +9,11 @@ from utils.common.errors import UserError
 from utils.common.flags import SHARE, Parser, refuse, whole
 from utils.options import add_device_flags
 from utils.sam.weights import SAM_MODELS
+
+# Those that decide on the masks, as `SamAutomaticMaskGenerator` names them.
+MASK_FLAGS = (
+    "points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area"
+)  # fmt: skip
 
 
 def build_parser(description: str) -> Parser:
@@ -67,10 +71,9 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     given = parser.given(argv)
     args = argparse.Namespace(**parser.defaults() | given)
     parser.check_needs(args, given)
-    if args.images and args.split:
-        raise UserError(f"--split {args.split}: give images or a split, not both")
     if args.images:
-        refuse(DATA_FLAGS | {"report_dir", "pick"}, given, "has no use with images: leave it out")
+        useless = DATA_FLAGS | {"split", "report_dir", "pick"}
+        refuse(useless, given, "has no use with images: leave it out")
         if args.prompts == "grid":
             useless = {"ckpt", "output_stride", "runs_dir"}
             refuse(useless, given, "images have no scores: give --prompts deeplab with it")
@@ -85,11 +88,3 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
             "installed: pip install opencv-python-headless, or leave the flag out"
         )
     return args
-
-
-def mask_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that decide on the masks, as `SamAutomaticMaskGenerator` names them."""
-    names = (
-        "points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area",
-    )  # fmt: skip
-    return {name: getattr(args, name) for name in names}

@@ -78,37 +78,32 @@ class RegionScores:
             mean over, None for a split; `masks_per_image`; `masks_per_region`: masks per connected
             region of one class in the target, background included; None if there is no region.
         """
+
+        def miou(metrics: StreamSegMetrics) -> float:
+            return metrics.compute()["miou"] if is_split else target_miou(metrics.confusion)[0]
+
         scores: dict[str, Any] = {}
-        whole, number = self.metrics[0], len(self.mask_counts)
+        whole, total = self.metrics[0], sum(self.mask_counts)
         if whole["deeplab"].confusion.any():
-            mious = {
-                str(width): {
-                    name: metrics.compute()["miou"]
-                    if is_split
-                    else target_miou(metrics.confusion)[0]
-                    for name, metrics in by_name.items()
-                }
-                for width, by_name in self.metrics.items()
+            for name, metrics in whole.items():
+                class_iou = zip(class_names, metrics.compute()["class_iou"], strict=True)
+                scores[name] = {"miou": miou(metrics), "class_iou": dict(class_iou)}
+            scores["borders"] = {
+                str(width): {name: miou(metrics) for name, metrics in self.metrics[width].items()}
+                for width in BAND_WIDTHS
             }
-            for name, miou in mious.pop("0").items():
-                class_iou = zip(class_names, whole[name].compute()["class_iou"], strict=True)
-                scores[name] = {"miou": miou, "class_iou": dict(class_iou)}
-            scores["borders"] = mious
             scores["classes"] = None if is_split else target_miou(whole["deeplab"].confusion)[1]
-        total = sum(self.mask_counts)
-        scores["masks_per_image"] = total / max(number, 1)
+        scores["masks_per_image"] = total / max(len(self.mask_counts), 1)
         scores["masks_per_region"] = total / self.num_regions if self.num_regions else None
         return scores
 
 
 def format_comparison(scores: dict[str, Any]) -> str:
     """The scores of `compute()`, with `seconds_per_image`, as a table in percent, for people."""
-    per_region = scores["masks_per_region"]
-    counts = (
-        f"{scores['masks_per_image']:.1f} masks per image"
-        + (f", {per_region:.2f} per ground-truth region" if per_region is not None else "")
-        + f"; {scores['seconds_per_image']:.1f} s per image"
-    )
+    counts = f"{scores['masks_per_image']:.1f} masks per image"
+    if scores["masks_per_region"] is not None:
+        counts += f", {scores['masks_per_region']:.2f} per ground-truth region"
+    counts += f"; {scores['seconds_per_image']:.1f} s per image"
     if "deeplab" not in scores:
         return counts
     rows = {
@@ -119,10 +114,9 @@ def format_comparison(scores: dict[str, Any]) -> str:
     rows[miou] = [scores[key]["miou"] for key in COLUMNS]
     for pixels, mious in scores["borders"].items():
         rows[f"mIoU, {pixels} px at borders"] = [mious[key] for key in COLUMNS]
-    width = max(map(len, rows))
-    lines = [f"IoU by class, in percent:\n  {'':<{width}}  " + "  ".join(COLUMNS.values())]
+    width, heads = max(map(len, rows)), "".join(f"{head:>15}" for head in COLUMNS.values())
+    lines = [f"IoU by class, in percent:\n  {'':<{width}}{heads}"]
     for name, values in rows.items():
-        cells = ["-" if value is None else f"{100 * value:.2f}" for value in values]
-        padded = [f"{c:>{len(head)}}" for c, head in zip(cells, COLUMNS.values(), strict=True)]
-        lines.append(f"  {name:<{width}}  " + "  ".join(padded))
+        cells = ("-" if value is None else f"{100 * value:.2f}" for value in values)
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join([*lines, counts])

@@ -78,10 +78,9 @@ def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
     up_down = torch.minimum(*(_to_end(components, turns) for turns in (0, 2)))
     left_right = torch.minimum(*(_to_end(components, turns) for turns in (1, 3)))
     depth, spread = torch.minimum(up_down, left_right), up_down * left_right
-    spread = torch.where(depth == reduce(depth, "amax")[components], spread, -1)
-    index = rows * width + columns
-    index = torch.where(spread == reduce(spread, "amax")[components], index, height * width)
-    points = reduce(index, "amin")
+    rating = depth * (height * width + 1) + spread  # the spread decides among equals
+    is_best = rating == reduce(rating, "amax")[components]
+    points = reduce(torch.where(is_best, rows * width + columns, height * width), "amin")
     boxes = [reduce(values, how) for how in ("amin", "amax") for values in (columns, rows)]
     classes = classes.flatten()[points].long()
     points = torch.stack([points % width, points // width], dim=1)

@@ -75,11 +75,10 @@ def load_sam(name: str, path: Path) -> nn.Module:
     if WIDTH_KEY not in state_dict:
         raise UserError(f"{path}: holds no weights of a SAM: give another --sam_checkpoint")
     width = state_dict[WIDTH_KEY].shape[-1]
-    found = next((key for key, model in SAM_MODELS.items() if model.width == width), None)
-    if found != name:
+    sizes = {model.width: key for key, model in SAM_MODELS.items()}
+    if (found := sizes.get(width, f"of {width} channels")) != name:
         raise UserError(
-            f"{path}: is a SAM {found or f'of {width} channels'}, not {name}: give "
-            + (f"--sam_model {found}" if found else "another --sam_checkpoint")
+            f"{path}: is a SAM {found}, not {name}: give its --sam_model or another file"
         )
     if note:
         say(f"{path}: {note}")

@@ -5,13 +5,8 @@ from utils.sam.regions import (
     border_band,
     component_prompts,
     connected_components,
-    index_map,
     paint_classes,
 )
-
-
-def mask_of(*rows: str) -> torch.Tensor:
-    return torch.tensor([[letter == "#" for letter in row] for row in rows])
 
 
 def flood_fill(classes: list[list[int]]) -> list[list[int]]:
@@ -43,23 +38,6 @@ def test_components_equal_those_of_a_flood_fill(seed):
     assert connected_components(classes).tolist() == flood_fill(classes.tolist())
 
 
-def test_components_follow_a_spiral_to_its_end():
-    spiral = mask_of(
-        "#########",
-        "........#",
-        "#######.#",
-        "#.....#.#",
-        "#.###.#.#",
-        "#.#...#.#",
-        "#.#####.#",
-        "#.......#",
-        "#########",
-    )
-    components = connected_components(spiral)
-    assert components[spiral].unique().tolist() == [0]
-    assert components[~spiral].unique().tolist() == [1]
-
-
 def test_prompts_lie_deep_inside_their_component():
     pred = torch.zeros(9, 12, dtype=torch.uint8)
     pred[1:8, 1:6] = 1  # 7 x 5: depth 3 in column 3; the middle is row 4
@@ -88,13 +66,6 @@ def test_every_component_has_its_own_prompt(seed):
         assert box == [int(x.min()), int(y.min()), int(x.max()), int(y.max())]
 
 
-def test_band_has_its_width_on_each_side_of_a_border_and_of_void():
-    target = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, 1]])
-    assert border_band(target, 2).int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0, 0]]
-    target[0, 4:6] = 255
-    assert border_band(target, 3).int().tolist() == [[0, 1, 1, 1, 0, 0, 1, 1, 1, 0]]
-
-
 @pytest.mark.parametrize("width", [1, 3, 4])
 def test_band_equals_its_definition_pixel_by_pixel(width):
     generator = torch.Generator().manual_seed(width)
@@ -107,25 +78,8 @@ def test_band_equals_its_definition_pixel_by_pixel(width):
             assert found[y, x] == bool(target[y, x] != 255 and (near != target[y, x]).any())
 
 
-PRED = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 1, 2], [0, 0, 1, 1, 0], [0, 0, 0, 0, 2]])
-WHOLE = mask_of("#####", "#####", "#####", ".....")
-OBJECT = mask_of("..###", "..###", "..###", ".....")
-
-
-def test_mask_takes_the_class_of_most_pixels_and_uncovered_pixels_keep_theirs():
-    painted = paint_classes([WHOLE, OBJECT], source=PRED, base=PRED, num_classes=3)
-    assert painted.tolist() == [[0, 0, 1, 1, 1]] * 3 + [[0, 0, 0, 0, 2]]
-    assert PRED[0, 4] == 0  # what it was given is as before
-    painted = paint_classes([OBJECT, WHOLE], source=PRED, base=PRED, num_classes=3)
-    assert painted[:3].unique().tolist() == [0]  # the larger one lies over the smaller one
-
-
 def test_lower_class_wins_a_tie_and_a_mask_of_void_alone_is_left_out():
     half = torch.tensor([[2, 2, 1, 1]])
     assert paint_classes([half > 0], half, half, 3).tolist() == [[1, 1, 1, 1]]
     void = torch.full_like(half, 255)
     assert torch.equal(paint_classes([half > 0], void, half, 3), half)
-
-
-def test_index_map_names_the_last_mask_that_covers_a_pixel():
-    assert index_map([WHOLE, OBJECT], (4, 5)).tolist() == [[0, 0, 1, 1, 1]] * 3 + [[-1] * 5]
