@@ -1,15 +1,11 @@
 """Who may enter a run's folder, and what is read of a log that somebody touched."""
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import pytest
 
-from tests.conftest import ROOT
 from utils.common.errors import UserError
 from utils.run_folder import RunFolder, read_log
 
@@ -78,35 +74,6 @@ def test_run_that_came_and_went_since_the_check_is_not_removed(folder):
         with folder.held(resume=False, overwrite=False):
             pass
     assert folder.best.exists()
-
-
-@pytest.mark.slow
-def test_lock_ends_with_the_process_even_if_its_workers_live_on(folder):
-    code = (
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from utils.run_folder import RunFolder\n"
-        "held = RunFolder(Path(sys.argv[1])).held(False, False)\n"
-        "held.__enter__()\n"
-        "if os.fork() == 0: os.close(1); time.sleep(20); os._exit(0)\n"
-        "print('held', flush=True); time.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, folder.path], cwd=ROOT, stdout=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="another process"):
-            with folder.held(False, True):
-                pass
-        process.kill()
-        process.wait()
-        with folder.held(False, True):  # the child is still there
-            pass
-    finally:
-        os.killpg(process.pid, 9)
-        process.stdout.close()
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -67,12 +67,12 @@ class Results:
         for saving in self._savings:
             saving.result()
         self._pool.shutdown()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", *self.class_names])
-        for name, shares in sorted(self.shares.items()):
-            writer.writerow([name, *(f"{share:.6f}" for share in shares)])
         if self.shares:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["image", *self.class_names])
+            for name, shares in sorted(self.shares.items()):
+                writer.writerow([name, *(f"{share:.6f}" for share in shares)])
             write_text(folder / "predictions.csv", text.getvalue())
         for failure in sorted(self.failures):
             print(f"failed: {failure}", file=sys.stderr)

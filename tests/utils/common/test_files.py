@@ -60,14 +60,12 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
         write_json(tmp_path / "file" / "a.json", {})
 
 
-def test_json_object_comes_back(tmp_path):
-    write_json(tmp_path / "a.json", {"name": "Zürich", "value": [1, None]})
-    assert read_json(tmp_path / "a.json") == {"name": "Zürich", "value": [1, None]}
-
-
-def test_byte_order_mark_of_an_editor_is_no_fault(tmp_path):
-    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
-    assert read_json(tmp_path / "a.json") == {"a": 1}
+def test_json_object_comes_back_also_with_the_byte_order_mark_of_an_editor(tmp_path):
+    path, value = tmp_path / "a.json", {"name": "Zürich", "value": [1, None]}
+    write_json(path, value)
+    assert read_json(path) == value
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_json(path) == value
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", "{", ""])

@@ -1,5 +1,7 @@
 """One kind of lock between processes and threads."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,25 +12,30 @@ from tests.conftest import ROOT
 from utils.common.locks import HeldError, locked
 
 
-def test_lock_excludes_another_process_until_that_is_killed(tmp_path):
+def test_lock_ends_with_its_process_even_if_a_child_of_that_lives_on(tmp_path):
     path = tmp_path / "x.lock"
     code = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from pathlib import Path\n"
         "from utils.common.locks import locked\n"
         "with locked(Path(sys.argv[1])):\n"
-        "    print('held', flush=True)\n"
+        "    if os.fork():\n"
+        "        print('held', flush=True)\n"
         "    time.sleep(30)\n"
     )
     command = [sys.executable, "-c", code, str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(HeldError, match="another process"), locked(path, timeout=0.3):
-        pass
-    process.kill()
-    process.communicate()
-    with locked(path, timeout=0):
-        pass
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(HeldError, match="another process"), locked(path, timeout=0.3):
+            pass
+        process.kill()
+        process.wait()
+        with locked(path, timeout=0):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_lock_lets_one_thread_in_at_a_time(tmp_path):
