@@ -50,8 +50,7 @@ def choose_checkpoint(args: argparse.Namespace) -> Checkpoint:
         source, reason = default_checkpoint(Path(args.runs_dir))
     if source is None:
         print(f"{reason}: taking torchvision's weights; --ckpt FILE takes others", flush=True)
-        source = TORCHVISION
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source or TORCHVISION)
     print(
         f"weights: {checkpoint.path} ({reason}): {checkpoint.kind}, {checkpoint.model}, output "
         f"stride {args.output_stride or checkpoint.output_stride or 'unknown'}, "

@@ -16,11 +16,12 @@ from utils.metrics import format_scores
 from utils.options import parse_args
 from utils.run_folder import ARGS_FILE, BEST_FILE, read_log_and_note
 
-# What curves and tables read of a log line beside the iteration; the last three may be missing.
+# What curves and tables read of a log line beside the iteration; what it does not say is NaN.
 _NUMBERS = (
     "miou", "pixel_acc", "mean_acc", "fw_iou", "epoch", "train_loss", "lr", "backbone_lr",
     "seconds", "val_seconds", "max_memory_mb",
 )  # fmt: skip
+_UNSAID: dict[str, Any] = {**dict.fromkeys(_NUMBERS, math.nan), "class_iou": {}}
 
 
 @dataclasses.dataclass
@@ -138,14 +139,13 @@ def read_settings(folder: Path) -> Run:
 
 def _with_log(run: Run) -> Run:
     """The same run, with its log and with notes on what is wrong in it."""
-    run.log, note = read_log_and_note(run.folder)
-    if not run.log:
+    records, note = read_log_and_note(run.folder)
+    if not records:
         raise UserError(f"{run.folder}: has no evaluation yet: train it on with main.py --resume")
-    for record in run.log:
-        for name in _NUMBERS:
-            value = record.get(name)
-            record[name] = math.nan if value is None else float(value)
-        record.setdefault("class_iou", {})
+    run.log = [
+        _UNSAID | {name: value for name, value in record.items() if value is not None}
+        for record in records
+    ]
     last, total = run.log[-1]["iteration"], run.setting("total_itrs") or 0
     is_short = f"{run.folder}: is not finished: evaluated at {last} of {total} iterations"
     run.notes = [*([note] if note else []), *([is_short] if last < total else [])]

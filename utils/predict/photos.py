@@ -12,7 +12,7 @@ from utils.common.errors import UserError
 
 # Pictures that Pillow does not read by itself: in a folder they are counted, not passed over.
 OTHER_PICTURES = {".heic", ".heif", ".svg", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
-OVERLAY_END, CONFIDENCE_END = "_overlay.png", "_confidence.png"
+OVERLAY_END = "_overlay.png"
 
 
 def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) -> list[Path]:
@@ -107,4 +107,4 @@ def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[str]:
 
 def output_files(name: str) -> tuple[str, str, str]:
     """The files of one input: mask, overlay, and confidence if it is asked for."""
-    return f"{name}.png", f"{name}{OVERLAY_END}", f"{name}{CONFIDENCE_END}"
+    return f"{name}.png", f"{name}{OVERLAY_END}", f"{name}_confidence.png"
