@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
+from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.lists import list_files
 from datasets.masks import IndexMasks
 from utils.common.errors import UserError
@@ -29,19 +29,13 @@ class Cityscapes(SegmentationDataset):
     Args:
         root: holds `cityscapes/{leftImg8bit,gtFine}/<image_set>/<city>/`, or these two folders.
         image_set: `train` (2,975) or `val` (500); the masks of `test` are void alone.
-        transform, options: see `SegmentationDataset`.
+        options: transform and others, see `SegmentationDataset`.
 
     Raises:
         UserError: a folder or a file is missing.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        image_set: str = "train",
-        transform: Transform | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, root: str | Path, image_set: str = "train", **options: Any) -> None:
         inside = Path(root) / "cityscapes"
         folder = inside if inside.is_dir() else Path(root)
         self.folders = {"mask": f"gtFine/{image_set}", "image": f"leftImg8bit/{image_set}"}
@@ -54,7 +48,7 @@ class Cityscapes(SegmentationDataset):
                     f"com, after registration) in {folder}, or give --data_root, or another split"
                 )
         ids = sorted(self.list_files(folder / self.folders["mask"], "mask"))
-        super().__init__(folder, ids, list(CLASSES), transform, **options)
+        super().__init__(folder, ids, list(CLASSES), **options)
         self.colours = np.array([colour for _, colour in CLASSES.values()], np.uint8)
         train_ids = {value: index for index, (value, _) in enumerate(CLASSES.values())}
         self.masks = IndexMasks(len(CLASSES), dict.fromkeys(range(256), IGNORE_INDEX) | train_ids)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
+from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.labelmap import check_number, is_void, read_labelmap
 from datasets.lists import list_files, list_lists, normalize, read_ids, read_lines, what_is_in
 from datasets.masks import UNKNOWN, ColourMasks, IndexMasks
@@ -33,7 +33,7 @@ class CustomSegmentation(SegmentationDataset):
         seed: with an image's name it decides that split.
         void_value: what index masks hold for void besides 255.
         object_value: what masks of two classes hold for the second, in place of 1.
-        transform, options: see `SegmentationDataset`.
+        options: transform and others, see `SegmentationDataset`.
 
     Raises:
         UserError: a folder, a list or a file is missing, the split would be empty, or a value is
@@ -44,7 +44,6 @@ class CustomSegmentation(SegmentationDataset):
         self,
         root: str | Path,
         image_set: str = "train",
-        transform: Transform | None = None,
         *,
         val_fraction: float = 0.2,
         seed: int = 0,
@@ -67,11 +66,11 @@ class CustomSegmentation(SegmentationDataset):
             if path.exists():
                 say_once(f"note: {labelmap} names the classes, {path} is not read")
             names, colours, void = read_labelmap(labelmap)
-            super().__init__(root, ids, names, transform, **options)
+            super().__init__(root, ids, names, **options)
             self.colours, self.masks = colours, ColourMasks(colours, void, labelmap)
         else:
             names = read_class_names(path)
-            super().__init__(root, ids, names, transform, **options)
+            super().__init__(root, ids, names, **options)
             meanings = index_meanings(names, void_value, object_value)
             self.masks = IndexMasks(len(names), meanings, "; another void is told by --void_value")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 
-from datasets.base import IGNORE_INDEX, SegmentationDataset, Transform
+from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.lists import read_ids
 from datasets.voc import PALETTE
 from utils.common.errors import UserError
@@ -69,22 +69,16 @@ class ShapesSegmentation(SegmentationDataset):
     Args:
         root: the folder to draw into.
         image_set: `train` (480), `val` (120) or `trainval` (600).
-        transform, options: see `SegmentationDataset`.
+        options: transform and others, see `SegmentationDataset`.
 
     Raises:
         UserError: no such image set, or the folder cannot be written.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        image_set: str = "train",
-        transform: Transform | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, root: str | Path, image_set: str = "train", **options: Any) -> None:
         folder = install_shapes(root)
         ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
-        super().__init__(folder, ids, CLASS_NAMES, transform, **options)
+        super().__init__(folder, ids, CLASS_NAMES, **options)
 
 
 def install_shapes(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.base import SegmentationDataset, Transform
+from datasets.base import SegmentationDataset
 from datasets.colours import PALETTE
 from datasets.lists import list_files, read_ids
 from utils.common.download import DownloadError, check_file, check_space, disk_errors, download_file
@@ -55,7 +55,7 @@ class VOCSegmentation(SegmentationDataset):
         year: "2012"; the other years have no archive here, but are read where they lie.
         download: fetch the archive (2 GB) if the data set is not there.
         archive: a VOC archive already on disk, to extract in place of a download.
-        transform, options: see `SegmentationDataset`.
+        options: transform and others, see `SegmentationDataset`.
 
     Raises:
         UserError: the data set, a list or a file is missing.
@@ -66,7 +66,6 @@ class VOCSegmentation(SegmentationDataset):
         root: str | Path,
         image_set: str = "train",
         year: str = "2012",
-        transform: Transform | None = None,
         download: bool = False,
         archive: str | Path | None = None,
         **options: Any,
@@ -92,7 +91,7 @@ class VOCSegmentation(SegmentationDataset):
             ids = list_trainaug(folder)
         else:
             ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
-        super().__init__(folder, ids, CLASS_NAMES, transform, **options)
+        super().__init__(folder, ids, CLASS_NAMES, **options)
 
     decode_target = staticmethod(decode_target)
 

@@ -70,18 +70,6 @@ def test_grey_images_have_three_equal_channels(tmp_path, mode):
     assert torch.equal(photo, expected)
 
 
-def test_transparent_parts_are_white(tmp_path):
-    image = two_colours().convert("RGBA")
-    image.paste((0, 0, 0, 0), (0, 0, 3, 4))
-    photo = read_image(save(tmp_path / "a.png", image))
-    assert close(photo, 0, 0, (255, 255, 255), 0) and close(photo, 5, 0, GREEN, 0)
-    palette = Image.new("P", (2, 2), 1)
-    palette.putpalette([0, 0, 0, *GREEN])
-    palette.putpixel((0, 0), 0)
-    photo = read_image(save(tmp_path / "p.png", palette, transparency=0))
-    assert close(photo, 0, 0, (255, 255, 255), 0) and close(photo, 1, 1, GREEN, 0)
-
-
 # For each EXIF orientation: where the stored image's upper left pixel is seen, (right?, bottom?).
 CORNERS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 
@@ -101,10 +89,6 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
         for bottom in (0, 1)
     }
     assert [corner for corner, is_red in corners.items() if is_red] == [CORNERS[orientation]]
-
-
-def test_one_pixel_is_an_image(tmp_path):
-    assert read_image(save(tmp_path / "a.png", Image.new("RGB", (1, 1), RED))).shape == (3, 1, 1)
 
 
 def three_floats():

@@ -41,13 +41,13 @@ def test_hidden_files_are_no_samples(folder):
 
 def test_only_pictures_are_images(folder):
     images = folder / "JPEGImages"
-    (images / "x.jpg").rename(images / "x.png")  # what Pillow reads by its content
+    (images / "x.jpg").rename(images / "x.PNG")  # what Pillow reads by its content
     for name in ("x.HEIC", "x.json", "x.txt"):
         (images / name).write_text("{}")
     (images / "x").mkdir()
     (images / "x.bmp").mkdir()
     (images / "x.gif").symlink_to(images / "nowhere.gif")
-    assert list_files(images, "image")["x"] == [images / "x.png"]
+    assert list_files(images, "image")["x"] == [images / "x.PNG"]
     assert CustomSegmentation(folder, "trainval")[0][0].shape == (3, 20, 30)
 
 

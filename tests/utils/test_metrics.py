@@ -4,20 +4,13 @@ import torch
 
 from utils.metrics import (
     StreamSegMetrics,
-    confusion_matrix,
     format_scores,
     scores_from_confusion,
     target_miou,
 )
 
 
-def test_confusion_matrix_counts_by_hand():
-    target = torch.tensor([[[0, 0, 1], [1, 2, 255]]], dtype=torch.uint8)
-    pred = torch.tensor([[[0, 1, 1], [1, 0, 2]]])
-    assert confusion_matrix(target, pred, 3).tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
-
-
-def test_confusion_matrix_equals_an_independent_count():
+def test_stream_counts_what_an_independent_loop_counts():
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(0, 22, (3, 17, 19), generator=generator)
     target[target == 21] = 255
@@ -27,7 +20,10 @@ def test_confusion_matrix_equals_an_independent_count():
         if t != 255:
             expected[t, p] += 1
     for dtype in (torch.uint8, torch.int64):
-        assert np.array_equal(confusion_matrix(target.to(dtype), pred, 21).numpy(), expected)
+        stream = StreamSegMetrics(21)
+        stream.update(target[:1].to(dtype), pred[:1])
+        stream.update(target[1:].to(dtype), pred[1:])
+        assert np.array_equal(stream.confusion.numpy(), expected)
 
 
 def test_scores_by_hand():
@@ -38,13 +34,6 @@ def test_scores_by_hand():
     assert scores["class_iou"] == [pytest.approx(5 / 7), pytest.approx(3 / 5), None]
     assert scores["miou"] == pytest.approx((5 / 7 + 3 / 5) / 2)
     assert scores["fw_iou"] == pytest.approx(0.6 * 5 / 7 + 0.4 * 3 / 5)
-
-
-def test_class_that_is_only_predicted_counts_as_zero():
-    scores = scores_from_confusion(torch.tensor([[3, 1], [0, 0]]))
-    assert scores["class_iou"] == [pytest.approx(3 / 4), 0.0]
-    assert scores["miou"] == pytest.approx(3 / 8)
-    assert scores["mean_acc"] == pytest.approx(3 / 4)
 
 
 def test_perfect_and_empty():
@@ -110,18 +99,6 @@ def test_nothing_is_float64_on_a_device():
         expected.confusion, True
     )
     assert target_miou(stream.confusion) == target_miou(expected.confusion)
-
-
-def test_stream_does_not_depend_on_how_it_is_cut():
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 4, (6, 9, 9), generator=generator)
-    pred = torch.randint(0, 4, (6, 9, 9), generator=generator)
-    whole, parts = StreamSegMetrics(4), StreamSegMetrics(4)
-    whole.update(target, pred)
-    for index in range(6):
-        parts.update(target[index : index + 1], pred[index : index + 1])
-    assert torch.equal(whole.confusion, parts.confusion)
-    assert whole.compute() == parts.compute()
 
 
 def test_counts_beyond_32_bits_are_exact():
