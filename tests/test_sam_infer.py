@@ -363,30 +363,24 @@ def test_second_run_does_what_is_missing_and_scores_the_same(infer, tmp_path, mo
     assert infer("--split", "val").status == 0
 
 
-def test_masks_of_other_settings_or_images_are_not_mixed_in(infer, home, tmp_path):
-    infer("--split", "val", "--limit", 1)
+def test_masks_of_other_settings_weights_or_images_are_not_mixed_in(infer, home, sam, tmp_path):
+    first, other = ("--split", "val", "--limit", 1), tmp_path / "sam.pth"
+    infer(*first)
     path = tmp_path / "results" / "image_0.npz"
     before = path.read_bytes()
     error = infer("--split", "val", everything=(*EVERYTHING[:-1], 4)).error
-    assert "image_0.npz" in error and "points_per_side" in error and "--overwrite" in error
+    assert "image_0.npz" in error and "another points_per_side: --overwrite" in error
+    shutil.copy(home / "sam.pth", other)  # weights are known by their content, not by their name
+    assert "1 of 1 images are done" in infer(*first, checkpoint=other).stdout
+    state, key = sam.state_dict(), "mask_decoder.iou_token.weight"
+    torch.save({**state, key: state[key] + 1}, other)
+    assert "another sam_sha256: --overwrite" in infer(*first, checkpoint=other).error
     Image.new("RGB", (64, 48)).save(tmp_path / "image_0.jpg")
     error = infer(images=[tmp_path / "image_0.jpg"]).error
     assert "made with another image_crc32: --overwrite" in error
     assert path.read_bytes() == before
     assert infer("--overwrite", images=[tmp_path / "image_0.jpg"]).status == 0
     assert path.read_bytes() != before
-
-
-def test_weights_are_known_by_their_content_not_their_name(infer, home, sam, tmp_path):
-    other = tmp_path / "sam.pth"
-    infer("--split", "val", "--limit", 1)
-    shutil.copy(home / "sam.pth", other)
-    finished = infer("--split", "val", "--limit", 1, checkpoint=other)
-    assert finished.status == 0 and "1 of 1 images are done" in finished.stdout
-    state, key = sam.state_dict(), "mask_decoder.iou_token.weight"
-    torch.save({**state, key: state[key] + 1}, other)
-    error = infer("--split", "val", checkpoint=other).error
-    assert "image_0.npz" in error and "sam_sha256" in error and "--overwrite" in error
 
 
 def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path, monkeypatch):
