@@ -72,12 +72,12 @@ class SegmentationDataset(Dataset):
         self.target_paths = self._find("mask", masks_optional)
         self.image_paths = [] if masks_only else self._find("image")
         with ThreadPoolExecutor() as pool:
-            kept = list(pool.map(keeps_orientation, self.image_paths, self.target_paths))
-        if any(kept):
-            first = next(compress(self.image_paths, kept))
+            are_kept = pool.map(keeps_orientation, self.image_paths, self.target_paths)
+            kept = list(compress(self.image_paths, are_kept))
+        if kept:
             say_once(
-                f"note: {first}: EXIF tells to turn it, but its mask fits the stored pixels, so "
-                f"these are used ({sum(kept)} such images in {self.folder})"
+                f"note: {kept[0]}: EXIF tells to turn it, but its mask fits the stored pixels, so "
+                f"these are used ({len(kept)} such images in {folder})"
             )
 
     def _find(self, kind: str, optional: bool = False) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.labelmap import check_number, is_void, read_labelmap
-from datasets.lists import list_files, list_lists, normalize, read_ids, read_lines, what_is_in
+from datasets.lists import list_files, list_lists, normalize, read_ids, read_lines
 from datasets.masks import UNKNOWN, ColourMasks, IndexMasks
 from utils.common.errors import UserError
 from utils.common.progress import say_once
@@ -131,9 +131,10 @@ def find_ids(root: Path, image_set: str, val_fraction: float, seed: int) -> list
         return read_ids(folder / f"{image_set}.txt")
     masks = set(list_files(masks_folder, "mask"))
     if not masks:
+        others = sorted(path.name for path in masks_folder.iterdir() if path.name[0] != ".")
+        there = f"there is {others[0]} ({len(others)} entries in all)" if others else "it is empty"
         raise UserError(
-            f"{masks_folder}: no masks, which are PNG files in the folder itself, but "
-            f"{what_is_in(masks_folder)}"
+            f"{masks_folder}: no masks, which are PNG files in the folder itself, but {there}"
         )
     if lists:
         images = {normalize(sample) for path in lists for sample in read_ids(path)}

@@ -114,12 +114,3 @@ def _remedy(folder: Path, sample: str, kind: str, files: Mapping[str, list[Path]
     for path in (*sorted(folder.glob(pattern)), *sorted(folder.glob(f"*/{pattern}"))):
         return f"there is {path.relative_to(folder)}, but {FILES[kind]} are needed"
     return "add it, or take the id out of the list (without lists: its mask out of the folder)"
-
-
-def what_is_in(folder: Path) -> str:
-    """A few words on the entries of a folder that holds nothing of use."""
-    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    if not entries:
-        return "it is empty"
-    first = next((path for path in entries if path.is_dir()), entries[0])
-    return f"there is {first.name}{'/' if first.is_dir() else ''} ({len(entries)} entries in all)"

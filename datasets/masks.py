@@ -39,8 +39,8 @@ class MaskReader:
         """
         codes = self.codes(path)
         target = self.table.take(codes, mode="clip")  # sooner than with a check of bounds
-        unknown = codes[target == UNKNOWN]
-        if len(unknown):
+        if (target == UNKNOWN).any():
+            unknown = codes[target == UNKNOWN]
             first = ",".join(map(str, unknown[:1].view(np.uint8)[:3]))  # an index, or R,G,B
             raise ImageError(
                 f"{path}: {len(unknown)} pixels are neither a class nor void, such as those of "

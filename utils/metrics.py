@@ -86,9 +86,8 @@ def target_miou(confusion: torch.Tensor) -> tuple[float, int]:
     as much as a class that fills the images. Over a whole split `miou` of `scores_from_confusion`
     is the score. (0, 0) if nothing was counted.
     """
-    in_target = confusion.cpu().any(1).tolist()
     class_iou = scores_from_confusion(confusion)["class_iou"]
-    ious = [iou for iou, present in zip(class_iou, in_target, strict=True) if present]
+    ious = [iou for iou, row in zip(class_iou, confusion.tolist(), strict=True) if any(row)]
     return sum(ious) / max(len(ious), 1), len(ious)
 
 

@@ -173,7 +173,7 @@ def test_images_without_a_mask_are_said(folder, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("city/im000.png", "there is city/ \\(1 entries"),
+        ("city/im000.png", "there is city \\(1 entries"),
         ("im000.tif", "there is im000.tif"),
         ("im000.npy", "there is im000.npy"),
         (".hidden.png", "it is empty"),

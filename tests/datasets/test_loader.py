@@ -187,25 +187,18 @@ def test_shared_memory_that_is_too_small_is_one_line_that_names_it(train_set):
     assert read_crowded(train_set, 0, "limit").stdout == "9\n"
 
 
+KILLED = "DataLoader worker (pid 7) is killed by signal: "
+NO_ROOM = r"^/dev/shm: .*--num_workers 0$"
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
+        (RuntimeError(f"{KILLED}Bus error. It is possible"), NO_ROOM),
+        (RuntimeError("unable to open shared memory object </torch_7_1>: No space"), NO_ROOM),
+        (OSError(28, "No space left on device"), NO_ROOM),
         (
-            RuntimeError(
-                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"
-            ),
-            r"^/dev/shm: .*pid 7.*--num_workers 0$",
-        ),
-        (
-            RuntimeError(
-                "unable to open shared memory object </torch_7_1> in read-write mode: No space "
-                "left on device (28)"
-            ),
-            r"^/dev/shm: .*--num_workers 0$",
-        ),
-        (OSError(28, "No space left on device"), r"^/dev/shm: .*--num_workers 0$"),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            RuntimeError(f"{KILLED}Killed. "),
             r"^a data worker was killed \(.*pid 7.*\): give a smaller --num_workers",
         ),
         (EOFError(), r"^a data worker was killed \(EOFError\): "),

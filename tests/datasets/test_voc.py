@@ -30,11 +30,7 @@ def test_class_names_are_vocs_21():
     assert len(CLASS_NAMES) == 21
     assert CLASS_NAMES[0] == "background"
     assert CLASS_NAMES[1:] == tuple(sorted(CLASS_NAMES[1:]))
-    assert (CLASS_NAMES[11], CLASS_NAMES[15], CLASS_NAMES[20]) == (
-        "diningtable",
-        "person",
-        "tvmonitor",
-    )
+    assert CLASS_NAMES[11::4] == ("diningtable", "person", "train")
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array])
