@@ -1,7 +1,7 @@
 """A generated data set in VOC's layout: textured shapes, for a first run without a download.
 
     from datasets.shapes import ShapesSegmentation
-    train = ShapesSegmentation("data")  # draws data/shapes-v3 once, in seconds
+    train = ShapesSegmentation("data")  # draws data/shapes-v4 once, in seconds
 
 Like VOC it has 20 object classes besides background, unequal ones, and a void band around every
 object. A class is a texture on a shape in two colours. Every shape comes in four textures, every
@@ -25,7 +25,7 @@ from utils.common.errors import UserError
 from utils.common.locks import locked
 from utils.common.progress import progress
 
-VERSION = 3  # of the folder's name: raise it with every change to what is drawn
+VERSION = 4  # of the folder's name: raise it with every change to what is drawn
 SEED = 5  # every class is in at least 10 images of val
 NUM_TRAIN, NUM_VAL = 480, 120
 
@@ -43,7 +43,7 @@ OBJECTS = {
     "checkered_square": ("royalblue", "gold", 2.6),
     "checkered_star": ("darkorange", "white", 0.8),
     "checkered_triangle": ("forestgreen", "white", 1.1),
-    "dotted_disc": ("white", "crimson", 1.0),
+    "dotted_disc": ("white", "royalblue", 1.0),
     "dotted_heart": ("hotpink", "white", 1.4),
     "dotted_square": ("#1b1c24", "gold", 0.6),
     "dotted_star": ("gold", "#1b1c24", 1.5),
@@ -54,7 +54,7 @@ OBJECTS = {
     "plain_star": ("gold", "gold", 1.2),
     "plain_triangle": ("rebeccapurple", "rebeccapurple", 0.8),
     "striped_disc": ("#1b1c24", "white", 4.6),
-    "striped_heart": ("forestgreen", "gold", 0.45),
+    "striped_heart": ("forestgreen", "gold", 0.9),
     "striped_square": ("lightseagreen", "darkorange", 1.8),
     "striped_star": ("royalblue", "white", 1.2),
     "striped_triangle": ("rebeccapurple", "white", 1.4),
