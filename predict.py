@@ -22,6 +22,7 @@ from datasets import build_dataset
 from datasets.image_files import pixel_limit, read_image
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
 from utils.common.errors import UserError, run_script
+from utils.common.files import write_json
 from utils.common.progress import progress
 from utils.common.threads import call_ahead
 from utils.precision import choose_device, choose_precision, describe_precision
@@ -130,8 +131,10 @@ def score_split(
             )
         print(f"{evaluation.name}: has no masks: predictions alone, no scores")
         settings = describe_evaluation(predictor, evaluation, dataset)
+        file = scores_file(settings, folder, "predictions")
+        write_json(file, settings)
         names = dict(zip(dataset.image_paths, dataset.ids, strict=True))
-        return predict_images(names, predictions_folder(scores_file(settings, folder)), predictor)
+        return predict_images(names, file.with_suffix(""), predictor)
     if not save_predictions:
         score_checkpoint(predictor, evaluation, folder)
         return 0

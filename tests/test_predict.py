@@ -349,12 +349,14 @@ def test_split_without_masks_is_predicted_and_has_no_scores(run, trained, data, 
     assert "voc, test: has no masks, and so no scores: --save_predictions" in error
     ended = run(main, *argv, "--save_predictions")
     assert ended.status == 0 and "predictions alone, no scores" in ended.stdout
-    assert files_of(tmp_path) == ["predictions_test_one"]
+    assert files_of(tmp_path) == ["predictions_test_one", "predictions_test_one.json"]
     files = ["photo_1.png", "photo_2.png", "predictions.csv"]
     assert files_of(tmp_path / "predictions_test_one") == files
     image = folder / "JPEGImages" / "photo_1.jpg"
     expected = Predictor.from_checkpoint(trained / "best.pth", "cpu", "fp32").predict_image(image)
     assert np.array_equal(read_indices(tmp_path / "predictions_test_one/photo_1.png"), expected)
+    run(main, *argv, "--save_predictions", "--overlap", 0)  # masks do not meet
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
 def test_data_set_with_other_classes_is_refused(run, data, ckpt):

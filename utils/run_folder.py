@@ -76,7 +76,7 @@ class RunFolder:
                     "--run_name"
                 ) from None
             self.check(resume, overwrite)  # another run may have come and gone
-            leavings = ("scores*.json", "predictions_*/*", "events.out.tfevents.*")
+            leavings = ("scores*.json", "predictions_*.json", "predictions_*/*", "events.out.*")
             old = [*RUN_FILES, *leavings] if not resume else []
             for pattern in (".*.partial", *old):
                 for path in self.path.glob(pattern):

@@ -159,8 +159,10 @@ def describe_evaluation(
     }
 
 
-def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path:
-    """`scores_<split>[_<run>][_<weights>][_<views>].json`: no two evaluations have the same.
+def scores_file(
+    settings: Mapping[str, Any], folder: Path | None = None, kind: str = "scores"
+) -> Path:
+    """`<kind>_<split>[_<run>][_<weights>][_<views>].json`: no two evaluations have the same.
 
     The run is named where the folder (by default its own) is not the run's, the weights where they
     are not `best.pth`, and views where they are not the whole image at its size. Where another
@@ -170,7 +172,7 @@ def scores_file(settings: Mapping[str, Any], folder: Path | None = None) -> Path
     folder = folder or path.parent
     scales = "-".join(f"{scale:g}" for scale in settings["scales"])
     words = [
-        "scores",
+        kind,
         settings["image_set"],
         path.parent.name if folder.resolve() != path.parent.resolve() else "",
         path.stem if path.name != BEST_FILE else "",
