@@ -21,15 +21,6 @@ class DownloadError(UserError):
     """No mirror could send the file."""
 
 
-class MirrorError(ConnectionError):
-    """This mirror cannot send the file; the next one may."""
-
-
-CONNECTION_ERRORS = (
-    urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError
-)  # fmt: skip
-
-
 def download_file(urls: Sequence[str], path: Path, size: int, md5: str | None = None) -> None:
     """Download a file from the first mirror that has it; a file already there is only checked.
 
@@ -47,10 +38,13 @@ def download_file(urls: Sequence[str], path: Path, size: int, md5: str | None = 
             written.
     """
     part = path.with_name(path.name + ".part")
+    lost = urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError
     with disk_errors(path.parent), locked(path.with_name(f".{path.name}.lock")):
         if path.exists():
             check_file(path, size, md5)
             return
+        if file_size(part) > size:
+            part.unlink()
         check_space(path.parent, size - file_size(part))
         failures = []
         for url in urls:
@@ -58,7 +52,7 @@ def download_file(urls: Sequence[str], path: Path, size: int, md5: str | None = 
                 _download_from(url, part, size, md5)
                 os.replace(part, path)
                 return
-            except CONNECTION_ERRORS as error:
+            except lost as error:
                 reason = " ".join(str(error).split())
                 failures.append(f"{url.split('/')[2]}: {reason}")
                 print(f"{url}: {reason}", flush=True)
@@ -104,25 +98,37 @@ def file_size(path: Path) -> int:
 
 def _download_from(url: str, part: Path, size: int, md5: str | None) -> None:
     """Complete `part` from one mirror, over as many connections as bring it forward."""
-    before, all_its_own = -1, file_size(part) == 0
-    while True:
-        done = file_size(part)
-        if done == size:
-            if md5 is None or _md5(part) == md5:
-                return
-            part.unlink()
-            if all_its_own:
-                raise MirrorError(f"sends another file (its MD5 is not {md5})")
-            done, before = 0, -1  # the bytes from before may be the wrong ones
+    all_its_own = not part.exists()
+    before = -1
+    while (done := file_size(part)) != size:
         if done <= before:
-            raise MirrorError(f"the connection ended after {done:,} of {size:,} bytes")
+            raise ConnectionError(f"the connection ended after {done:,} of {size:,} bytes")
+        _receive(url, part, size)
         before = done
-        response, start = _open_at(url, done if done < size else 0, size)
-        all_its_own |= start == 0
+    if md5 is not None and _md5(part) != md5:
+        part.unlink()
+        if all_its_own:
+            raise ConnectionError(f"sends another file (its MD5 is not {md5})")
+        _download_from(url, part, size, md5)  # the bytes from before may be the wrong ones
+
+
+def _receive(url: str, part: Path, size: int) -> None:
+    """Add what a mirror sends to `part`; a mirror without ranges begins it again."""
+    start = file_size(part)
+    headers = {"User-Agent": "deeplab-download"} | ({"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if response.status == 206:
+            sent = response.headers.get("Content-Range", "")
+            fits = sent.startswith(f"bytes {start}-{size - 1}/")
+        else:
+            start, fits = 0, response.headers.get("Content-Length") == str(size)
+        if not fits:
+            raise ConnectionError(f"sends another file (not one of {size:,} bytes)")
         place = f"({start / 1e6:,.1f} of {size / 1e6:,.1f} MB)"
         print(f"downloading {url} to {part} {place}", flush=True)
         bar = progress(None, part.stem, size, initial=start, unit="B", unit_scale=True, leave=False)
-        with response, part.open("ab" if start else "wb") as file, bar:
+        with part.open("ab" if start else "wb") as file, bar:
             for chunk in _chunks(response):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -133,31 +139,6 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     with contextlib.suppress(OSError, http.client.HTTPException):
         while chunk := response.read1(CHUNK):
             yield chunk
-
-
-def _open_at(url: str, start: int, size: int) -> tuple[http.client.HTTPResponse, int]:
-    """Ask for the bytes from `start` on; returns the response and where it really begins.
-
-    That is `start`, or 0 from a server that ignores or refuses ranges. A response for a file of
-    another size is a `MirrorError`, before `part` is touched.
-    """
-    for first in dict.fromkeys((start, 0)):
-        headers = {"User-Agent": "deeplab-download"}
-        headers |= {"Range": f"bytes={first}-"} if first else {}
-        try:
-            request = urllib.request.Request(url, headers=headers)
-            response = urllib.request.urlopen(request, timeout=TIMEOUT)
-        except urllib.error.HTTPError as error:
-            if first and error.code == 416:
-                continue
-            raise
-        sent = response.headers.get("Content-Range", "")
-        if sent.startswith(f"bytes {first}-") and sent.endswith((f"/{size}", "/*")):
-            return response, first
-        if response.status == 200 and response.headers.get("Content-Length") == str(size):
-            return response, 0
-        response.close()
-    raise MirrorError(f"sends another file (not one of {size:,} bytes)")
 
 
 @contextlib.contextmanager
