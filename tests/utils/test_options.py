@@ -18,6 +18,7 @@ from tests.conftest import make_voc
 from utils.common.errors import UserError
 from utils.common.flags import Number, Parser, real, whole
 from utils.options import (
+    DATASET_DEFAULTS,
     IRRELEVANT_SETTINGS,
     ONE_TIME,
     RECIPES,
@@ -218,8 +219,9 @@ def test_explicit_flags_win_over_what_other_flags_imply():
 
 def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
     monkeypatch.setitem(RECIPES, "strong", {"val_interval": 7, "momentum": 0.8})
+    monkeypatch.setitem(DATASET_DEFAULTS, "shapes", {"val_interval": 2, "total_itrs": 90})
     args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
-    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 780)
+    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 90)
 
 
 @pytest.mark.parametrize(
@@ -472,10 +474,11 @@ def test_one_list_of_settings_that_do_not_matter():
 
 
 def test_a_run_to_resume_is_found_under_the_name_that_its_flags_gave(store, tmp_path):
-    words = ["--recipe", "strong", "--dataset", "shapes"]
-    store(*words, folder="runs/shapes_deeplabv3plus_mobilenet_ce_lovasz")
+    words = ["--recipe", "strong", "--dataset", "cityscapes"]
+    name = "cityscapes_deeplabv3plus_resnet50_ce_lovasz"
+    store(*words, folder=f"runs/{name}")
     args = parse_args("", ["--resume", "--runs_dir", str(tmp_path / "runs"), *words])
-    assert (args.loss, args.run_name) == ("ce_lovasz", "shapes_deeplabv3plus_mobilenet_ce_lovasz")
+    assert (args.loss, args.run_name) == ("ce_lovasz", name)
     with pytest.raises(UserError, match="--resume: .*_ce holds no run"):
         parse_args("", ["--resume", "--runs_dir", str(tmp_path / "runs")])
 
