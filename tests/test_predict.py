@@ -20,7 +20,8 @@ from network.modeling import build_model
 from predict import main
 from tests.conftest import make_voc, save_mask, write_list
 from tests.utils.test_checkpoint import randomize
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoint import describe_model
+from utils.common.checkpoint_files import save_checkpoint
 from utils.common.files import write_json
 from utils.common.threads import AHEAD, THREADS, call_ahead
 from utils.predict.overlay import draw_overlay

@@ -22,7 +22,8 @@ from segment_anything.modeling import (
 import sam_infer
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoint import describe_model
+from utils.common.checkpoint_files import save_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.sam import mask_maker, weights

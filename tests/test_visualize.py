@@ -19,7 +19,8 @@ from network.modeling import build_model
 from tests.conftest import make_voc, save_sample
 from tests.utils.report.test_figures import save_full_masks
 from tests.utils.report.test_runs import write_run
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoint import describe_model
+from utils.common.checkpoint_files import save_checkpoint
 from visualize import main
 
 MODEL = "deeplabv3plus_mobilenet"

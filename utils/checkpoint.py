@@ -21,9 +21,6 @@ from network._deeplab import DeepLab
 from network.backbone import MobileNetV2Backbone, download_weights
 from network.modeling import MODELS, build_model
 from utils.common.checkpoint_files import read_file
-from utils.common.checkpoint_files import (
-    save_checkpoint as save_checkpoint,  # one place to import from
-)
 from utils.common.errors import UserError
 from utils.common.imagenet import MEAN, STD
 from utils.common.processes import is_main
@@ -197,14 +194,10 @@ def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
         model,
         num_classes,
         output_stride=8 if kind == "torchvision" else None,
-        separable_conv=_has_separable_conv(state_dict),
+        separable_conv=any(".body.0.weight" in key for key in state_dict),
         content=content,
         notes=notes,
     )
-
-
-def _has_separable_conv(state_dict: dict[str, torch.Tensor]) -> bool:
-    return any(".body.0.weight" in key for key in state_dict)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = None) -> DeepLab:

@@ -64,10 +64,9 @@ def _is_weight(key: Any, value: Any) -> bool:
     """Not a number of an average (`n_averaged`), nor a counter that thop puts into a model."""
     if not isinstance(key, str) or not isinstance(value, torch.Tensor):
         return False
-    name = key.rpartition(".")[2]
-    if name in ("n_averaged", "total_ops", "total_params"):
+    if key.endswith(("total_ops", "total_params")):
         return False
-    return value.dim() > 0 or name == "num_batches_tracked"
+    return value.dim() > 0 or key.endswith("num_batches_tracked")
 
 
 def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -26,10 +26,9 @@ from utils.checkpoint import (
     first_difference,
     load_checkpoint,
     model_from_checkpoint,
-    read_file,
-    save_checkpoint,
     start_from,
 )
+from utils.common.checkpoint_files import read_file, save_checkpoint
 from utils.common.errors import UserError
 from utils.foreign_weights import PLAIN_KEYS
 
@@ -81,10 +80,9 @@ def lite():
     return randomize(build_model(LITE, num_classes=5))
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("kind", ["own", "VainF-style", "bare state dict"])
-def test_every_form_gives_the_same_logits(tmp_path, lite, image, kind, prefix):
-    state = OrderedDict((prefix + key, value) for key, value in lite.state_dict().items())
+def test_every_form_gives_the_same_logits(tmp_path, lite, image, kind):
+    state = OrderedDict(("module." + key, value) for key, value in lite.state_dict().items())
     forms = {
         "own": own(lite, LITE),
         "VainF-style": {"cur_itrs": 3, "model_state": state, "best_score": np.float64(1)},
@@ -94,8 +92,7 @@ def test_every_form_gives_the_same_logits(tmp_path, lite, image, kind, prefix):
     assert (checkpoint.kind, checkpoint.model, checkpoint.num_classes) == (kind, LITE, 5)
     loaded = model_from_checkpoint(checkpoint, None if kind == "own" else 16)
     assert not loaded.training
-    with torch.inference_mode():
-        assert torch.equal(loaded.segment(image), logits(lite, image))
+    assert torch.equal(logits(loaded, image), logits(lite, image))
     assert checkpoint.class_names == (NAMES if kind == "own" else None)
 
 
@@ -109,17 +106,14 @@ def test_colours_are_the_files_own_or_else_the_default_ones(tmp_path, lite):
     assert (default_colours(NAMES) != default_colours(CLASS_NAMES)[:5]).any()
 
 
-WRAPPERS = [
-    ({}, "", "module._orig_mod."),
-    ({}, "", "_orig_mod.module."),
-    ({}, "", "net.module."),
-    ({}, "", "model.net."),
-    *(({"epoch": 3, "optimizer": {"state": {}}}, key, "") for key in PLAIN_KEYS),
-    ({"epoch": 3}, "ema_state_dict", "module."),
-]
-
-
-@pytest.mark.parametrize(("beside", "key", "prefix"), WRAPPERS)
+@pytest.mark.parametrize(
+    ("beside", "key", "prefix"),
+    [
+        *(({}, "", prefix) for prefix in ("module._orig_mod.", "_orig_mod.module.", "model.net.")),
+        *(({"epoch": 3, "optimizer": {"state": {}}}, key, "") for key in PLAIN_KEYS),
+        ({"epoch": 3}, "ema_state_dict", "module."),
+    ],
+)
 def test_weights_are_found_in_every_usual_wrapper(tmp_path, lite, beside, key, prefix):
     state = lite.state_dict()
     wrapped = {prefix + name: value for name, value in state.items()}
@@ -139,8 +133,7 @@ def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_pa
     average = {key: value + 1 for key, value in lite.state_dict().items()}
     content = {"state_dict": lite.state_dict(), "ema_state_dict": average}
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
-    for key, value in checkpoint.state_dict.items():
-        assert torch.equal(value, average[key]), key
+    assert all(torch.equal(value, average[key]) for key, value in checkpoint.state_dict.items())
     assert "takes the averaged weights (ema_state_dict), not state_dict" in capsys.readouterr().err
 
 
@@ -211,6 +204,8 @@ def test_model_added_to_the_table_loads_its_own_best_file(tmp_path, image, monke
     assert checkpoint.class_names == ["a", "b", "c"]
     loaded = model_from_checkpoint(checkpoint)
     assert torch.equal(logits(loaded, image), logits(model, image))
+    other = model_from_checkpoint(checkpoint, output_stride=16)
+    assert not torch.allclose(logits(other, image), logits(model, image), atol=1e-3)
     assert torch.allclose(loaded.mean.flatten(), 255 * torch.tensor([0.1, 0.2, 0.3]))
     monkeypatch.delitem(MODELS, "mine")
     with pytest.raises(UserError, match=r"best\.pth: is a mine, .*MODELS"):
@@ -253,12 +248,8 @@ def ancestor_mobilenet(output_stride):
             dilation, step = dilation * step, 1
         stride *= step
         for number in range(count):
-            first = number == 0
-            layers.append(
-                AncestorBlock(
-                    channels, width, step if first else 1, before if first else dilation, expand
-                )
-            )
+            how = (1, dilation) if number else (step, before)
+            layers.append(AncestorBlock(channels, width, *how, expand))
             channels = width
     return nn.Sequential(*layers)
 
@@ -270,7 +261,7 @@ def test_ancestors_mobilenet_gives_the_ancestors_logits(tmp_path, name, output_s
     torch.manual_seed(0)
     model = randomize(build_model(name, num_classes=4, output_stride=output_stride))
     ancestor = ancestor_mobilenet(output_stride).eval()
-    ours = {key: value for key, value in model.backbone.state_dict().items()}
+    ours = model.backbone.state_dict()
     ancestor.load_state_dict({key.partition("_level_features.")[2]: ours[key] for key in ours})
     image = torch.randn(1, 3, *size)
     with torch.inference_mode():
@@ -292,15 +283,6 @@ def test_what_a_bare_file_does_not_say_is_assumed_aloud_or_asked_for(tmp_path, m
     assert "a.pth: is taken to pad its MobileNetV2 as torchvision does" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"a\.pth.*--output_stride"):
         model_from_checkpoint(checkpoint)
-
-
-def test_own_output_stride_comes_from_the_file(tmp_path, image):
-    name = "deeplabv3_mobilenet"
-    model = randomize(build_model(name, num_classes=3, output_stride=8))
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", own(model, name, "abc", 8)))
-    assert torch.equal(logits(model_from_checkpoint(checkpoint), image), logits(model, image))
-    other = model_from_checkpoint(checkpoint, output_stride=16)
-    assert not torch.allclose(logits(other, image), logits(model, image), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -353,19 +335,14 @@ def test_file_with_code_is_refused_and_nothing_runs(tmp_path, model, writer):
         load_checkpoint(path)
 
 
-def write_program(path, kind):
-    """Export a network: no weights of a model, though torch wrote the file."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
-    if kind == "TorchScript":
-        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), path)
-    else:
-        torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), path)
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["TorchScript", "exported program"])
 def test_a_program_is_called_one(tmp_path, kind):
-    write_program(tmp_path / "a.pt2", kind)
+    network, inputs = nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 8, 8),)
+    if kind == "TorchScript":
+        torch.jit.save(torch.jit.trace(network, inputs), tmp_path / "a.pt2")
+    else:
+        torch.export.save(torch.export.export(network, inputs), tmp_path / "a.pt2")
     with pytest.raises(UserError, match=r"a\.pt2: is a program \(TorchScript, \.pt2\)"):
         load_checkpoint(tmp_path / "a.pt2")
 
@@ -375,11 +352,12 @@ def test_what_torch_cannot_read_is_one_line(tmp_path, lite):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as other:
         other.writestr("a.txt", "hello")
+    damaged = "is damaged, cut off, or no checkpoint"
     cases = {
-        "cut.pth": (whole[: len(whole) // 2], "is damaged, cut off, or no checkpoint"),
-        "empty.pth": (b"", "is damaged, cut off, or no checkpoint"),
-        "page.pth": (b"\n<!DOCTYPE html><html>404</html>", "is damaged, cut off, or no checkpoint"),
-        "noise.pth": (bytes(range(256)) * 9, "is damaged, cut off, or no checkpoint"),
+        "cut.pth": (whole[: len(whole) // 2], damaged),
+        "empty.pth": (b"", damaged),
+        "page.pth": (b"\n<!DOCTYPE html><html>404</html>", damaged),
+        "noise.pth": (bytes(range(256)) * 9, damaged),
         "archive.pth": (archive.getvalue(), "or another archive, not a checkpoint"),
     }
     for name, (content, message) in cases.items():
@@ -397,8 +375,6 @@ def test_what_is_no_file_is_refused_and_nothing_waits(tmp_path):
             load_checkpoint(tmp_path / "pipe")
     with pytest.raises(UserError, match=f"{tmp_path}: is not a file"):
         load_checkpoint(tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint("a\0b")
 
 
 @pytest.mark.parametrize(
@@ -426,7 +402,7 @@ def test_files_without_a_deeplab_are_named(tmp_path, content):
         ({"args": {"model": NAME, "output_stride": 7}}, "--output_stride 7: must be 8 or 16"),
         ({"args": None}, "is not as this project writes"),
         ({"model_state": None}, "is not as this project writes"),
-        ({"model_state": {1: torch.ones(1)}}, "does not fit the model"),
+        ({"model_state": {1: torch.ones(1)}}, r"a\.pth: does not fit .*Missing key.*low_level_features"),
         ({"mean": [0.5, 0.5]}, "is not as this project writes"),
         ({"palette": [[0, 0, 256]] * 5}, "is not as this project writes"),
     ],
@@ -444,14 +420,6 @@ def test_numpy_scalars_are_read(tmp_path, dtype):
     value = np.ones((), dtype)[()]
     content = read_file(save(tmp_path / "a.pth", {"best_score": value}))
     assert content["best_score"] == value and type(content["best_score"]) is type(value)
-
-
-def test_missing_weight_is_named(tmp_path, model):
-    state = model.state_dict()
-    del state["classifier.aspp.project.0.weight"]
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", state))
-    with pytest.raises(UserError, match=r"a\.pth: does not fit.*aspp\.project\.0\.weight"):
-        model_from_checkpoint(checkpoint, 16)
 
 
 def checkpoint_of(model, names):
@@ -496,14 +464,14 @@ def test_start_from_takes_the_normalisation_over_and_says_what_it_cannot(model):
 
 
 def test_auxiliary_head_is_left_out_of_what_predicts_and_starts_anew(tmp_path, model, image):
-    with_head = build_model("deeplabv3plus_mobilenet", num_classes=5, aux_head=True)
+    with_head = build_model(NAME, num_classes=5, aux_head=True)
     state = with_head.state_dict() | model.state_dict()
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", state))
     rebuilt = model_from_checkpoint(checkpoint, 16).eval()
     assert torch.equal(rebuilt(image), model(image))
-    other = build_model("deeplabv3plus_mobilenet", num_classes=3, aux_head=True)
+    other = build_model(NAME, num_classes=3, aux_head=True)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    assert "3 classes, not 5" in start_from(other, "deeplabv3plus_mobilenet", checkpoint, "abc")
+    assert "3 classes, not 5" in start_from(other, NAME, checkpoint, "abc")
     for key, value in other.state_dict().items():
         is_new = key.startswith(("aux_classifier.", "classifier.classifier.3."))
         assert torch.equal(value, before[key] if is_new else model.state_dict()[key]), key
@@ -539,9 +507,3 @@ def test_a_file_names_no_gpu(tmp_path, monkeypatch):
     buffer = found["optimizer_state"]["state"][0]["momentum_buffer"]
     assert {found["model_state"]["a"].device.type, buffer.device.type} == {"cpu"}
     assert found["rng"][1] == 3 and isinstance(found["rng"], tuple)
-
-
-def test_unwritable_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/last\.pth: cannot be written"):
-        save_checkpoint(tmp_path / "file" / "last.pth", {})

@@ -21,7 +21,6 @@ from utils.options import (
     DATASET_DEFAULTS,
     IRRELEVANT_SETTINGS,
     ONE_TIME,
-    RECIPES,
     build_parser,
     parse_args,
     settings_to_store,
@@ -208,81 +207,56 @@ def given(path, *flags):
     return parse_args("", ["--args", str(path), *flags])
 
 
-def test_explicit_flags_win_over_what_other_flags_imply():
-    args = parse_args("", ["--dataset", "shapes"])
-    assert (args.backbone_weights, args.bn_momentum, args.backbone_lr_factor) == ("none", 0.1, 1)
-    args = parse_args("", ["--dataset", "shapes", "--lr", "0.5", "--bn_momentum", "0.01"])
-    assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.5, 0.01, 1)
-    args = parse_args("", ["--backbone_weights", "none"])
-    assert (args.bn_momentum, args.backbone_lr_factor) == (0.1, 1)
+# What a run stored (None: there is none), the flags beside it, and what applies.
+COURSE = {
+    "model": "deeplabv3plus_resnet50", "dataset": "voc", "image_set": "train",
+    "backbone_weights": "imagenet1k_v1", "output_stride": 16, "crop_size": [513],
+    "loss": "ce", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
+    "backbone_lr_factor": 0.1, "lr_policy": "step", "step_size": 1000, "total_itrs": 5000,
+    "batch_size": 8, "bn_momentum": 0.01, "val_interval": 1, "crop_val": False,
+    "precision": "auto", "focal_gamma": None, "run_name": "voc_deeplabv3plus_resnet50_ce",
+}  # fmt: skip
+SHAPES = DATASET_DEFAULTS["shapes"]
+SCRATCH = {"backbone_lr_factor": 1, "bn_momentum": 0.1}
+STRONG = {"loss": "ce_lovasz", "lr_policy": "poly", "lr": 0.05}
+LAYERS = [
+    (None, "", COURSE),
+    (None, "--backbone_weights none", SCRATCH),
+    (None, "--dataset shapes", {**SHAPES, **SCRATCH}),
+    (None, "--dataset shapes --lr 0.5 --bn_momentum 0.01",
+     {**SHAPES, **SCRATCH, "lr": 0.5, "bn_momentum": 0.01}),
+    (None, "--recipe strong", {**STRONG, "backbone_lr_factor": 0.5, "bn_momentum": 0.01}),
+    (None, "--recipe strong --loss focal --lr 0.02",
+     {**STRONG, "backbone_lr_factor": 0.5, "loss": "focal", "lr": 0.02}),
+    (None, "--recipe strong --backbone_weights none", {**STRONG, **SCRATCH}),
+    (None, "--recipe strong --dataset shapes", {**SHAPES, **STRONG, **SCRATCH}),
+    ("--dataset shapes --lr 0.02", "", {**SHAPES, **SCRATCH, "dataset": "shapes", "lr": 0.02}),
+    ("--lr 0.02", "--lr 0.3", {"lr": 0.3}),
+    # A recipe that is named decides on what any recipe decides on, and on nothing else.
+    ("--total_itrs 77 --loss dice --lr 0.02 --momentum 0.8", "--recipe strong",
+     {**STRONG, "backbone_lr_factor": 0.5, "recipe": "strong", "total_itrs": 77, "momentum": 0.8}),
+    ("--loss dice", "--recipe strong --loss focal", {**STRONG, "loss": "focal"}),
+    ("--recipe strong", "", {**STRONG, "recipe": "strong"}),
+    ("--recipe strong", "--recipe course", {**COURSE, "recipe": "course"}),
+    ("--recipe strong --dataset shapes", "--recipe course", {**SHAPES, **SCRATCH, "loss": "ce"}),
+    ("--backbone_weights none --bn_momentum 0.05", "--recipe strong",
+     {**STRONG, **SCRATCH, "bn_momentum": 0.05}),
+    # The gamma that applies is recorded, and is in no other loss's way.
+    (None, "--loss focal", {"focal_gamma": 2.0}),
+    (None, "--loss focal --focal_gamma 0", {"focal_gamma": 0.0}),
+    ("--loss focal --focal_gamma 3", "", {"focal_gamma": 3.0}),
+    ("--loss focal --focal_gamma 3", "--loss ce", {"focal_gamma": None}),
+    # A run is named after what it does, unless it was given a name.
+    ("", "--recipe strong", {"run_name": "voc_deeplabv3plus_resnet50_ce_lovasz"}),
+    ("--run_name mine", "--loss dice", {"run_name": "mine"}),
+]  # fmt: skip
 
 
-def test_recipe_comes_after_the_data_set_and_before_explicit_flags(monkeypatch):
-    monkeypatch.setitem(RECIPES, "strong", {"val_interval": 7, "momentum": 0.8})
-    monkeypatch.setitem(DATASET_DEFAULTS, "shapes", {"val_interval": 2, "total_itrs": 90})
-    args = parse_args("", ["--dataset", "shapes", "--recipe", "strong", "--momentum", "0.5"])
-    assert (args.val_interval, args.momentum, args.total_itrs) == (7, 0.5, 90)
-
-
-@pytest.mark.parametrize(
-    ("flags", "factor"),
-    [([], 0.5), (["--backbone_weights", "none"], 1), (["--dataset", "shapes"], 1)],
-)
-def test_strong_recipe_holds_the_backbone_back_where_it_is_pretrained(flags, factor):
-    args = parse_args("", ["--recipe", "strong", *flags])
-    assert (args.loss, args.lr_policy, args.lr) == ("ce_lovasz", "poly", 0.05)
-    assert args.backbone_lr_factor == factor
-    args = parse_args("", ["--recipe", "strong", *flags, "--loss", "focal", "--lr", "0.02"])
-    assert (args.loss, args.lr, args.backbone_lr_factor) == ("focal", 0.02, factor)
-
-
-def test_recipe_is_the_courses():
-    args = vars(parse_args("", []))
-    expected = {
-        "model": "deeplabv3plus_resnet50", "dataset": "voc", "image_set": "train",
-        "backbone_weights": "imagenet1k_v1", "output_stride": 16, "crop_size": [513],
-        "loss": "ce", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
-        "backbone_lr_factor": 0.1, "lr_policy": "step", "step_size": 1000, "total_itrs": 5000,
-        "batch_size": 8, "bn_momentum": 0.01, "val_interval": 1, "crop_val": False,
-        "precision": "auto",
-    }  # fmt: skip
-    assert {key: args[key] for key in expected} == expected
-
-
-def test_stored_settings_win_over_defaults_and_the_data_sets(store):
-    path = store("--dataset", "shapes", "--lr", "0.02", "--total_itrs", "77")
-    args = given(path)
-    assert (args.dataset, args.lr, args.total_itrs, args.crop_size) == ("shapes", 0.02, 77, [64])
-    assert given(path, "--lr", "0.3").lr == 0.3
-
-
-def test_an_explicit_recipe_wins_over_stored_settings(store):
-    path = store("--total_itrs", "77", "--loss", "dice", "--lr", "0.02", "--momentum", "0.8")
-    args = given(path, "--recipe", "strong")
-    assert (args.recipe, args.loss, args.lr_policy) == ("strong", "ce_lovasz", "poly")
-    assert (args.lr, args.backbone_lr_factor) == (0.05, 0.5)
-    assert (args.total_itrs, args.momentum) == (77, 0.8)  # the recipe says nothing about them
-    args = given(path, "--recipe", "strong", "--loss", "focal")
-    assert (args.loss, args.lr_policy) == ("focal", "poly")
-
-
-def test_the_courses_recipe_also_wins_over_a_stored_one(store):
-    path = store("--recipe", "strong", "--backbone_weights", "none")
-    args = given(path)
-    assert (args.recipe, args.loss, args.lr_policy, args.lr) == (
-        "strong", "ce_lovasz", "poly", 0.05,
-    )  # fmt: skip
-    args = given(path, "--recipe", "course")
-    assert (args.recipe, args.loss, args.lr_policy, args.lr) == ("course", "ce", "step", 0.01)
-    path = store("--recipe", "strong", "--dataset", "shapes", folder="shapes")
-    args = given(path, "--recipe", "course")
-    assert (args.loss, args.lr_policy, args.lr) == ("ce", "poly", 0.03)  # those of the data set
-
-
-def test_an_explicit_recipe_knows_that_a_stored_run_began_from_scratch(store):
-    path = store("--backbone_weights", "none", "--bn_momentum", "0.05")
-    args = given(path, "--recipe", "strong")
-    assert (args.lr, args.bn_momentum, args.backbone_lr_factor) == (0.05, 0.05, 1)
+@pytest.mark.parametrize(("stored", "flags", "expected"), LAYERS)
+def test_each_layer_of_settings_wins_over_those_before(store, stored, flags, expected):
+    words = flags.split()
+    args = parse_args("", words) if stored is None else given(store(*stored.split()), *words)
+    assert {key: vars(args)[key] for key in expected} == expected
 
 
 def test_ckpt_beside_stored_settings_brings_its_own_backbone(store, tmp_path, monkeypatch):
@@ -296,13 +270,6 @@ def test_ckpt_beside_stored_settings_brings_its_own_backbone(store, tmp_path, mo
     assert (args.bn_momentum, args.backbone_lr_factor) == (0.01, 0.1)
     with pytest.raises(UserError, match=r"--backbone_weights: --ckpt weights\.pth brings its own"):
         given(path, "--ckpt", "weights.pth", "--backbone_weights", "imagenet1k_v2")
-
-
-def test_a_run_that_is_run_again_is_named_after_what_it_does(store):
-    path = store()
-    assert given(path).run_name == "voc_deeplabv3plus_resnet50_ce"
-    assert given(path, "--recipe", "strong").run_name == "voc_deeplabv3plus_resnet50_ce_lovasz"
-    assert given(store("--run_name", "mine", folder="b"), "--loss", "dice").run_name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -329,21 +296,6 @@ def test_stored_settings_that_no_flag_can_have_are_refused_with_their_file(store
 def test_stored_settings_that_are_unknown_or_empty_are_those_of_the_defaults(store):
     args = given(store(lr=None, colour="red"))
     assert args.lr == 0.01 and not hasattr(args, "colour")
-
-
-# The loss
-
-
-def test_gamma_of_the_focal_loss_is_recorded():
-    assert parse_args("", ["--loss", "focal"]).focal_gamma == 2.0
-    assert parse_args("", ["--loss", "focal", "--focal_gamma", "0"]).focal_gamma == 0.0
-    assert parse_args("", []).focal_gamma is None
-
-
-def test_gamma_that_is_stored_does_not_stand_in_the_way_of_another_loss(store):
-    path = store("--loss", "focal", "--focal_gamma", "3")
-    assert given(path).focal_gamma == 3.0
-    assert given(path, "--loss", "ce").focal_gamma is None
 
 
 # Nothing is silently ignored

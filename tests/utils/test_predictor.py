@@ -17,7 +17,8 @@ from torch import nn
 from network._deeplab import DeepLab
 from network.modeling import build_model
 from tests.utils.test_checkpoint import randomize
-from utils.checkpoint import describe_model, save_checkpoint
+from utils.checkpoint import describe_model
+from utils.common.checkpoint_files import save_checkpoint
 from utils.common.errors import UserError
 from utils.precision import describe_precision
 from utils.predictor import Predictor

@@ -1,6 +1,7 @@
 """Files of tensors: written whole or not at all, and read so that nothing in them runs."""
 
 import argparse
+import contextlib
 import errno
 import re
 import warnings
@@ -53,17 +54,14 @@ def read_file(path: str | Path, flag: str = "--ckpt") -> dict[str, Any]:
         UserError: it is not there, damaged, no checkpoint, or holds more than such values.
     """
     path = Path(path)
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise UserError(f"{path}: is not a file: give the file of a checkpoint to {flag}")
-        path.open("rb").close()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}): see {flag}") from None
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"{path}: is not a file: give the file of a checkpoint to {flag}")
     try:
         with torch.serialization.safe_globals(_PLAIN_VALUES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses at what is wrong with a file
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): see {flag}") from None
     except Exception as error:  # torch.load documents no list of what a broken file raises
         raise UserError(f"{path}: {_explain_refusal(path, error)}") from None
     if not isinstance(content, dict):
@@ -78,14 +76,11 @@ def _explain_refusal(path: Path, error: Exception) -> str:
             f"refused: it needs {name[1]}, which is more than tensors, numbers and NumPy scalars "
             "and could run code: save its state_dict alone"
         )
-    try:
-        parts = zipfile.ZipFile(path).namelist()
-    except Exception:  # torch's old format, or damaged
-        parts = []
-    is_weights = any(part.endswith("/data.pkl") for part in parts)
-    if parts and (not is_weights or any(part.endswith("/constants.pkl") for part in parts)):
-        return (
-            "is a program (TorchScript, .pt2) or another archive, not a checkpoint: give the "
-            "weights that it was made from"
-        )
+    with contextlib.suppress(Exception):  # torch's old format is no zip file, nor is a damaged one
+        parts = {part.rpartition("/")[2] for part in zipfile.ZipFile(path).namelist()}
+        if "data.pkl" not in parts or "constants.pkl" in parts:
+            return (
+                "is a program (TorchScript, .pt2) or another archive, not a checkpoint: give the "
+                "weights that it was made from"
+            )
     return "is damaged, cut off, or no checkpoint that this torch can read: get the file again"

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.checkpoint import load_weights, read_file
+from utils.checkpoint import load_weights
+from utils.common.checkpoint_files import read_file
 from utils.common.download import DownloadError, download_file
 from utils.common.errors import UserError
 from utils.common.progress import say
