@@ -12,15 +12,19 @@ from datasets.image_files import save_png
 from utils.common.fonts import best_font, find_fonts
 from utils.predictor import AnyImage, to_tensor
 
-STRIP = 256  # rows that are blended at a time
 MIN_SHARE = 0.001  # of the pixels; a class that has less is not in the legend
 
 
 def save_pred(path: Path, pred: np.ndarray, colours: np.ndarray) -> None:
     """Write class indices, uint8 (H, W), as a palette PNG; colours are uint8 (C, 3)."""
+    save_png(path, palette_image(pred, colours))
+
+
+def palette_image(pred: np.ndarray, colours: np.ndarray) -> Image.Image:
+    """Class indices, uint8 (H, W), in their colours, uint8 (C, 3)."""
     image = Image.fromarray(pred)
     image.putpalette(full_palette(colours).tobytes())
-    save_png(path, image)
+    return image
 
 
 def draw_overlay(
@@ -40,25 +44,19 @@ def draw_overlay(
         RGB; the upper left (H, W) is the picture. Narrow images are filled up with white, so that
         the longest name has room.
     """
-    pixels, background = to_tensor(image), 0 if has_background(class_names) else -1
-    height, width = pred.shape
-    counts = zip(class_names, colours.tolist(), Image.fromarray(pred).histogram(), strict=False)
-    entries = [
-        (name, tuple(colour))
-        for index, (name, colour, count) in enumerate(counts)  # Pillow counts without a copy
-        if index != background and count >= max(MIN_SHARE * pred.size, 1)
-    ]
-    legend = draw_legend(entries, width, find_fonts(class_names))
-    canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
-    half, border = colours // 2, find_borders(pred, max(round(max(pred.shape) / 1000), 1))
-    for top in range(0, height, STRIP):  # a strip at a time: large photos have large copies
-        rows = slice(top, top + STRIP)
-        part = pixels[:, rows].permute(1, 2, 0).numpy()
-        untouched = (pred[rows] == background)[..., None]
-        part = np.where(untouched, part, part // 2 + half[pred[rows]])
-        part[border[rows]] = 255
-        canvas.paste(Image.fromarray(part), (0, top))
-    canvas.paste(legend, (0, height))
+    photo = Image.fromarray(to_tensor(image).permute(1, 2, 0).numpy())
+    classes = palette_image(pred, colours)
+    painted = Image.fromarray(pred >= int(has_background(class_names)))
+    photo.paste(Image.blend(photo, classes.convert("RGB"), 0.5), mask=painted)
+    thickness = max(round(max(pred.shape) / 1000), 1)
+    photo.paste("white", mask=Image.fromarray(find_borders(pred, thickness)))
+    counts = classes.histogram(painted)
+    shown = [index for index, count in enumerate(counts) if count >= MIN_SHARE * pred.size]
+    entries = [(class_names[index], tuple(colours[index].tolist())) for index in shown]
+    legend = draw_legend(entries, photo.width, find_fonts(class_names))
+    canvas = Image.new("RGB", (legend.width, photo.height + legend.height), "white")
+    canvas.paste(photo)
+    canvas.paste(legend, (0, photo.height))
     return canvas
 
 
