@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import class_statistics
@@ -21,6 +24,7 @@ from utils.report.curves import loss_name
 from utils.report.image_grid import (
     RIGHT_COLOR,
     WRONG_COLOR,
+    Panel,
     class_legend,
     color_map,
     error_map,
@@ -31,6 +35,7 @@ from utils.run_records import Run
 from utils.sam.mask_files import load_masks
 
 PAIRS_PER_ROW = 5
+HALF_SIZE, PAIR_GAP = (180, 135), 4  # pixels: a pair is as wide as its panel in 300 dpi
 NUM_EXTREMES = 3  # so many of the worst and of the best images
 BATCH_SIZE = 8  # of the error analysis
 SHORT_NAMES = {
@@ -50,27 +55,28 @@ def draw_classes(dataset: SegmentationDataset, classes: Mapping[str, str]) -> Fi
     panels = []
     for name, sample in classes.items():
         image, target = dataset[dataset.ids.index(sample)]
-        down, across = crop_around(target == dataset.class_names.index(name))
-        panel = photo(image[:, down, across], name)
-        panel.beside = color_map(target[down, across], dataset.colours)
-        panels.append(panel)
+        mask = target == dataset.class_names.index(name)
+        panels.append(pair(photo(image), color_map(target, dataset.colours), mask, name))
     rows = [panels[start : start + PAIRS_PER_ROW] for start in range(0, len(panels), PAIRS_PER_ROW)]
     void = class_legend(dataset.class_names, dataset.colours, [torch.tensor(IGNORE_INDEX)])
     return image_grid(rows, ["image | ground truth"], void)
 
 
-def crop_around(mask: torch.Tensor) -> tuple[slice, slice]:
-    """The rows and columns of the largest 4:3 part of bool (H, W), its middle near the mask's."""
-    height, width = mask.shape
-    parts = []
-    for length, kept, places in zip(
-        mask.shape, (width * 3 // 4, height * 4 // 3), mask.nonzero(as_tuple=True), strict=True
-    ):
-        kept = min(kept, length)
-        middle = float(places.double().mean()) if len(places) else length / 2
-        start = round(min(max(middle - kept / 2, 0), length - kept))
-        parts.append(slice(start, start + kept))
-    return parts[0], parts[1]
+def pair(left: Panel, right: Panel, mask: torch.Tensor, caption: str) -> Panel:
+    """A photo and a map of it, cut to 4:3 with their middles as near that of bool (H, W) as can be.
+
+    They are scaled to the size of print here, since a map must not be smoothed.
+    """
+    size = torch.tensor(mask.shape)
+    kept = size.minimum(size.flip(0) * torch.tensor([3 / 4, 4 / 3]))
+    start = (mask.nonzero().double().mean(0) - kept / 2) / (size - kept)  # of what is cut off
+    y, x = start.nan_to_num(0.5).clamp(0, 1).tolist()
+    one, other = (
+        ImageOps.fit(Image.fromarray(half.image), HALF_SIZE, method, centering=(x, y))
+        for half, method in ((left, Resampling.LANCZOS), (right, Resampling.NEAREST))
+    )
+    gap = np.full((HALF_SIZE[1], PAIR_GAP, 3), 255, np.uint8)
+    return Panel(np.hstack([one, gap, other]), caption)
 
 
 def constant_scores(dataset: SegmentationDataset, index: int) -> dict[str, Any]:
@@ -99,10 +105,9 @@ def predict(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
 
 
 class ImageScores(NamedTuple):
-    """The scores of one image: a mean over the classes of its target, and how many these are."""
+    """The scores of one image; the mean is over the classes of its target."""
 
     miou: float
-    num_classes: int
     pixel_acc: float
 
     def __str__(self) -> str:
@@ -114,7 +119,7 @@ def image_scores(target: torch.Tensor, pred: torch.Tensor, num_classes: int) -> 
     confusion = confusion_matrix(target, pred, num_classes, IGNORE_INDEX)
     if not confusion.any():
         return None
-    return ImageScores(*target_miou(confusion), scores_from_confusion(confusion)["pixel_acc"])
+    return ImageScores(target_miou(confusion)[0], scores_from_confusion(confusion)["pixel_acc"])
 
 
 def number_of_classes(target: torch.Tensor) -> str:

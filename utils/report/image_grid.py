@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -29,10 +28,10 @@ from utils.common.files import write_atomically
 from utils.common.fonts import find_fonts
 
 PAGE_WIDTH, MAX_HEIGHT = 165 / 25.4, 7.4  # inches
-PANEL_GAP, PAIR_GAP = 24 / 300, 4 / 300  # inches between panels, and inside a pair
+PANEL_GAP = 24 / 300  # inches between panels
 MIN_RATIO, MAX_RATIO = 1 / 5, 3 / 4  # height / width of a panel's box
 FONT_SIZE, SMALL = 8, 7  # points
-LEGEND_PATCH = 0.5  # inches, with the gaps beside it
+LEGEND_COLUMNS, LEGEND_NAME = 4, 1.1  # number, and inches
 WRONG_COLOR, RIGHT_COLOR = (255, 0, 255), (120, 120, 120)  # no class of VOC is magenta
 
 # Names of runs and classes may hold a `$`, which must not start a formula. The salt makes the ids
@@ -53,16 +52,14 @@ class Panel:
         image: uint8 (H, W, 3), RGB.
         caption: below the image, one line.
         is_photo: smoothed when scaled; colour maps are not, since mixed colours mean other classes.
-        beside: its other half.
     """
 
     image: np.ndarray
     caption: str = ""
     is_photo: bool = False
-    beside: "Panel | None" = None
 
 
-Legend = Sequence[tuple[str, Sequence[int]]]  # names, and colours: RGB in 0 to 255
+Legend = list[tuple[str, Sequence[int]]]  # names, and colours: RGB in 0 to 255
 
 
 @contextlib.contextmanager
@@ -114,7 +111,7 @@ def error_map(
 
 def class_legend(
     class_names: Sequence[str], colours: np.ndarray, maps: Iterable[torch.Tensor]
-) -> list[tuple[str, Sequence[int]]]:
+) -> Legend:
     """The legend of the classes that some targets and predictions show, void last."""
     shown = sorted({int(value) for index_map in maps for value in index_map.unique()})
     names, palette = {**dict(enumerate(class_names)), IGNORE_INDEX: "void"}, full_palette(colours)
@@ -130,14 +127,14 @@ def width_of(text: str, size: float = FONT_SIZE) -> float:
 def fit(text: str, width: float, size: float = FONT_SIZE) -> str:
     """A line that is at most `width` inches wide: a longer one loses its middle."""
     short, kept = text, len(text)
-    while (too_wide := width_of(short, size) / width) > 1 and kept > 2:
-        kept -= max(int(kept * (1 - 1 / too_wide)), 1)
+    while width_of(short, size) > width and kept > 2:
+        kept -= 1
         short = text[: (kept + 1) // 2] + "\u2026" + text[len(text) - kept // 2 :]
     return short
 
 
 def image_grid(
-    rows: Sequence[Sequence[Panel]], heads: Sequence[str] = (), legend: Legend = ()
+    rows: Sequence[Sequence[Panel]], heads: Sequence[str] = (), legend: Legend | None = None
 ) -> Figure:
     """Images in rows, each in its own proportions in the middle of a box.
 
@@ -149,70 +146,38 @@ def image_grid(
         legend: names and colours, below all.
     """
     captions = [panel.caption for row in rows for panel in row]
-    with drawing([*captions, *heads, *(name for name, _ in legend)]):
+    with drawing([*captions, *heads, *(name for name, _ in legend or [])]):
         columns = max(map(len, rows))
         width = PAGE_WIDTH / columns - PANEL_GAP
-        ratios = [max(min(max(map(_ratio, row)), MAX_RATIO), MIN_RATIO) for row in rows]
-        layout = ConstrainedLayoutEngine(
-            w_pad=PANEL_GAP / 2, h_pad=0.03, wspace=0, hspace=0, compress=True
-        )
+        highest = [max(len(panel.image) / panel.image.shape[1] for panel in row) for row in rows]
+        ratios = np.clip(highest, MIN_RATIO, MAX_RATIO)
+        layout = ConstrainedLayoutEngine(w_pad=PANEL_GAP / 2, h_pad=0.03, wspace=0, hspace=0)
         figure = Figure((PAGE_WIDTH, MAX_HEIGHT), layout=layout)
         grid = figure.add_gridspec(len(rows), columns, height_ratios=ratios)
         for row, (panels, ratio) in enumerate(zip(rows, ratios, strict=True)):
             for column, panel in enumerate(panels):
-                axes = figure.add_subplot(grid[row, column])
-                _draw_panel(axes, panel, ratio, width)
-                if row == 0 and column < len(heads):
-                    letter = f"({ascii_lowercase[column]}) " if len(heads) > 1 else ""
-                    lines = (letter + heads[column]).splitlines()
-                    axes.set_title("\n".join(fit(line, width) for line in lines), pad=3)
+                axes = figure.add_subplot(grid[row, column], box_aspect=ratio, frame_on=False)
+                axes.imshow(panel.image, interpolation=None if panel.is_photo else "nearest")
+                axes.set(xticks=[], yticks=[], adjustable="datalim")  # in the middle of its box
+                axes.set_xlabel(fit(panel.caption, width, SMALL), fontsize=SMALL, labelpad=2)
+        for letter, head, axes in zip(ascii_lowercase, heads, figure.axes, strict=False):
+            lines = (f"({letter}) {head}" if len(heads) > 1 else head).splitlines()
+            axes.set_title("\n".join(fit(line, width) for line in lines), pad=3)
         if legend:
             _draw_legend(figure, legend)
-        for _ in range(2):  # rows come closer when there is less room to spread in
-            _settle(figure, layout)
+        for _ in range(2):  # as long as boxes are narrower than their columns, texts take no height
+            figure.draw_without_rendering()
+            boxes = [ax for ax in figure.axes if ax.get_subplotspec().is_first_col()]
+            share = sum(axes.get_position(original=True).height for axes in boxes)
+            height = (1 - share) * figure.get_figheight() + width * ratios.sum()
+            figure.set_figheight(min(height, MAX_HEIGHT))
     return figure
 
 
-def _ratio(panel: Panel) -> float:
-    height, width, _ = panel.image.shape
-    return height / width
-
-
-def _draw_panel(axes: Axes, panel: Panel, ratio: float, width: float) -> None:
-    """Draw one or two images in boxes of 1 x `ratio`; `width` is that of the panel in inches."""
-    halves = [panel] if panel.beside is None else [panel, panel.beside]
-    gap = PAIR_GAP / (width - PAIR_GAP) * 2
-    for number, half in enumerate(halves):
-        scale = min(1, ratio / _ratio(half))  # of the image's width to that of its box
-        left, bottom = number * (1 + gap) + (1 - scale) / 2, (ratio - scale * _ratio(half)) / 2
-        axes.imshow(
-            half.image,
-            interpolation="antialiased" if half.is_photo else "nearest",
-            extent=(left, left + scale, bottom, bottom + scale * _ratio(half)),
-        )
-    axes.set(xlim=(0, len(halves) + gap * (len(halves) - 1)), ylim=(0, ratio))
-    axes.set(xticks=[], yticks=[], facecolor="none", frame_on=False)
-    axes.set_xlabel(fit(panel.caption, width, SMALL), fontsize=SMALL, labelpad=2)
-
-
 def _draw_legend(figure: Figure, legend: Legend) -> None:
-    names = [fit(name, 2) for name, _ in legend]
-    patches = []
-    for name, (_, (red, green, blue)) in zip(names, legend, strict=True):
-        color = (red / 255, green / 255, blue / 255)
-        patches.append(Patch(facecolor=color, edgecolor="0.4", linewidth=0.5, label=name))
-    room = PAGE_WIDTH / (max(map(width_of, names)) + LEGEND_PATCH)
-    columns = min(int(room), len(names))
+    patches = [
+        Patch(label=fit(name, LEGEND_NAME), facecolor=np.array(color) / 255, ec="0.4", lw=0.5)
+        for name, color in legend
+    ]
+    columns = min(LEGEND_COLUMNS, len(patches))
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _settle(figure: Figure, layout: ConstrainedLayoutEngine) -> None:
-    """Give texts that are wider than their panels room, and take away the height left white."""
-    figure.draw_without_rendering()
-    boxes = [axes.get_tightbbox() or axes.bbox for axes in figure.axes]
-    more = max(box.width - axes.bbox.width for box, axes in zip(boxes, figure.axes, strict=True))
-    layout.set(w_pad=max(PANEL_GAP, more / figure.dpi + 0.05) / 2)
-    floor = max((legend.get_window_extent().y1 for legend in figure.legends), default=0)
-    white = figure.bbox.height - max(box.y1 for box in boxes) + min(box.y0 for box in boxes) - floor
-    height = figure.get_figheight() - white / figure.dpi + 0.06
-    figure.set_figheight(min(height, MAX_HEIGHT))
