@@ -62,24 +62,18 @@ def plot_distribution(
 
 
 def _draw_bars(axes: Axes, values: np.ndarray, labels: Sequence[str], colours: Any) -> None:
-    """Bars with their labels; the longest is cut off if it has more than twice the second."""
-    bars = axes.barh(range(len(values)), values, color=colours, edgecolor="0.4", linewidth=0.5)
+    """Bars with their labels; the longest is broken off if it has more than twice the second."""
     second, longest = np.sort(values)[-2:] if len(values) > 1 else (0, values[0])
-    end = 1.3 * (second if longest > 2 * second > 0 else longest)  # with room for the labels
-    for place, (bar, label) in enumerate(zip(bars, labels, strict=True)):
-        is_cut = bar.get_width() > end
-        text = axes.annotate(
-            label, (min(bar.get_width(), end), place), (-3 if is_cut else 3, 0),
-            textcoords="offset points", ha="right" if is_cut else "left", va="center",
-            fontsize=SMALL,
-        )  # fmt: skip
-        if is_cut:
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
-            for x in (0.66, 0.68):  # two strokes across the bar
-                axes.plot(
-                    (x * end, (x + 0.01) * end), (place - 0.5, place + 0.5), "white", linewidth=2
-                )
-    axes.set(xlim=(0, end), ylim=(-0.6, len(values) - 0.4))
+    end = 1.2 * second if longest > 2 * second > 0 else longest
+    bars = axes.barh(
+        range(len(values)), np.minimum(values, end), color=colours, edgecolor="0.4", linewidth=0.5
+    )
+    axes.bar_label(bars, labels, padding=3, fontsize=SMALL)
+    if end < longest:
+        place = int(values.argmax())
+        for x in (1.05 * second, 1.08 * second):  # two strokes across the bar
+            axes.plot((x, 1.02 * x), (place - 0.5, place + 0.5), "white", linewidth=2)
+    axes.set(xlim=(0, 1.3 * end), ylim=(-0.6, len(values) - 0.4))  # with room for the labels
     axes.tick_params(axis="y", length=0)
 
 
@@ -96,8 +90,8 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
     shares = np.where(totals > 0, 100 * confusion / np.maximum(totals, 1), np.nan)
     title += "; grey rows: not in the ground truth" if not totals.all() else ""
     with drawing([title, *class_names]):
-        side = min(2.5 + 0.25 * number, PAGE_WIDTH)
-        figure = Figure((max(side, 4.5), side), layout="constrained")
+        side = min(max(2.5 + 0.25 * number, 4.5), PAGE_WIDTH)
+        figure = Figure((side, side), layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor("0.8")  # what shows where a class is in no target
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
@@ -106,18 +100,19 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
         axes.set_xticks(range(number), names, rotation=90, fontsize=size)
         axes.set_yticks(range(number), names, fontsize=size)
         axes.set(xlabel="prediction", ylabel="ground truth")
-        figure.suptitle(fit(title, max(side, 4.5) - 0.2))
+        figure.suptitle(fit(title, side - 0.2))
         for place in range(number):
-            frame = Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, ec="0.2", lw=0.7)
-            axes.add_patch(frame)
+            axes.add_patch(
+                Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, ec="0.2", lw=0.7)
+            )
         if number > MAX_NUMBERED:
             figure.colorbar(image, shrink=0.5, label="% of the ground truth's pixels")
             return figure
         for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
             value = shares[row, column]
             color = "white" if value > 60 else "black"
-            text = axes.text(column, row, f"{value:.0f}", color=color, ha="center", va="center")
-            text.set_fontsize(SMALL)
+            text = axes.text(column, row, f"{value:.0f}", ha="center", va="center")
+            text.set(color=color, fontsize=SMALL)
     return figure
 
 

@@ -12,10 +12,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from torch.optim import SGD
 
-from utils.optim import build_scheduler
+from utils.optim import build_scheduler, learning_rates
 from utils.report.image_grid import MAX_HEIGHT, PAGE_WIDTH, SMALL, drawing, fit
 from utils.report.runs import group_runs
 from utils.run_records import Run
@@ -61,15 +61,16 @@ def applied_rates(run: Run) -> np.ndarray | None:
         its settings.
     """
     names = ("lr", "backbone_lr_factor", "lr_policy", "step_size", "total_itrs")
-    lr, factor, policy, step_size, total = (run.setting(name) for name in names)
-    if None in (lr, factor, policy, step_size, total):
+    settings = [run.setting(name) for name in names]
+    if None in settings:
         return None
+    lr, factor, policy, step_size, total = settings
     groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in (factor * lr, lr)]
     optimizer, warmup = SGD(groups), run.setting("warmup_itrs") or 0
     scheduler = build_scheduler(optimizer, policy, step_size, total, warmup)
     rates = []
     for _ in range(run.log[-1]["iteration"]):
-        rates.append([group["lr"] for group in optimizer.param_groups])
+        rates.append(learning_rates(optimizer))
         optimizer.step()
         scheduler.step()
     return np.array(rates)
@@ -98,15 +99,18 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
         ratios = [2] + [1] * (len(panels) - 1)
         grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=ratios)
         by_name = dict(zip(panels, grid[:, 0], strict=True))
-        drawn = []
-        for number, group in enumerate(groups):
-            drawn.append([_draw_run(by_name, run, x, number) for run in group][0])
+        handles = [
+            [_draw_run(by_name, run, x, number) for run in group][0]
+            for number, group in enumerate(groups)
+        ]
         _label_panels(by_name, x, any(run.setting("lr_policy") == "step" for run in runs))
         if all(run.setting("dataset") == "voc" for run in runs):
-            _draw_course_miou(by_name["miou"])
+            axes, text = by_name["miou"], f"the course asks for {COURSE_MIOU}"
+            axes.axhline(COURSE_MIOU, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
+            axes.annotate(text, (0, COURSE_MIOU), (3, 1), textcoords="offset points", size=SMALL)
         _label_stars(by_name["miou"], groups, x)
         fitting = [fit(name, PAGE_WIDTH - 0.9) for name in names]
-        figure.legend(drawn, fitting, loc="outside lower left", frameon=False, handlelength=4)
+        figure.legend(handles, fitting, loc="outside lower left", frameon=False, handlelength=4)
     return figure
 
 
@@ -180,22 +184,15 @@ def _label_panels(by_name: dict[str, Axes], x: str, is_stepped: bool) -> None:
         axes = by_name["lr"]
         if is_stepped:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter("{x:.0e}")
+            axes.minorticks_off()
         if any(line.get_alpha() for line in axes.lines):
             text = "full colour: head, pale: backbone"
             axes.set_title(text, loc="right", pad=2, fontsize=SMALL)
     last = list(by_name.values())[-1]
-    last.set_xlabel({"iterations": "iteration", "epochs": "epoch"}[x])
+    last.set_xlabel(x.removesuffix("s"))
     last.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     last.set_xlim(0, 1.08 * last.dataLim.x1)  # with room for the best scores
-
-
-def _draw_course_miou(axes: Axes) -> None:
-    axes.axhline(COURSE_MIOU, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
-    text = f"the course asks for {COURSE_MIOU}"
-    place = (0.005, COURSE_MIOU)
-    axes.text(*place, text, va="bottom", fontsize=SMALL, transform=axes.get_yaxis_transform())
 
 
 def _label_stars(axes: Axes, groups: Sequence[Sequence[Run]], x: str) -> None:
@@ -206,10 +203,9 @@ def _label_stars(axes: Axes, groups: Sequence[Sequence[Run]], x: str) -> None:
     stars = [max((best_point(run, x) for run in group), key=itemgetter(1)) for group in groups]
     taken: list[tuple[float, float]] = []
     for number, (place, score) in sorted(enumerate(stars), key=lambda star: -star[1][1]):
-        y = score
-        while any(abs(place - a) < 0.07 * width and abs(y - b) < line for a, b in taken):
-            y -= line / 8
+        y = min([score, *(b - line for a, b in taken if abs(place - a) < 0.07 * width)])
         if y > bottom:  # the legend has them all
             taken.append((place, y))
-            style = {"color": color_of(number), "va": "center", "fontsize": SMALL}
-            axes.text(place + 0.015 * width, y, f"{score:.1f}", **style)
+            text = axes.text(place + 0.015 * width, y, f"{score:.1f}", va="center", fontsize=SMALL)
+            text.set(color=color_of(number), zorder=4)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over lines

@@ -72,7 +72,7 @@ def pair(left: Panel, right: Panel, mask: torch.Tensor, caption: str) -> Panel:
     start = (mask.nonzero().double().mean(0) - kept / 2) / (size - kept)  # of what is cut off
     y, x = start.nan_to_num(0.5).clamp(0, 1).tolist()
     one, other = (
-        ImageOps.fit(Image.fromarray(half.image), HALF_SIZE, method, centering=(x, y))
+        np.asarray(ImageOps.fit(Image.fromarray(half.image), HALF_SIZE, method, centering=(x, y)))
         for half, method in ((left, Resampling.LANCZOS), (right, Resampling.NEAREST))
     )
     gap = np.full((HALF_SIZE[1], PAIR_GAP, 3), 255, np.uint8)

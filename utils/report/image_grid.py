@@ -167,8 +167,8 @@ def image_grid(
             _draw_legend(figure, legend)
         for _ in range(2):  # as long as boxes are narrower than their columns, texts take no height
             figure.draw_without_rendering()
-            boxes = [ax for ax in figure.axes if ax.get_subplotspec().is_first_col()]
-            share = sum(axes.get_position(original=True).height for axes in boxes)
+            firsts = [figure.axes[sum(map(len, rows[:row]))] for row in range(len(rows))]
+            share = sum(axes.get_position(original=True).height for axes in firsts)
             height = (1 - share) * figure.get_figheight() + width * ratios.sum()
             figure.set_figheight(min(height, MAX_HEIGHT))
     return figure
@@ -176,8 +176,13 @@ def image_grid(
 
 def _draw_legend(figure: Figure, legend: Legend) -> None:
     patches = [
-        Patch(label=fit(name, LEGEND_NAME), facecolor=np.array(color) / 255, ec="0.4", lw=0.5)
-        for name, color in legend
+        Patch(
+            facecolor=f"#{red:02x}{green:02x}{blue:02x}",
+            edgecolor="0.4",
+            linewidth=0.5,
+            label=fit(name, LEGEND_NAME),
+        )
+        for name, (red, green, blue) in legend
     ]
     columns = min(LEGEND_COLUMNS, len(patches))
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
