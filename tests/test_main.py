@@ -352,7 +352,7 @@ def test_resume_refuses_other_classes(run, tmp_path):
     run_folder = next((tmp_path / "runs").iterdir())
     before = (run_folder / "args.json").read_bytes()
     error = run(main, *argv, "--total_itrs", 2, "--resume").error
-    assert "class 1 of the run is 'cat', that of the data is 'dog'" in error
+    assert "other classes (class 'dog', where it was 'cat'): train on the run's classes" in error
     assert (run_folder / "args.json").read_bytes() == before
 
 

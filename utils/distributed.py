@@ -51,21 +51,20 @@ def init_distributed(name: str) -> torch.device:
     return device
 
 
-def wait_for_all() -> None:
-    """Come to the end together: a process that leaves early takes the others' connections along."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def end_distributed() -> None:
-    """Leave the group, so that no process waits for one that is gone.
-
-    Whatever still holds the group (DistributedDataParallel, in cycles) must go first: otherwise its
-    threads live on into the end of the interpreter, which aborts the process.
-    """
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
+@contextlib.contextmanager
+def distributed(name: str) -> Iterator[torch.device]:
+    """`init_distributed(name)`; at the end leave the group, where nothing failed all at once."""
+    device = init_distributed(name)
+    try:
+        yield device
+        if dist.is_initialized():  # who leaves early takes the others' connections along
+            dist.barrier()
+    finally:
+        if dist.is_initialized():
+            # DistributedDataParallel holds the group, in cycles: threads that live on into the end
+            # of the interpreter would abort the process.
+            gc.collect()
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager

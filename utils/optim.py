@@ -1,32 +1,36 @@
 """SGD with a slower backbone, the learning-rate schedules, and an average of the weights."""
 
 import copy
-from typing import Any
 
 import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, PolynomialLR, StepLR
 
 from network._deeplab import DeepLab
+from utils.common.progress import say_once
 
 LR_POLICIES = ("step", "poly")
 
 
 def build_optimizer(
-    model: DeepLab, lr: float, backbone_lr_factor: float, precision: str = "fp32", **options: Any
+    model: DeepLab,
+    lr: float,
+    backbone_lr_factor: float,
+    precision: str = "fp32",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
 ) -> SGD:
     """SGD whose first group is `model.backbone` at `backbone_lr_factor * lr`, the second the rest.
 
     A pretrained backbone needs small steps, the head starts from nothing and needs large ones.
-    Momentum is 0.9 and weight decay 1e-4 unless `options` of SGD say otherwise.
     """
     backbone = list(model.backbone.parameters())
     head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = [{"params": backbone, "lr": backbone_lr_factor * lr}, {"params": head, "lr": lr}]
     # Fused: one pass over each parameter in place of three. Not where fp16 has a GradScaler: if it
     # skips the first step, torch's fused SGD goes on from a momentum that was never written.
-    options = {"momentum": 0.9, "weight_decay": 1e-4} | options
-    return SGD(groups, lr=lr, fused=precision != "fp16", **options)
+    fused = precision != "fp16"
+    return SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 def build_scheduler(
@@ -36,8 +40,14 @@ def build_scheduler(
 
     `step` multiplies by 0.1 every `step_size` iterations; `poly` is (1 - i / total_itrs)^0.9, the
     DeepLab papers' (arXiv:1706.05587, section 4). Over the first `warmup_itrs` iterations that is
-    multiplied by a factor that rises linearly to 1 (arXiv:1706.02677, section 2.2).
+    multiplied by a factor that rises linearly to 1 (arXiv:1706.02677, section 2.2). What it does
+    not come to before the run ends is said.
     """
+    end = f"the run ends after {total_itrs} iterations, and its learning rate"
+    if warmup_itrs >= total_itrs:
+        say_once(f"note: --warmup_itrs {warmup_itrs}: {end} never reaches --lr")
+    if policy == "step" and step_size >= total_itrs:
+        say_once(f"note: --step_size {step_size}: {end} is never lowered")
     if policy == "step":
         schedule: LRScheduler = StepLR(optimizer, step_size, gamma=0.1)
     else:
@@ -46,27 +56,6 @@ def build_scheduler(
         return schedule
     warmup = LinearLR(optimizer, start_factor=1 / (warmup_itrs + 1), total_iters=warmup_itrs)
     return ChainedScheduler([schedule, warmup], optimizer=optimizer)
-
-
-def learning_rates(optimizer: Optimizer) -> list[float]:
-    """Those of the next step, of backbone and head."""
-    return [group["lr"] for group in optimizer.param_groups]
-
-
-def schedule_notes(policy: str, step_size: int, total_itrs: int, warmup_itrs: int) -> list[str]:
-    """What a schedule does not come to before the run ends, a line each."""
-    notes = []
-    if warmup_itrs >= total_itrs:
-        notes.append(
-            f"note: --warmup_itrs {warmup_itrs}: the run ends after {total_itrs} iterations, and "
-            "its learning rate never reaches --lr"
-        )
-    if policy == "step" and step_size >= total_itrs:
-        notes.append(
-            f"note: --step_size {step_size}: the run ends after {total_itrs} iterations, and its "
-            "learning rate is never lowered"
-        )
-    return notes
 
 
 class WeightAverage:

@@ -14,6 +14,7 @@ from utils.checkpoint import require_checkpoint
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.common.flags import SEED, SHARE, SIDE, Parser, real, refuse, show, whole
+from utils.common.progress import say_once
 from utils.loss import LOSSES, build_criterion
 from utils.optim import LR_POLICIES
 from utils.precision import PRECISIONS
@@ -50,6 +51,7 @@ FOCAL_GAMMA = 2.0
 # Flags of one command, not of the run, and those of them that do not go together.
 ONE_TIME = {"args", "resume", "overwrite", "test_only"}
 EXCLUSIVE = {"resume": ("args", "overwrite", "test_only"), "test_only": ("overwrite",)}
+OFF = (None, False, 0, "none", "off")  # stored values of flags that did nothing
 # Settings that do not change what a run computes: where things are, and how fast they go.
 IRRELEVANT_SETTINGS = {
     "data_root", "no_download", "voc_archive", "runs_dir", "run_name", "device", "num_workers",
@@ -218,6 +220,9 @@ def read_stored_args(parser: Parser, args: argparse.Namespace) -> dict[str, Any]
         raise UserError(f"{path}: holds no settings of a run")
     kept = {key: value for key, value in settings.items() if key not in ONE_TIME}
     stored = parser.stored(kept, str(path))
+    gone = kept.keys() - parser.defaults().keys()
+    if left_out := [f"{name} {kept[name]}" for name in sorted(gone) if kept[name] not in OFF]:
+        say_once(f"{path}: left out, no flags any more: {', '.join(left_out)}")
     if args.test_only:
         stored.pop("ckpt", None)  # the run began with it, and its end is evaluated
     if not args.args:  # the folder may have been moved or renamed

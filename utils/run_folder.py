@@ -11,10 +11,12 @@ from typing import Any
 import numpy
 import torch
 
+from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
-from utils.common.files import write_text
+from utils.common.files import read_json, write_json, write_text
 from utils.common.locks import HeldError, locked
-from utils.common.processes import is_main
+from utils.common.processes import get_world_size, is_main
+from utils.common.progress import say
 
 ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 BEST_FILE, LAST_FILE = "best.pth", "last.pth"
@@ -82,6 +84,51 @@ class RunFolder:
                 for path in self.path.glob(pattern):
                     path.unlink(missing_ok=True)
             yield
+
+    def write_settings(
+        self,
+        command: str,
+        settings: Mapping[str, Any],
+        sets: Mapping[str, SegmentationDataset],
+        device: torch.device,
+    ) -> None:
+        """Write `args.json`: enough to run again. A resume says what is not as it was.
+
+        Args:
+            command: what was typed; that of a resume is added where it asks for other iterations.
+            settings: the flags' values, with what `auto` came to.
+            sets: the data, "train" and "val".
+            device: where the run computes.
+        """
+        if not is_main():
+            return
+        path = self.path / ARGS_FILE
+        stored = read_json(path) if path.exists() else {}
+        if stored.get("args", {}).get("total_itrs") == settings["total_itrs"]:
+            command = stored.get("command", command)
+        elif "command" in stored:
+            command = f"{stored['command']} && {command}"
+        data = {name: {"images": len(s), "ids": s.ids_hash} for name, s in sets.items()}
+        for name, before in stored.get("data", {}).items():
+            if before != data[name]:
+                counts = f"{before['images']}, now {data[name]['images']}"
+                say(f"note: the run began with other {name} images ({counts})")
+        processes = get_world_size()
+        before = stored.get("environment", {}).get("processes", processes)
+        if before != processes:
+            say(
+                f"note: the run began with {before} processes, now {processes}: each iteration "
+                "sees the same samples, but batch norm (on CPUs) and dropout differ"
+            )
+        where = {"device": str(device), "precision": settings["precision"], "processes": processes}
+        content = {
+            "command": command,
+            "args": settings,
+            "class_names": sets["train"].class_names,
+            "data": data,
+            "environment": {**describe_environment(), **where},
+        }
+        write_json(path, content)
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add the record of an evaluation."""

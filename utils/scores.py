@@ -18,7 +18,8 @@ from datasets.loader import build_loader, size_batches
 from utils.checkpoint import Checkpoint, first_difference
 from utils.common.errors import UserError
 from utils.common.files import read_json, write_json
-from utils.common.processes import is_main, print_main
+from utils.common.processes import is_main
+from utils.common.progress import say
 from utils.engine import evaluate
 from utils.metrics import format_scores, scores_from_confusion
 from utils.precision import out_of_memory_explained
@@ -117,7 +118,7 @@ def score_checkpoint(
     }
     if is_main():
         write_json(file, settings | by_name)
-    print_main(
+    say(
         f"{predictor.checkpoint.path} on {evaluation.name} ({len(val_set)} images, "
         f"{settings['protocol']}, scales {settings['scales']}{', flipped' * predictor.flip})\n"
         + format_scores(measured, val_set.class_names, evaluation.detailed)
@@ -201,7 +202,7 @@ def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset:
             "data set that it was trained on"
         )
     if not checkpoint.class_names:
-        print_main(f"{checkpoint.path}: its classes are taken to be those of --dataset {dataset}")
+        say(f"{checkpoint.path}: its classes are taken to be those of --dataset {dataset}")
 
 
 def say_other_images(
@@ -215,7 +216,7 @@ def say_other_images(
     before = run.lists.get("val", {"ids": val_set.ids_hash})
     is_same_split = trained == (source.dataset, source.data_root, evaluation.image_set)
     if is_same_split and before["ids"] != val_set.ids_hash:
-        print_main(
+        say(
             f"{evaluation.image_set}: holds other images than when {checkpoint.path} was trained "
             f"({before['images']} then, {len(val_set)} now)"
         )

@@ -27,11 +27,15 @@ class StopSignals:
 
     Use as a context manager around what must not be torn apart.
 
+    Args:
+        device: of the run.
+
     Attributes:
         received: the signal, or None so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopSignals":
@@ -52,16 +56,16 @@ class StopSignals:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, text.encode())
 
-    def stop_together(self, number: int, device: torch.device) -> bool:
+    def stop_together(self, number: int) -> bool:
         """Whether to stop before this iteration or batch, because of a signal in any process.
 
         All processes ask at the same numbers. On GPUs they seldom do, since that waits for them.
         """
         if get_world_size() == 1:
             return self.received is not None
-        if device.type == "cuda" and number % CHECK_EVERY:
+        if self.device.type == "cuda" and number % CHECK_EVERY:
             return False
-        received = torch.tensor(float(self.received is not None), device=device)
+        received = torch.tensor(float(self.received is not None), device=self.device)
         return bool(all_reduce_sum(received) > 0)
 
     @property

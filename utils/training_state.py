@@ -1,8 +1,9 @@
 """What `last.pth` holds, and how it is written and read."""
 
+import contextlib
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from datasets.loader import WorkerError
 from network._deeplab import DeepLab
-from utils.checkpoint import describe_model, load_weights
-from utils.common.checkpoint_files import read_file, save_checkpoint
+from utils.checkpoint import describe_model, first_difference, load_checkpoint, load_weights
+from utils.common.checkpoint_files import save_checkpoint
 from utils.common.errors import UserError
-from utils.common.processes import is_main
+from utils.common.processes import get_world_size, is_main
+from utils.common.progress import say
 from utils.engine import LossMeter, NonFiniteError
 from utils.optim import WeightAverage
+from utils.run_folder import RunFolder
+from utils.signals import Stopped
 
 
 @dataclasses.dataclass
@@ -48,6 +53,7 @@ class TrainingState:
         """Write what predicts: weights, what rebuilds their model, and their mIoU in [0, 1]."""
         if is_main():
             save_checkpoint(path, {**self._weights_and_settings(), "best_score": score})
+        self.best_score = score
 
     def save(self, path: Path) -> None:
         """Write everything that `load()` needs: plain values and tensors alone.
@@ -95,9 +101,14 @@ class TrainingState:
         Raises:
             UserError: the file cannot be read, or is of another model or of other classes.
         """
-        content = read_file(path)
+        checkpoint = load_checkpoint(path)
+        content = checkpoint.content
+        if difference := first_difference(checkpoint, self.class_names):
+            raise UserError(
+                f"{path}: the data have other classes ({difference}): train on the run's classes, "
+                f"or start anew with --run_name NAME --ckpt {path}"
+            )
         try:
-            self._check_classes(path, content["class_names"])
             load_weights(self.evaluated_model, content["model_state"], path)
             if self.average is not None:
                 load_weights(self.model, content["average"]["trained_state"], path)
@@ -124,16 +135,31 @@ class TrainingState:
         )
         return {**described, "cur_itrs": self.cur_itrs, "best_score": self.best_score}
 
-    def _check_classes(self, path: Path, stored: Sequence[str]) -> None:
-        """The same weights under other names would be another run."""
-        own = list(self.class_names)
-        if list(stored) != own:
-            pairs = itertools.zip_longest(stored, own, fillvalue="no class")
-            index, (old, new) = next(item for item in enumerate(pairs) if item[1][0] != item[1][1])
-            raise UserError(
-                f"{path}: class {index} of the run is {old!r}, that of the data is {new!r}: train "
-                f"on the run's classes, or start anew with --run_name NAME --ckpt {path}"
-            )
+
+@contextlib.contextmanager
+def kept_at_the_end(state: TrainingState, folder: RunFolder) -> Iterator[None]:
+    """Whatever ends a training: keep what is done, and say how to go on.
+
+    Raises:
+        UserError: that of the training, and what is kept.
+    """
+    names = ["--runs_dir", str(folder.path.parent), "--run_name", folder.path.name]
+    go_on = f"go on with {shlex.join(['python', 'main.py', '--resume', *names])}"
+    try:
+        yield
+    except Stopped:
+        state.save(folder.last)
+        say(f"stopped at iteration {state.cur_itrs}: {go_on}")
+    except NonFiniteError as error:
+        good = f"{folder.last} holds good weights"
+        kept = good if folder.last.exists() else "nothing was saved yet"
+        raise UserError(f"{error}; {kept}") from None
+    except UserError as error:
+        # It came between two iterations, unless it was a worker's end. Several processes could not
+        # agree on anything any more.
+        if state.cur_itrs and get_world_size() == 1 and not isinstance(error, WorkerError):
+            state.save(folder.last)
+        raise UserError(f"{error}; {go_on}" if folder.last.exists() else str(error)) from None
 
 
 def get_rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -25,12 +25,9 @@ GRADIENTS = """
 import sys, torch
 from tests.utils.test_distributed import gradients
 from utils.common.processes import get_rank
-from utils.distributed import (
-    all_reduce_sum, end_distributed, init_distributed, loss_of_all, wait_for_all, wrap_model,
-)
+from utils.distributed import all_reduce_sum, distributed, loss_of_all, wrap_model
 
-def main():
-    device = init_distributed("cpu")
+with distributed("cpu") as device:
     images, targets = (part[get_rank()::2] for part in torch.load(sys.argv[1]))
     wrap, loss = lambda model: wrap_model(model, device), loss_of_all
     results = gradients(images, targets, wrap, loss)
@@ -38,10 +35,6 @@ def main():
         results[name][0] = all_reduce_sum(torch.tensor(value)).item() / 2
     if get_rank() == 0:
         torch.save(results, sys.argv[2])
-    wait_for_all()
-
-main()
-end_distributed()
 """
 
 LOSS_NAMES = (*LOSSES, "auxiliary")

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from network.modeling import build_model
-from utils.optim import WeightAverage, build_optimizer, build_scheduler, schedule_notes
+from utils.common.progress import say_once
+from utils.optim import WeightAverage, build_optimizer, build_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +87,21 @@ def test_average_is_an_exponential_moving_one_of_weights_and_statistics():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "words"),
+    ("policy", "step_size", "warmup_itrs", "words"),
     [
-        (("poly", 10, 100, 100), ["--warmup_itrs 100: the run ends after 100"]),
-        (("step", 100, 100, 0), ["--step_size 100: the run ends after 100"]),
-        (("step", 99, 100, 99), []),  # the last iteration has the first lowered rate
-        (("poly", 1000, 100, 0), []),
+        ("poly", 10, 100, "--warmup_itrs 100: the run ends after 100"),
+        ("step", 100, 0, "--step_size 100: the run ends after 100"),
+        ("step", 99, 99, ""),  # the last iteration has the first lowered rate
+        ("poly", 1000, 0, ""),
     ],
 )
-def test_what_a_schedule_never_comes_to_is_said(model, schedule, words):
-    notes = schedule_notes(*schedule)
-    assert len(notes) == len(words)
-    assert all(word in note for word, note in zip(words, notes, strict=True))
-    policy, step_size, total_itrs, warmup_itrs = schedule
-    options = {"step_size": step_size, "total_itrs": total_itrs, "warmup_itrs": warmup_itrs}
-    of_head = rates(model, policy, total_itrs, **options)[:, 1]
+def test_what_a_schedule_never_comes_to_is_said(
+    model, capsys, policy, step_size, warmup_itrs, words
+):
+    say_once.cache_clear()
+    options = {"step_size": step_size, "total_itrs": 100, "warmup_itrs": warmup_itrs}
+    of_head = rates(model, policy, 100, **options)[:, 1]
+    said = capsys.readouterr().err
+    assert words in said and said.count("note: ") == bool(words)
     if policy == "step":
         assert (of_head.max() > 1.5 * of_head[-1]) == (not words)

@@ -284,9 +284,12 @@ def test_stored_settings_that_no_flag_can_have_are_refused_with_their_file(store
         given(store(**changes))
 
 
-def test_stored_settings_that_are_unknown_or_empty_are_those_of_the_defaults(store):
-    args = given(store(lr=None, colour="red"))
+def test_stored_settings_that_are_unknown_or_empty_are_those_of_the_defaults(store, capsys):
+    path = store(lr=None, colour="red", sampling=True, cache="none", old=False, share=0.0)
+    args = given(path)
     assert args.lr == 0.01 and not hasattr(args, "colour")
+    said = f"{path}: left out, no flags any more: colour red, sampling True\n"
+    assert capsys.readouterr().err == said  # and nothing of what was off
 
 
 # Nothing is silently ignored

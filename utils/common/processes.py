@@ -18,11 +18,5 @@ def is_main() -> bool:
     return get_rank() == 0
 
 
-def print_main(text: str) -> None:
-    """Print in rank 0 alone."""
-    if is_main():
-        print(text, flush=True)
-
-
 def _are_several() -> bool:
     return dist.is_available() and dist.is_initialized()

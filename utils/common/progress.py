@@ -9,11 +9,13 @@ from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
+from utils.common.processes import is_main
+
 LOG_SECONDS = 30  # between two lines where the bar is no terminal's but a file's
 
 
 def progress(items: Iterable | None, text: str, total: int | None = None, **options: Any) -> tqdm:
-    """A bar over `items`; in a log file one short line every half a minute.
+    """A bar over `items`; in a log file one short line every half a minute; in one process alone.
 
     Args:
         items: to go through; None for a bar that is moved by `update()`.
@@ -21,6 +23,7 @@ def progress(items: Iterable | None, text: str, total: int | None = None, **opti
         total: number of items, where `len(items)` does not say.
         options: of tqdm.
     """
+    options.setdefault("disable", not is_main())
     if not sys.stderr.isatty():
         rarely = dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_SECONDS)
         options = rarely | options
@@ -30,7 +33,9 @@ def progress(items: Iterable | None, text: str, total: int | None = None, **opti
 
 
 def say(text: str) -> None:
-    """Print while bars are shown."""
+    """Print, also while bars are shown; of several processes the first one does."""
+    if not is_main():
+        return
     if sys.stderr.isatty():
         tqdm.write(text)
     else:
