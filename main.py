@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -98,8 +99,7 @@ def run(args: Namespace, device: torch.device, command: str) -> int:
     args.precision = choose_precision(args.precision, device)  # what auto came to is kept
     set_seed(args.seed, args.deterministic)
     data = build_data(args, device)
-    say(describe(args, data, device))
-    say(f"results in {folder.path}")
+    say(f"{describe(args, data, device)}\nresults in {folder.path}")
     model = build_network(args, data.train_set).to(device).to(memory_format=torch.channels_last)
     state = build_state(args, data.train_set, model)
     if args.resume:
@@ -112,8 +112,8 @@ def run(args: Namespace, device: torch.device, command: str) -> int:
 
     with folder.held(args.resume, args.overwrite), StopSignals(device) as signals:
         folder.drop_log_after(state.evaluated_itrs)  # it will be logged again
-        sets = {"train": data.train_set, "val": data.val_set}
-        folder.write_settings(command, settings_to_store(args), sets, device)
+        settings = settings_to_store(args)
+        folder.write_settings(command, settings, data.train_set, data.val_set, device)
         with kept_at_the_end(state, folder):
             train(args, data, state, folder, signals)
     if signals.received is None and is_main():
@@ -133,11 +133,7 @@ def train(
     device = state.model.mean.device
     network = wrap_model(state.model, device, args.compile)
     criterion = build_loss(args, data.train_set).to(device)
-    planned = TrainBatches(
-        len(data.train_set), args.batch_size, state.cur_itrs, args.total_itrs, args.seed
-    )
-    is_gpu = device.type == "cuda"
-    batches = iter(build_loader(data.train_set, planned, args.num_workers, is_gpu))
+    batches = build_batches(args, data.train_set, state.cur_itrs, device)
     began = time.perf_counter() - state.seconds
     saved = state.seconds if state.cur_itrs else -math.inf
     with progress(None, "train", args.total_itrs, initial=state.cur_itrs, bar_format=BAR) as bar:
@@ -247,6 +243,15 @@ def build_data(args: Namespace, device: torch.device) -> Data:
     batches = size_batches(sizes, args.val_batch_size)
     val_loader = build_loader(val_set, batches, args.num_workers, device.type == "cuda")
     return Data(train_set, val_set, val_loader, len(train_set) // args.batch_size)
+
+
+def build_batches(
+    args: Namespace, train_set: SegmentationDataset, first: int, device: torch.device
+) -> Iterator[list[torch.Tensor]]:
+    """Those of iteration `first` to the last; see `build_loader`."""
+    samples = len(train_set), args.batch_size
+    planned = TrainBatches(*samples, first, args.total_itrs, args.seed)
+    return iter(build_loader(train_set, planned, args.num_workers, device.type == "cuda"))
 
 
 def build_network(args: Namespace, train_set: SegmentationDataset) -> DeepLab:

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from tests.conftest import make_voc
-from tests.test_faults import ROOT, assert_same_run, finish, run_folder, start
+from tests.test_faults import ROOT, finish, run_folder, start
+from tests.test_main import assert_same_run
 
 LENGTH = ("--total_itrs", "800", "--val_interval", "40")  # later flags win
 
@@ -27,7 +28,7 @@ def kill_and_compare(kills: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, whole, torn = (Path(folder) / name for name in ("data", "whole", "torn"))
         make_voc(data, num_train=6, num_val=3)
-        status, output = finish(start(data, whole, *LENGTH), timeout=600)
+        status, output = finish(start(data, whole, *LENGTH))
         assert status == 0, output
         done = 0
         while done < kills:
@@ -44,9 +45,9 @@ def kill_and_compare(kills: int, seed: int) -> None:
             process.communicate()
             done += 1
             print(f"kill {done}, {workers} workers", flush=True)
-        status, output = finish(start(data, torn, *LENGTH, "--resume"), timeout=600)
+        status, output = finish(start(data, torn, *LENGTH, "--resume"))
         assert status == 0, output
-        assert_same_run(whole, torn)
+        assert_same_run(run_folder(whole), run_folder(torn))
     print(f"{kills} kills: weights, log and best score equal the undisturbed run's")
 
 

@@ -89,7 +89,8 @@ class RunFolder:
         self,
         command: str,
         settings: Mapping[str, Any],
-        sets: Mapping[str, SegmentationDataset],
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset,
         device: torch.device,
     ) -> None:
         """Write `args.json`: enough to run again. A resume says what is not as it was.
@@ -97,7 +98,8 @@ class RunFolder:
         Args:
             command: what was typed; that of a resume is added where it asks for other iterations.
             settings: the flags' values, with what `auto` came to.
-            sets: the data, "train" and "val".
+            train_set: what it trains on.
+            val_set: what it is evaluated on.
             device: where the run computes.
         """
         if not is_main():
@@ -108,26 +110,20 @@ class RunFolder:
             command = stored.get("command", command)
         elif "command" in stored:
             command = f"{stored['command']} && {command}"
-        data = {name: {"images": len(s), "ids": s.ids_hash} for name, s in sets.items()}
-        for name, before in stored.get("data", {}).items():
-            if before != data[name]:
-                counts = f"{before['images']}, now {data[name]['images']}"
-                say(f"note: the run began with other {name} images ({counts})")
-        processes = get_world_size()
-        before = stored.get("environment", {}).get("processes", processes)
-        if before != processes:
-            say(
-                f"note: the run began with {before} processes, now {processes}: each iteration "
-                "sees the same samples, but batch norm (on CPUs) and dropout differ"
-            )
-        where = {"device": str(device), "precision": settings["precision"], "processes": processes}
+        sets = {"train": train_set, "val": val_set}
         content = {
             "command": command,
             "args": settings,
-            "class_names": sets["train"].class_names,
-            "data": data,
-            "environment": {**describe_environment(), **where},
+            "class_names": train_set.class_names,
+            "data": {name: {"images": len(s), "ids": s.ids_hash} for name, s in sets.items()},
+            "environment": {
+                **describe_environment(),
+                "device": str(device),
+                "precision": settings["precision"],
+                "processes": get_world_size(),
+            },
         }
+        say_changes(stored, content)
         write_json(path, content)
 
     def append_log(self, record: dict[str, Any]) -> None:
@@ -160,6 +156,22 @@ class RunFolder:
                 if isinstance(value, float):
                     self._writer.add_scalar(name, value, iteration)
             self._writer.flush()
+
+
+def say_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say what a resume changes beside its flags; both as `args.json` has them."""
+    for name, old in before.get("data", {}).items():
+        new = now["data"][name]
+        if old != new:
+            counts = f"{old['images']}, now {new['images']}"
+            say(f"note: the run began with other {name} images ({counts})")
+    processes = now["environment"]["processes"]
+    began_with = before.get("environment", {}).get("processes", processes)
+    if began_with != processes:
+        say(
+            f"note: the run began with {began_with} processes, now {processes}: each iteration "
+            "sees the same samples, but batch norm (on CPUs) and dropout differ"
+        )
 
 
 def import_tensorboard() -> Callable[..., Any]:

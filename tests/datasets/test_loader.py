@@ -173,7 +173,7 @@ run_script(main)
 
 def read_crowded(train_set, num_workers, how):
     command = [sys.executable, "-c", CROWDED, str(train_set.folder), str(num_workers), how]
-    return subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, timeout=600, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -237,5 +237,5 @@ def test_live_workers_do_not_keep_the_interpreter_from_ending(train_set):
         "next(batches)\n"
     )
     command = [sys.executable, "-c", code, str(train_set.folder)]
-    ended = subprocess.run(command, cwd=ROOT, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, timeout=600)
     assert ended.returncode == 0

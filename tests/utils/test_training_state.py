@@ -94,14 +94,6 @@ def test_steps_lower_loss_and_learning_rate():
     assert state.scheduler.get_last_lr() == pytest.approx([0.1 * 0.1**3] * 2)
 
 
-def test_void_targets_change_nothing():
-    state = build()
-    before = state.model.conv.weight.detach().clone()
-    images, targets = batches(1)[0]
-    assert step(state, (images, torch.full_like(targets, 255))) == 0
-    assert torch.equal(state.model.conv.weight, before)
-
-
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )

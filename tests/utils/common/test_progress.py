@@ -13,13 +13,15 @@ def test_bar_gives_all_items_and_writes_nothing_if_it_is_quick(capsys):
 
 def test_bar_in_a_log_file_is_a_short_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(module, "LOG_SECONDS", 0.05)
+    began = time.monotonic()
     for _ in progress(range(30), "outer"):
         for _ in progress(range(2), "inner", leave=False):
             pass
         time.sleep(0.01)
+    most = (time.monotonic() - began) / 0.05 + 2
     text = capsys.readouterr().err
     lines = [line.strip("\r") for line in text.splitlines() if line.strip()]
-    assert 2 <= len(lines) <= 8
+    assert 2 <= len(lines) <= most
     assert all(line.startswith("outer: ") and len(line) < 60 for line in lines)
     assert "\x1b" not in text  # no moves of the cursor
 
