@@ -283,6 +283,7 @@ def test_a_report_shows_no_run_of_other_data_with_equal_class_names(run, undrawn
         (["", "--runs", "zzz"], "--runs zzz: no such run"),
         (["compare", "--runs", "a", "b"], "--runs a: no such run"),
         (["errors", "--runs", "voc_ce", "voc_focal"], "errors looks at one run"),
+        (["curves", "--runs", "voc_ce", "voc_ce"], "--runs voc_ce: given twice"),
         (["curves", "--runs_dir", "nowhere"], "nowhere: no run there: python main.py"),
         (["curves", "--dataset", "shapes"], "no run on shapes there: python main.py --dataset sha"),
         (["curves", "--dataset", "shapes", "--runs", "voc_ce"], "--runs voc_ce: a run on voc, not"),
@@ -316,7 +317,7 @@ def test_runs_evaluated_otherwise_are_not_compared(show, undrawn, runs_dir, tmp_
     path.write_text(json.dumps(stored))
     flags = ("--runs_dir", tmp_path / "runs")
     error = show("compare", *flags, "--runs", "voc_ce", "voc_focal").error
-    assert "--runs: voc_ce and voc_focal were not evaluated alike" in error
+    assert "evaluated otherwise than voc_ce (images, --crop_val, --resize): voc_focal" in error
     ended = show("compare", *flags)
     assert "note: not compared, since evaluated otherwise: voc_focal" in ended.stdout
     assert f"args.json --loss focal --runs_dir {tmp_path / 'runs'}" in ended.stdout

@@ -208,10 +208,9 @@ def load_named_runs(
     return runs
 
 
-def best_run(runs: Sequence[Run], loss: str | None = None) -> Run | None:
-    """The run with the highest mIoU, of those with this loss; the first of equals."""
-    fitting = [run for run in runs if loss is None or run.setting("loss") == loss]
-    return max(fitting, key=lambda run: run.best["miou"], default=None)
+def best_run(runs: Sequence[Run]) -> Run | None:
+    """The run with the highest mIoU, the first of equals."""
+    return max(runs, key=lambda run: run.best["miou"], default=None)
 
 
 def summarise(run: Run) -> str:

@@ -412,7 +412,7 @@ def test_a_resume_may_change_what_does_not_matter(resume):
 
 
 def test_one_list_of_settings_that_do_not_matter():
-    assert UNCOMPARED == IRRELEVANT_SETTINGS | {"seed"}
+    assert UNCOMPARED == IRRELEVANT_SETTINGS | {"seed", "cache"}
     assert IRRELEVANT_SETTINGS <= set(settings_to_store(parse_args("", [])))
     assert not IRRELEVANT_SETTINGS & ONE_TIME
 

@@ -55,6 +55,7 @@ class Code(NamedTuple):
 
 
 Block = str | list[str] | Heading | Table | Picture | Code  # paragraphs, lists, and the rest
+Answers = dict[str, list[Block]]  # what is said on a problem, or for a loss, by its name
 
 
 @dataclasses.dataclass
@@ -62,16 +63,13 @@ class Findings:
     """All that figures and report show."""
 
     source: DataSource  # the data set
-    image_set: str  # the split that is described and trained on
-    val_image_set: str  # the split that the constant prediction is scored on
-    main_command: str  # trains on this data set
-    sam_command: str  # runs SAM on it
     again: str  # this command once more
+    main_command: str = ""  # trains on this data set
+    image_set: str = "train"  # the split that is described and trained on
     class_names: Sequence[str] = ()  # of the data set
-    images: int = 0  # in `image_set`; 0 if they were not counted, also below
-    val_images: int = 0
+    images: int = 0  # in `image_set`; 0 if they were not counted
     statistics: ClassStatistics | None = None  # of the targets of `image_set`
-    constant: tuple[str, dict[str, Any]] | None = None  # the class predicted everywhere, its scores
+    constant: tuple[str, str, dict[str, Any]] | None = None  # a class everywhere: name, on, scores
     picks: dict[str, Any] = dataclasses.field(default_factory=dict)  # `picks.json`
     runs: list[Run] = dataclasses.field(default_factory=list)  # all runs to report
     sam: dict[str, Any] | None = None  # SAM's `scores.json`

@@ -8,13 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.options import IRRELEVANT_SETTINGS, parse_args, settings_to_store
 from utils.run_records import Run
 from utils.scores import protocol
 
 # What may differ between runs of one variant.
-UNCOMPARED = IRRELEVANT_SETTINGS | {"seed"}
+UNCOMPARED = IRRELEVANT_SETTINGS | {"seed", "cache"}  # older runs had the last
 
 
 @functools.cache
@@ -25,9 +26,7 @@ def default_settings(dataset_name: str) -> dict[str, Any]:
 
 def all_settings(run: Run) -> dict[str, Any]:
     """The settings of a run; what an older run does not know is as `main.py` has it by default."""
-    settings = {**default_settings(str(run.setting("dataset"))), **run.args}
-    settings.pop("cache", None)  # older runs had a choice that changed nothing but their speed
-    return settings
+    return {**default_settings(str(run.setting("dataset"))), **run.args}
 
 
 def special_settings(run: Run) -> set[str]:
@@ -49,7 +48,8 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         settings = {k: v for k, v in all_settings(run).items() if k not in UNCOMPARED}
-        key = json.dumps([run.variant, data_name(run), run.class_names, settings], sort_keys=True)
+        data = [data_name(run), run.class_names, run.lists]
+        key = json.dumps([run.variant, data, settings], sort_keys=True)
         groups.setdefault(key, []).append(run)
     return [sorted(group, key=lambda run: run.setting("seed") or 0) for group in groups.values()]
 
@@ -63,12 +63,11 @@ def name_of(group: Sequence[Run]) -> str:
 
 def are_alike(one: Run, two: Run) -> bool:
     """Whether the scores of two runs compare: the data and the protocol."""
-    keys = []
-    for settings in map(all_settings, (one, two)):
-        names = ["val_image_set", "val_fraction", "split_seed", "void_value", "object_value"]
-        names += ["resize"] + ["crop_size"] * settings["crop_val"]
-        keys.append([settings[name] for name in names])
-    return one.compares_with(two) and keys[0] == keys[1]
+    names = ("val_image_set", "val_fraction", "split_seed", "void_value", "object_value", "resize")
+    settings = all_settings(one), all_settings(two)
+    asked, other = ([of[name] for name in names] for of in settings)
+    crops = {tuple(of["crop_size"]) for of in settings if of["crop_val"]}
+    return one.compares_with(two) and asked == other and len(crops) < 2
 
 
 def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
@@ -80,13 +79,11 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
     Returns:
         One or two runs; none if there is none.
     """
-    alike: list[dict[str, Run]] = []  # each by the loss
-    for run in sorted(runs, key=lambda run: -run.best["miou"]):  # stable: the first of equals
-        by_loss = next((those for those in alike if are_alike(run, [*those.values()][0])), {})
-        if not by_loss:
-            alike.append(by_loss)
-        by_loss.setdefault(str(run.setting("loss")), run)
-    pairs = [list(by_loss.values())[:2] for by_loss in alike]
+    ranked = sorted(runs, key=lambda run: -run.best["miou"])  # stable: the first of equals
+    pairs = []
+    for run in ranked:
+        others = [other for other in ranked if other.setting("loss") != run.setting("loss")]
+        pairs.append([run, *[other for other in others if are_alike(run, other)][:1]])
     best = max(pairs, key=len, default=[])
     return sorted(best, key=lambda run: str(run.setting("loss")))
 
@@ -112,24 +109,19 @@ def images_of(run: Run, part: str) -> str:
 
 
 def list_notes(runs: Sequence[Run]) -> list[str]:
-    """A sentence where lists of images, as far as they are known, or protocols differ."""
+    """What a reader should know who compares the scores of these runs."""
     notes = []
-    for part, verb, so in (
-        ("train", "trained", "part of their difference may come from it"),
-        ("val", "evaluated", "their scores do not compare"),
-    ):
-        by_list: dict[str, list[Run]] = {}
-        for run in runs:
-            by_list.setdefault(run.lists.get(part, {}).get("ids", ""), []).append(run)
-        by_list.pop("", None)
-        if len(by_list) > 1:
-            those = "; ".join(
-                f"{', '.join(f'`{run.name}`' for run in group)} on {images_of(group[0], part)}"
-                for group in by_list.values()
-            )
-            notes.append(f"The runs were {verb} on different lists of images, so {so}: {those}.")
-    if len({bool(run.setting("crop_val")) for run in runs}) > 1:
-        notes.append("Scores of different protocols do not compare.")
+    lists = {run.lists["train"]["ids"] for run in runs if "train" in run.lists}
+    if len(lists) > 1:
+        notes.append(
+            "The runs were trained on different lists of images, so part of their difference may "
+            "come from it."
+        )
+    if not all(are_alike(run, runs[0]) for run in runs):
+        notes.append(
+            "Not all runs are known to be evaluated on the same images by the same protocol: "
+            "scores of those that were not do not compare."
+        )
     return notes
 
 
@@ -148,22 +140,17 @@ def hardware(run: Run) -> str:
     return kinds.get(device, str(gpu))
 
 
-def read_sam_scores(
-    folder: Path, dataset_name: str, class_names: Sequence[str]
-) -> tuple[dict[str, Any] | None, str | None]:
-    """What `sam_infer.py` measured on this data set, and otherwise a note why there is nothing.
+def read_sam_scores(folder: Path, dataset_name: str, class_names: Sequence[str]) -> dict[str, Any]:
+    """What `sam_infer.py` measured on this data set.
 
     Raises:
-        UserError: the file is there, but cannot be read.
+        UserError: it is not there, cannot be read, or is of other data.
     """
     path = folder / "scores.json"
-    if not path.exists():
-        return None, f"{path}: not there"
     scores = read_json(path)
     if scores.get("dataset") != dataset_name:
-        return None, f"{path}: of the data set {scores.get('dataset')}, not {dataset_name}"
-    measured = (scores.get(key) for key in ("deeplab", "sam_deeplab", "oracle"))
-    names = {name for part in measured if part for name in part.get("class_iou", {})}
-    if not names <= set(class_names):
-        return None, f"{path}: of other classes"
-    return scores, None
+        raise UserError(f"{path}: of the data set {scores.get('dataset')}, not {dataset_name}")
+    measured = (scores.get(key) or {} for key in ("deeplab", "sam_deeplab", "oracle"))
+    if not {name for part in measured for name in part.get("class_iou", {})} <= set(class_names):
+        raise UserError(f"{path}: of other classes")
+    return scores

@@ -1,7 +1,6 @@
 """What runs scored, as Markdown tables: one row per variant, and the IoU of each class.
 
     python -m utils.report.score_tables results > results/scores.md
-    python -m utils.report.score_tables FOLDER --baseline NAME     # with differences
 
 A run is reported by its `args.json`, its `log.jsonl` and, where its best weights were scored once
 more, by `scores*.json`, in a folder of its own. Runs that differ in the seed alone are one variant,
@@ -11,7 +10,7 @@ more, by `scores*.json`, in a folder of its own. Runs that differ in the seed al
 import math
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,27 +35,15 @@ from utils.run_records import Run, load_run
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> list[Block]:
-    """The tables of runs.
-
-    Args:
-        runs: at least one.
-        baseline: the variant that the others are compared with, class by class.
-
-    Raises:
-        UserError: there is no such variant.
-    """
-    groups = group_runs(runs)
-    names = sorted({group[0].variant for group in groups})
-    if baseline is not None and baseline not in names:
-        raise UserError(f"--baseline {baseline}: no such variant; there are: {', '.join(names)}")
-    groups.sort(key=lambda group: (data_name(group[0]), group[0].variant != baseline))
-    keyed, by_data = with_keys(groups), dict[tuple, dict[str, list[Run]]]()
-    for key, group in keyed.items():
+def compare(runs: Sequence[Run]) -> list[Block]:
+    """The tables of runs, at least one."""
+    groups = with_keys(sorted(group_runs(runs), key=lambda group: data_name(group[0])))
+    by_data: dict[tuple[str, ...], dict[str, list[Run]]] = {}
+    for key, group in groups.items():
         by_data.setdefault((data_name(group[0]), *group[0].class_names), {})[key] = group
-    blocks: list[Block] = summary(keyed)
+    blocks = summary(groups)
     for of_data in by_data.values():
-        blocks.append(class_table(of_data, baseline))
+        blocks.append(class_table(of_data))
         blocks += list_notes([run for group in of_data.values() for run in group])
     return blocks
 
@@ -74,8 +61,8 @@ def summary(groups: Mapping[str, Sequence[Run]]) -> list[Block]:
         machines = {f"{hardware(run)}, {run.environment.get('precision', '-')}" for run in group}
         items.append(
             f"{key}: {code(name_of(group))}, {code(group[0].setting('model'))} on "
-            f"{data_name(group[0])}, evaluated on {sorted_text(map(measured_on, group))}; "
-            f"{sorted_text(machines)}"
+            f"{data_name(group[0])}, evaluated on {measured_on(group[0])}; "
+            f"{' / '.join(sorted(machines))}"
         )
         rows.append([
             key,
@@ -91,16 +78,11 @@ def summary(groups: Mapping[str, Sequence[Run]]) -> list[Block]:
         "the seeds. Time is that of a whole run with its evaluations, the mean over the seeds; "
         "memory is the peak of the GPU's memory that PyTorch had allocated."
     )
-    table = Table(caption, ["", *SCORES, "time", "memory"], rows, "lrrrrrr")
-    if not later:
-        return [items, table]
-    caption = "mIoU in percent of the best weights, scored once more."
-    return [items, table, Table(caption, ["", "on", "mIoU"], later, "llr")]
-
-
-def sorted_text(words: Iterable[str]) -> str:
-    """Each of the words once."""
-    return " / ".join(sorted(set(words)))
+    blocks: list[Block] = [items, Table(caption, ["", *SCORES, "time", "memory"], rows, "lrrrrrr")]
+    if later:
+        caption = "mIoU in percent of the best weights, scored once more."
+        blocks.append(Table(caption, ["", "on", "mIoU"], later, "llr"))
+    return blocks
 
 
 def read_scores(run: Run) -> dict[str, float]:
@@ -133,44 +115,35 @@ def evaluation_name(scores: dict[str, Any], run: Run) -> str:
     return ", ".join(words)
 
 
-def class_table(groups: Mapping[str, Sequence[Run]], baseline: str | None = None) -> Table:
-    """The IoU of each class and group; behind it the difference to the first, the baseline."""
+def class_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+    """The IoU of each class and group, on one data set."""
     first = next(iter(groups.values()))[0]
-    has_baseline = first.variant == baseline
-    rows = []
-    for name in [*first.class_names, "miou"]:
-        means = [class_mean(group, name) for group in groups.values()]
-        cells = [points(mean) for mean in means]
-        for place, mean in enumerate(means):
-            if has_baseline and place and math.isfinite(mean - means[0]):
-                cells[place] += f" ({100 * (mean - means[0]):+.2f})"
-        rows.append([code(name) if name in first.class_names else "mIoU", *cells])
+    scores = [*((name, code(name)) for name in first.class_names), ("miou", "mIoU")]
+    rows = [
+        [shown, *(points(class_mean(group, name)) for group in groups.values())]
+        for name, shown in scores
+    ]
     caption = (
         f"{data_name(first)}: IoU of each class in percent, at the best evaluation, mean over the "
-        "seeds"
+        "seeds."
     )
-    if has_baseline and len(groups) > 1:
-        caption += f"; in brackets the difference to {next(iter(groups))}"
-    return Table(caption + ".", ["class", *groups], rows, "l" + "r" * len(groups))
+    return Table(caption, ["class", *groups], rows, "l" + "r" * len(groups))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the comparison."""
     parser = Parser(description=__doc__)
     parser.add_argument("folder", nargs="?", default="results", help="where the runs are")
-    parser.add_argument("--baseline", metavar="NAME", help="variant to compare the others with")
-    args = parser.parse_args(argv)
-    runs = [load_run(path.parent) for path in sorted(Path(args.folder).glob(f"*/{ARGS_FILE}"))]
+    folder = parser.parse_args(argv).folder
+    runs = [load_run(path.parent) for path in sorted(Path(folder).glob(f"*/{ARGS_FILE}"))]
     if not runs:
-        raise UserError(f"{args.folder}: holds no run: copy args.json and log.jsonl of one there")
+        raise UserError(f"{folder}: holds no run: copy args.json and log.jsonl of one there")
     for note in (note for run in runs for note in run.notes):
         print(f"note: {note}", file=sys.stderr)
-    blocks = compare(runs, args.baseline)
-    words = ["python", "-m", "utils.report.score_tables", args.folder]
-    words += ["--baseline", args.baseline] if args.baseline else []
-    again = shlex.join(["python", "main.py", "--args", f"{args.folder}/NAME/{ARGS_FILE}"])
-    blocks.append(f"{code(shlex.join(words))} prints these tables; {code(again)} runs NAME again.")
-    print(to_markdown(blocks), end="")
+    command = shlex.join(["python", "-m", "utils.report.score_tables", folder])
+    again = shlex.join(["python", "main.py", "--args", f"{folder}/NAME/{ARGS_FILE}"])
+    text = f"{code(command)} prints these tables; {code(again)} runs NAME again."
+    print(to_markdown([*compare(runs), text]), end="")
 
 
 if __name__ == "__main__":

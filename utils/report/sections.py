@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from network.modeling import build_model
-from utils.report.contents import Block, Findings, Heading, Table, code, points
+from utils.report.contents import Answers, Block, Findings, Heading, Table, code, points
 from utils.report.runs import measured_on
 from utils.report.training import training
 from utils.run_records import best_run
@@ -20,34 +20,32 @@ SAM_ROWS = {
 
 def build_report(found: Findings) -> dict[str, list[Block]]:
     """The blocks of the report, by the names of its parts: the course's problems in their order."""
+    answers = read_answers()
     parts = {
-        "problem1": _data(found),
-        "problem2": _network(found),
-        "problem3": training(found, read_answers()),
-        "problem4": _sam(found),
+        "problem1": _data(found, answers),
+        "problem2": _network(found, answers),
+        "problem3": training(found, answers),
+        "problem4": _sam(found, answers),
     }
     if found.missing:
         parts["missing"] = [Heading(2, "What is missing"), found.missing]
     return parts
 
 
-def read_answers() -> dict[str, list[Block]]:
-    """The paragraphs and lists of `answers.md`, by the heading that they stand under."""
+def read_answers() -> Answers:
+    """The paragraphs of `answers.md`, by the heading that they stand under; a list is a block."""
     text = (Path(__file__).parent / "answers.md").read_text("utf-8")
-    answers: dict[str, list[Block]] = {}
-    for part in text.split("\n## "):
+    answers: Answers = {}
+    for part in text.split("\n## ")[1:]:
         title, *texts = part.strip().split("\n\n")
-        answers[title] = [
-            [" ".join(item.split()) for item in text[2:].split("\n- ")]
-            if text.startswith("- ")
-            else " ".join(text.split())
-            for text in texts
-        ]
+        answers[title] = []
+        for text in texts:
+            first, *items = (" ".join(item.split()) for item in f"\n{text}".split("\n- "))
+            answers[title].append(items or first)
     return answers
 
 
-def _data(found: Findings) -> list[Block]:
-    answers = read_answers()
+def _data(found: Findings, answers: Answers) -> list[Block]:
     return [
         Heading(2, "Problem 1: the data"),
         Heading(3, "Problem 1.2: how many classes are there, are they balanced, what is hard?"),
@@ -97,20 +95,22 @@ def _balance(found: Findings) -> list[Block]:
 
 def _accuracy_table(found: Findings) -> list[Block]:
     """Both metrics of a constant prediction and of the best run."""
-    rows: list[tuple[str, str, dict[str, Any]]] = []
-    run = best_run(found.runs)
+    measured: list[tuple[str, str, dict[str, Any]]] = []
     if found.constant:
-        name, scores = found.constant
-        on = f"{code(found.val_image_set)} ({found.val_images:,} images)"
-        rows.append((f"{code(name)} everywhere", on, scores))
+        name, on, scores = found.constant
+        measured.append((f"{code(name)} everywhere", on, scores))
+    run = best_run(found.runs)
     if run:
-        rows.append((f"{code(run.name)}, the best run", measured_on(run), run.best))
-    cells = [[what, on, points(by["pixel_acc"]), points(by["miou"])] for what, on, by in rows]
+        measured.append((f"{code(run.name)}, the best run", measured_on(run), run.best))
+    rows = [
+        [what, on, points(scores["pixel_acc"]), points(scores["miou"])]
+        for what, on, scores in measured
+    ]
     caption = "Pixel accuracy and mIoU in percent."
-    return [Table(caption, ["", "on", "pixel acc.", "mIoU"], cells, "llrr")] if rows else []
+    return [Table(caption, ["", "on", "pixel acc.", "mIoU"], rows, "llrr")] if rows else []
 
 
-def _network(found: Findings) -> list[Block]:
+def _network(found: Findings, answers: Answers) -> list[Block]:
     """What differs between the heads, and their sizes with the backbone of the best run."""
     run, number = best_run(found.runs), len(found.class_names)
     backbone = str(run.setting("model") if run else "_resnet50").partition("_")[2]
@@ -123,17 +123,17 @@ def _network(found: Findings) -> list[Block]:
         Heading(2, "Problem 2: the network"),
         Heading(3, "Problem 2.2: what differs between the heads of DeepLabV3 and DeepLabV3+?"),
         *found.show("heads"),
-        *read_answers()["2.2"],
+        *answers["2.2"],
         Table(f"Sizes with {number} classes.", ["model", "parameters"], rows, "lr"),
     ]
 
 
-def _sam(found: Findings) -> list[Block]:
+def _sam(found: Findings, answers: Answers) -> list[Block]:
     """What `sam_infer.py` measured; any part may be missing."""
     blocks: list[Block] = [
         Heading(2, "Problem 4: Segment Anything"),
         Heading(3, "Problem 4.1: what differs between semantic segmentation and SAM?"),
-        *read_answers()["4.1"],
+        *answers["4.1"],
     ]
     if found.sam is None:
         return blocks
