@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch.optim import SGD
 
-from utils.optim import build_scheduler, learning_rates
+from utils.optim import build_scheduler
 from utils.report.image_grid import MAX_HEIGHT, PAGE_WIDTH, SMALL, drawing, fit
 from utils.report.runs import group_runs
 from utils.run_records import Run
@@ -70,7 +70,7 @@ def applied_rates(run: Run) -> np.ndarray | None:
     scheduler = build_scheduler(optimizer, policy, step_size, total, warmup)
     rates = []
     for _ in range(run.log[-1]["iteration"]):
-        rates.append(learning_rates(optimizer))
+        rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         scheduler.step()
     return np.array(rates)

@@ -147,6 +147,8 @@ def read_sam_scores(folder: Path, dataset_name: str, class_names: Sequence[str])
         UserError: it is not there, cannot be read, or is of other data.
     """
     path = folder / "scores.json"
+    if not path.exists():
+        raise UserError(f"{path}: not there")
     scores = read_json(path)
     if scores.get("dataset") != dataset_name:
         raise UserError(f"{path}: of the data set {scores.get('dataset')}, not {dataset_name}")

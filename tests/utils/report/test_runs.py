@@ -108,7 +108,7 @@ def test_runs_are_named_by_name_or_path(tmp_path, dataset):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "scores.json: cannot be read as JSON .No such file"),
+        (None, "scores.json: not there"),
         ({"dataset": "shapes"}, "of the data set shapes, not voc"),
         ({"dataset": "voc", "oracle": {"class_iou": {"zebra": 1}}}, "of other classes"),
     ],
