@@ -1,5 +1,4 @@
 import contextlib
-import copy
 import io
 
 import numpy as np
@@ -9,10 +8,11 @@ from PIL import Image
 from torch import nn
 
 from network.modeling import build_model
-from utils.benchmark.__main__ import VOC_SIZES, draw_inputs, main, parse_args
+from utils.benchmark import ancestor, project
+from utils.benchmark.__main__ import main, parse_args
 from utils.benchmark.ancestor import AncestorSamples
-from utils.benchmark.timing import measure, profile
-from utils.benchmark.workloads import count_flops, draw_batch, evaluation, peak_flops, training
+from utils.benchmark.inputs import VOC_SIZES, draw_batch, draw_images
+from utils.benchmark.timing import count_flops, measure, peak_flops, profile
 from utils.common.imagenet import MEAN, STD
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def val_set(tmp_path_factory):
-    return draw_inputs(tmp_path_factory.mktemp("inputs") / "images", 6, shrink=6)
+    return draw_images(tmp_path_factory.mktemp("inputs") / "images", 6, shrink=6)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ def test_quick_run_measures_both_workloads_in_every_precision():
             assert base / here == pytest.approx(float(ratio), rel=0.1)
 
 
+@pytest.mark.slow
 def test_profile_tells_the_share_of_the_device_and_the_dearest_operators_with_their_shapes():
     _, head, table = printed("--profile", "--precision", "fp32", "--crop_size", "33").split("\n\n")
     assert head.startswith("fp32: 10 steps of ")
@@ -87,31 +88,22 @@ def test_bad_flags_are_one_line(run, flags, message):
 
 
 def test_explicit_flags_win_over_quick():
-    args, _ = parse_args(["--quick", "--device", "cpu", "--crop_size", "33"])
+    args = parse_args(["--quick", "--device", "cpu", "--crop_size", "33"])
     assert (args.crop_size, args.batch_size) == (33, 2)
 
 
 # The ancestor's way computes what this project computes.
 
 
-def test_training_step_of_both_ends_in_the_same_weights(model, monkeypatch):
-    models = []
-
-    def on_device(model, device, layout=torch.channels_last):
-        models.append(copy.deepcopy(model).to(memory_format=layout))
-        return models[-1]
-
-    monkeypatch.setattr("utils.benchmark.workloads.on_device", on_device)
-    work = training(model, draw_batch(65, 2, 21), 1, CPU)
-    assert work.images == 2
-    losses = work.build_ancestor()()
+def test_training_step_of_both_ends_in_the_same_weights(model):
+    batch = draw_batch(65, 2, 21)
+    trained = [ancestor.training(model, batch, 1)()]
     assert not torch.backends.cudnn.benchmark  # the ancestor's code never sets it
-    work.build_project("fp32")()
+    trained.append(project.training(model, batch, 1, "fp32")())
     assert torch.backends.cudnn.benchmark  # main.py does
-    assert losses == pytest.approx([np.log(21)], rel=0.5)
     start, theirs, ours = (
         torch.cat([value.flatten().float() for value in one.state_dict().values()])
-        for one in (model, *models)
+        for one in (model, *trained)
     )
     step = (ours - start).abs().max()
     assert step > 1e-3
@@ -120,12 +112,12 @@ def test_training_step_of_both_ends_in_the_same_weights(model, monkeypatch):
 
 
 def test_evaluation_of_both_counts_the_same_pixels(model, val_set):
-    work = evaluation(copy.deepcopy(model), val_set, CPU)
-    ancestors, ours = work.build_ancestor()(), work.build_project("fp32")()
+    ancestors = ancestor.evaluation(model, val_set)()
+    ours = project.evaluation(model, val_set, "fp32")().confusion.numpy()
     valid = sum(int((target != 255).sum()) for _, target in map(val_set.__getitem__, range(6)))
-    assert ancestors.sum() == valid and work.images == 6
+    assert ancestors.sum() == valid
     # fp32 in another layout may decide a tie of two classes the other way.
-    assert np.abs(ancestors - ours.confusion.numpy()).sum() <= 1e-3 * valid
+    assert np.abs(ancestors - ours).sum() <= 1e-3 * valid
 
 
 def test_ancestors_samples_are_normalised_floats_of_the_file(val_set):
@@ -139,7 +131,7 @@ def test_ancestors_samples_are_normalised_floats_of_the_file(val_set):
 
 @pytest.mark.slow
 def test_drawn_images_come_in_batches_as_large_as_vocs_and_as_hard_to_decode(tmp_path):
-    dataset = draw_inputs(tmp_path / "images", 2 * len(VOC_SIZES))
+    dataset = draw_images(tmp_path / "images", 2 * len(VOC_SIZES))
     counts = np.unique(dataset.image_sizes(), axis=0, return_counts=True)[1]
     assert len(dataset) / sum(-(-counts // 8)) == pytest.approx(1449 / 383, abs=0.1)
     for index in range(3):
@@ -178,11 +170,13 @@ def test_flops_by_hand():
     assert next(model.parameters()).device == CPU
 
 
-def test_flops_of_several_sizes_go_with_the_pixels(model, val_set, monkeypatch):
+def test_flops_of_several_sizes_go_with_the_pixels(model):
     sizes = [(312, 416), (208, 416)]
-    monkeypatch.setattr(val_set, "image_sizes", lambda: sizes)
     exact = sum(count_flops(model.eval(), (1, 3, *size)) for size in sizes)
-    assert evaluation(copy.deepcopy(model), val_set, CPU).flops == pytest.approx(exact, rel=0.02)
+    a_pixel = count_flops(model, (1, 3, 512, 512)) / 512**2
+    assert a_pixel * sum(height * width for height, width in sizes) == pytest.approx(
+        exact, rel=0.02
+    )
 
 
 @pytest.mark.slow

@@ -1,12 +1,18 @@
-"""Work timed in turns, and torch's profiler."""
+"""Work timed in turns, torch's profiler, and the machine's limit."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.precision import DTYPES
 
 Work = Callable[[], object]
 
@@ -71,3 +77,34 @@ def profile(work: Work, steps: int, device: torch.device) -> str:
         counts = f"{row.count / steps:g} | {spent / steps / 1000:.2f} | {spent / wall:.1%}"
         lines.append(f"| {row.key[:80]} | {shapes} | {counts} |")
     return "\n".join(lines)
+
+
+def count_flops(model: nn.Module, image_shape: Sequence[int]) -> float:
+    """FLOPs of a batch (N, 3, H, W): forward, and of a model in training mode backward too.
+
+    Two for each multiplication and addition of convolutions; the rest is not counted. Runs on the
+    meta device, which computes nothing.
+    """
+    model = copy.deepcopy(model).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(model.training):
+        logits = model(torch.empty(image_shape, device="meta"))
+        if model.training:
+            logits.sum().backward()
+    return counter.get_total_flops()
+
+
+def peak_flops(precision: str, device: torch.device) -> float:
+    """The limit, FLOPs a second: a large matrix product or convolution, whichever is quicker."""
+    dtype, (size, count) = DTYPES[precision], (8192, 20) if device.type == "cuda" else (4096, 1)
+    channels, side = size // 8, 64
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+    conv = conv.to(device, dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(4, side, side, channels, device=device, dtype=dtype).permute(0, 3, 1, 2)
+    flops = {"mm": 2 * size**3, "conv": 2 * 4 * side**2 * 9 * channels**2}
+    products = {"mm": partial(torch.mm, a, b.t()), "conv": partial(conv, x)}
+
+    def seconds(name: str) -> float:
+        return timed(lambda: [products[name]() for _ in range(count)], device) / count
+
+    return max(flops[name] / min(seconds(name) for _ in range(4)) for name in flops)
