@@ -206,10 +206,9 @@ class RegionLoss(SegmentationLoss):
         present = inside.any(dim=1)
         if logits.device.type == "cpu":
             # One class after the other takes little memory, and nothing for those that are absent.
-            nothing = logits[:0].sum()
             classes = zip(present.tolist(), probs, inside, strict=True)
             losses = torch.stack(
-                [self.class_loss(p, t, valid) if is_in else nothing for is_in, p, t in classes]
+                [self.class_loss(p, t, valid) if is_in else p[:0].sum() for is_in, p, t in classes]
             )
         else:
             # The host does not know which are present, and to ask a GPU is to wait: all at once.

@@ -21,6 +21,7 @@ from utils.loss import (
 )
 
 ALL = sorted(LOSSES)
+NO_WEIGHTS = ("ohem", "dice", "lovasz")
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25])
 
 
@@ -39,6 +40,10 @@ def random_batch(seed: int = 0, ignore_index: int = 255) -> tuple[Tensor, Tensor
     return logits, target.reshape(2, 3, 5)
 
 
+def dot(factors: tuple[float, ...], losses: tuple[float, ...]) -> float:
+    return sum(factor * loss for factor, loss in zip(factors, losses, strict=True))
+
+
 def grad_of(criterion, logits: Tensor, target: Tensor) -> Tensor:
     logits = logits.detach().clone().requires_grad_()
     criterion(logits, target).backward()
@@ -50,59 +55,39 @@ def grad_of(criterion, logits: Tensor, target: Tensor) -> Tensor:
 HAND = ([0.8, 0.4, 0.3], [1, 1, 0])
 
 
-def test_cross_entropy_is_the_mean_of_minus_log_p():
-    value = CrossEntropyLoss()(*two_classes(*HAND))
-    assert value.item() == pytest.approx((0.2231436 + 0.9162907 + 0.3566749) / 3, rel=1e-6)
-
-
-def test_weighted_cross_entropy_is_divided_by_the_sum_of_the_weights():
-    criterion = CrossEntropyLoss(class_weights=torch.tensor([3.0, 0.5]))
-    value = criterion(*two_classes(*HAND))
-    expected = (0.5 * 0.2231436 + 0.5 * 0.9162907 + 3 * 0.3566749) / 4
-    assert value.item() == pytest.approx(expected, rel=1e-6)
+MINUS_LOG_P = (0.2231436, 0.9162907, 0.3566749)
+SKEWED = torch.tensor([3.0, 0.5])
 
 
 @pytest.mark.parametrize(
-    ("gamma", "factors"),
-    [(2.0, (0.04, 0.36, 0.09)), (1.0, (0.2, 0.6, 0.3)), (0.5, (0.4472136, 0.7745967, 0.5477226))],
+    ("criterion", "expected"),
+    [
+        (CrossEntropyLoss(), sum(MINUS_LOG_P) / 3),
+        # Divided by the sum of the weights; focal shares that divisor.
+        (CrossEntropyLoss(class_weights=SKEWED), dot((0.5, 0.5, 3), MINUS_LOG_P) / 4),
+        (FocalLoss(gamma=1, class_weights=SKEWED), dot((0.1, 0.3, 0.9), MINUS_LOG_P) / 4),
+        # (1 - p)^gamma
+        (FocalLoss(), dot((0.04, 0.36, 0.09), MINUS_LOG_P) / 3),
+        (FocalLoss(gamma=1), dot((0.2, 0.6, 0.3), MINUS_LOG_P) / 3),
+        (FocalLoss(gamma=0.5), dot((0.4472136, 0.7745967, 0.5477226), MINUS_LOG_P) / 3),
+        (DiceLoss(), (1 - 2 * 0.7 / (1.5 + 1) + 1 - 2 * (0.8 + 0.4) / (1.5 + 2)) / 2),
+        # Class 1: errors 0.6 (inside), 0.3 (outside), 0.2 (inside); Jaccard losses 1/2, 2/3, 1.
+        # Class 0: errors 0.6 (outside), 0.3 (inside), 0.2 (outside); Jaccard losses 1/2, 1, 1.
+        (LovaszSoftmaxLoss(), (0.6 / 2 + 0.3 / 6 + 0.2 / 3 + 0.6 / 2 + 0.3 / 2) / 2),
+    ],
 )
-def test_focal_multiplies_cross_entropy_by_a_power_of_1_minus_p(gamma, factors):
-    value = FocalLoss(gamma=gamma)(*two_classes(*HAND))
-    expected = factors[0] * 0.2231436 + factors[1] * 0.9162907 + factors[2] * 0.3566749
-    assert value.item() == pytest.approx(expected / 3, rel=1e-6)
+def test_values_by_hand(criterion, expected):
+    assert criterion(*two_classes(*HAND)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_focal_shares_the_divisor_of_weighted_cross_entropy():
-    criterion = FocalLoss(class_weights=torch.tensor([3.0, 0.5]), gamma=1)
-    value = criterion(*two_classes(*HAND))
-    expected = 0.5 * 0.2 * 0.2231436 + 0.5 * 0.6 * 0.9162907 + 3 * 0.3 * 0.3566749
-    assert value.item() == pytest.approx(expected / 4, rel=1e-6)
-
-
-def test_dice_is_averaged_over_both_classes():
-    value = DiceLoss()(*two_classes(*HAND))
-    class_1 = 1 - 2 * (0.8 + 0.4) / (1.5 + 2)
-    class_0 = 1 - 2 * 0.7 / (1.5 + 1)
-    assert value.item() == pytest.approx((class_0 + class_1) / 2, rel=1e-6)
-
-
-def test_lovasz_weights_sorted_errors_by_differences_of_the_jaccard_loss():
-    # Class 1: errors 0.6 (inside), 0.3 (outside), 0.2 (inside); Jaccard losses 1/2, 2/3, 1.
-    # Class 0: errors 0.6 (outside), 0.3 (inside), 0.2 (outside); Jaccard losses 1/2, 1, 1.
-    value = LovaszSoftmaxLoss()(*two_classes(*HAND))
-    class_1 = 0.6 / 2 + 0.3 / 6 + 0.2 / 3
-    class_0 = 0.6 / 2 + 0.3 / 2
-    assert value.item() == pytest.approx((class_0 + class_1) / 2, rel=1e-6)
-
-
-@pytest.mark.parametrize("criterion", [DiceLoss(), LovaszSoftmaxLoss()])
-def test_classes_absent_from_the_target_are_left_out_of_the_mean(criterion):
-    logits, target = two_classes([0.8, 0.4, 0.3], [1, 1, 1])
+@pytest.mark.parametrize(
     # Class 1 alone. Dice: |p| = 1.5, |t| = 3. Lovász: every pixel inside, so the mean error.
-    expected = {"DiceLoss": 1 - 2 * 1.5 / 4.5, "LovaszSoftmaxLoss": (0.2 + 0.6 + 0.7) / 3}
-    assert criterion(logits, target).item() == pytest.approx(
-        expected[type(criterion).__name__], rel=1e-6
-    )
+    ("criterion", "expected"),
+    [(DiceLoss(), 1 - 2 * 1.5 / 4.5), (LovaszSoftmaxLoss(), (0.2 + 0.6 + 0.7) / 3)],
+)
+def test_classes_absent_from_the_target_are_left_out_of_the_mean(criterion, expected):
+    value = criterion(*two_classes([0.8, 0.4, 0.3], [1, 1, 1]))
+    assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
 # OHEM: p of the right class is 0.9, 0.8, 0.6, 0.3; a fifth pixel, the worst, is ignored.
@@ -261,21 +246,16 @@ def test_jaccard_slopes_of_a_single_pixel_are_finite():
 # Every loss
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("seed", range(2))
-def test_gradient_agrees_with_finite_differences(name, seed):
-    logits, target = random_batch(seed)
-    assert torch.autograd.gradcheck(
-        lambda x: LOSSES[name]()(x, target), logits.requires_grad_(), atol=1e-8, fast_mode=True
-    )
+FOCAL = [FocalLoss(class_weights=WEIGHTS.double(), gamma=gamma) for gamma in (0.5, 1.0, 3.0)]
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
-def test_focal_gradient_agrees_with_finite_differences(gamma):
+@pytest.mark.parametrize("criterion", [*(loss() for loss in LOSSES.values()), *FOCAL])
+def test_gradient_agrees_with_finite_differences(criterion):
     logits, target = random_batch()
-    criterion = FocalLoss(class_weights=WEIGHTS.double(), gamma=gamma)
     logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: criterion(x, target), logits, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: criterion(x, target), logits, atol=1e-8, fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("ignore_index", [255, -100, 3])
@@ -403,17 +383,14 @@ def test_build_criterion_passes_each_loss_what_it_uses():
     assert build_criterion("ce", class_weights=WEIGHTS).class_weights is WEIGHTS
 
 
-@pytest.mark.parametrize("name", ["ohem", "dice", "lovasz"])
-def test_class_weights_are_refused_by_a_loss_that_cannot_use_them(name):
-    with pytest.raises(UserError, match=f"--loss {name} .*--class_weights.*--loss ce") as error:
-        build_criterion(name, class_weights=WEIGHTS)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["ce", "ohem", "dice", "lovasz"])
-def test_focal_gamma_is_refused_by_a_loss_that_cannot_use_it(name):
-    with pytest.raises(UserError, match=f"--loss {name} .*--focal_gamma.*--loss focal"):
-        build_criterion(name, focal_gamma=2.0)
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [(name, {"class_weights": WEIGHTS}, "--class_weights.*--loss ce") for name in NO_WEIGHTS]
+    + [(name, {"focal_gamma": 2.0}, "--focal_gamma.*--loss focal") for name in ("ce", *NO_WEIGHTS)],
+)
+def test_what_a_loss_cannot_use_is_refused(name, options, words):
+    with pytest.raises(UserError, match=f"^--loss {name} [^\n]*{words}[^\n]*$"):
+        build_criterion(name, **options)
 
 
 def test_class_weights_move_with_the_module_but_are_no_part_of_its_state():
@@ -425,17 +402,19 @@ def test_class_weights_move_with_the_module_but_are_no_part_of_its_state():
 # Class weights
 
 
-def test_median_frequency_divides_the_median_by_the_frequency_where_present():
-    # Frequencies: 60/100, 20/100, 10/50, 5/100; sorted 0.05, 0.2, 0.2, 0.6.
-    counts, of_images = torch.tensor([60, 20, 10, 0, 5]), torch.tensor([100, 100, 50, 0, 100])
-    weights = median_frequency_weights(counts, of_images)
+@pytest.mark.parametrize(
+    ("pixels", "of_images", "expected"),
+    [
+        # Frequencies 0.6, 0.2, 0.2, 0.05, without the class that never occurs.
+        ([60, 20, 10, 0, 5], [100, 100, 50, 0, 100], [1 / 3, 1, 1, 0, 4]),
+        # The median of an even number is the mean of the middle two.
+        ([30, 10], [40, 40], [0.5 / 0.75, 0.5 / 0.25]),
+    ],
+)
+def test_median_frequency_divides_the_median_by_the_frequency(pixels, of_images, expected):
+    weights = median_frequency_weights(torch.tensor(pixels), torch.tensor(of_images))
     assert weights.dtype == torch.float32
-    assert weights.tolist() == pytest.approx([1 / 3, 1, 1, 0, 4])
-
-
-def test_median_of_an_even_number_of_frequencies_is_the_mean_of_the_middle_two():
-    weights = median_frequency_weights(torch.tensor([30, 10]), torch.tensor([40, 40]))
-    assert weights.tolist() == pytest.approx([0.5 / 0.75, 0.5 / 0.25])
+    assert weights.tolist() == pytest.approx(expected)
 
 
 def test_no_class_at_all_is_an_error():
