@@ -199,9 +199,9 @@ def test_one_process_under_torchrun_computes_the_same(data, tmp_path):
 @pytest.fixture(scope="module")
 def model(data):
     """Trained for a while, with norms and a last bias that are sure to predict several classes."""
-    state, batch = build_training(CUDA, "bf16"), batch_of(data)
-    losses(state, batch, 30)
-    model, images = state.model, batch[0].to(CUDA)
+    training, batch = build_training(CUDA, "bf16"), batch_of(data)
+    losses(training, batch, 30)
+    model, images = training[0], batch[0].to(CUDA)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
