@@ -9,6 +9,9 @@
 A run leaves args.json, log.jsonl, best.pth and last.pth in `runs/<run_name>/`.
 """
 
+import utils  # noqa: F401  # before torch, which reads what it sets
+
+# isort: split
 import dataclasses
 import math
 import os
@@ -303,8 +306,9 @@ def build_loss(args: Namespace, train_set: SegmentationDataset) -> nn.Module:
 def describe(args: Namespace, data: Data, device: torch.device) -> str:
     """What applies, defaults included."""
     train_set, val_set = data.train_set, data.val_set
+    head = ", separable head" * args.separable_conv
     return (
-        f"{args.model}, output stride {args.output_stride}, backbone weights "
+        f"{args.model}{head}, output stride {args.output_stride}, backbone weights "
         f"{args.backbone_weights} (lr x{args.backbone_lr_factor:g}, BN momentum "
         f"{args.bn_momentum:g}), {describe_precision(args.precision, device)}\n"
         f"{args.dataset}: {len(train_set)} images of {args.image_set}, evaluated on "

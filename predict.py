@@ -12,6 +12,9 @@ and, with --confidence, `<stem>_confidence.png` (the softmax of the class, 0 to 
 `scores_<split>.json` beside the checkpoint; one without masks is predicted with --save_predictions.
 """
 
+import utils  # noqa: F401  # before torch, which reads what it sets
+
+# isort: split
 import argparse
 import tempfile
 import time

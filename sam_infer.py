@@ -11,6 +11,9 @@ described in utils/sam/mask_files.py); images with ground truth leave `scores.js
 cannot be done is listed at the end, and the exit status is 1.
 """
 
+import utils  # noqa: F401  # before torch, which reads what it sets
+
+# isort: split
 import argparse
 import contextlib
 import dataclasses

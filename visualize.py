@@ -12,6 +12,9 @@
 Figures are in --output_dir, with report.md and report.tex if no figure is named.
 """
 
+import utils  # noqa: F401  # before torch, which reads what it sets
+
+# isort: split
 import argparse
 import shlex
 import sys

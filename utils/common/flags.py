@@ -108,11 +108,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: a value that its flag cannot have.
         """
-        words = []
+        words: list[str] = []
         for action in self._actions:
-            value, flag = settings.get(action.dest), (action.option_strings or [""])[-1]
+            value, flag = settings.get(action.dest), (action.option_strings or [""])[0]
             if action.nargs == 0 and isinstance(value, bool):
-                words += [flag] if value else []
+                words += [flag] if value else action.option_strings[1:]  # --no-...
             elif action.nargs and isinstance(value, list):
                 words += [flag, *map(str, value)]
             elif value is not None:
