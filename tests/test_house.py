@@ -2,12 +2,14 @@
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
+import utils
 from tests.conftest import ROOT
 
 SCRIPTS = ("main", "predict", "visualize", "sam_infer")
@@ -147,3 +149,21 @@ def test_tests_mirror_the_tree():
 def test_the_courses_names_are_where_the_course_looks_for_them(module, names):
     for name in names.split():
         assert getattr(importlib.import_module(module), name).__module__ == module
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_set_what_openmp_reads_before_torch_is_imported(script):
+    assert next(imports_of(script)) == "utils"
+
+
+@pytest.mark.parametrize(
+    ("own", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_fall_asleep_soon_unless_the_user_says_otherwise(monkeypatch, own, count):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    importlib.reload(utils)
+    assert os.environ.get("GOMP_SPINCOUNT") == count
