@@ -25,13 +25,12 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "cityscapes": {"crop_size": [769], "lr_policy": "poly"},
     "shapes": {
         "model": "deeplabv3plus_mobilenet",  # minutes on a CPU
-        "separable_conv": True,
         "backbone_weights": "none",
         "crop_size": [64],  # more would be padded, which whole images are not: norms would be off
         "lr": 0.03,
         "lr_policy": "poly",
         "ema_decay": 0.99,  # evens out the norms' statistics, which jump from scratch
-        "total_itrs": 1200,
+        "total_itrs": 1020,
         "val_interval": 4,
     },
 }
@@ -88,8 +87,7 @@ def _add_model_args(parser: Parser) -> None:
     add("--model", choices=list(MODELS), default="deeplabv3plus_resnet50", help="architecture")
     text = "of the backbone (default: 16; with --test_only what the checkpoint says)"
     add("--output_stride", type=int, choices=[8, 16], help=text)
-    text = "separable head convolutions"
-    add("--separable_conv", action=argparse.BooleanOptionalAction, default=False, help=text)
+    add("--separable_conv", action="store_true", help="separable head convolutions")
     text = "imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights"
     add("--backbone_weights", default="imagenet1k_v1", help=text)
     add("--bn_momentum", type=SHARE, default=0.01, help="of the backbone's BN")

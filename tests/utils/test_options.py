@@ -223,8 +223,6 @@ LAYERS = [
     (None, "--recipe strong --dataset shapes", {**SHAPES, **STRONG, **SCRATCH}),
     ("--dataset shapes --lr 0.02", "", {**SHAPES, **SCRATCH, "dataset": "shapes", "lr": 0.02}),
     ("--lr 0.02", "--lr 0.3", {"lr": 0.3}),
-    (None, "--dataset shapes --no-separable_conv", {"separable_conv": False}),
-    ("--dataset shapes --no-separable_conv", "", {**SHAPES, "separable_conv": False}),
     # A recipe that is named decides on what any recipe decides on, and on nothing else.
     ("--total_itrs 77 --loss dice --lr 0.02 --momentum 0.8", "--recipe strong",
      {**STRONG, "backbone_lr_factor": 0.5, "recipe": "strong", "total_itrs": 77, "momentum": 0.8}),

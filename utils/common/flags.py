@@ -112,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             value, flag = settings.get(action.dest), (action.option_strings or [""])[0]
             if action.nargs == 0 and isinstance(value, bool):
-                words += [flag] if value else action.option_strings[1:]  # --no-...
+                words += [flag] if value else []
             elif action.nargs and isinstance(value, list):
                 words += [flag, *map(str, value)]
             elif value is not None:
