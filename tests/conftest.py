@@ -17,8 +17,11 @@ from utils.common.errors import run_script
 
 ROOT = Path(__file__).parents[1]
 
-# What a shell starts with & ignores Ctrl-C, and so would the scripts that the tests start.
+# What a shell starts with & ignores Ctrl-C, and what nohup starts a hang-up: so would the scripts
+# that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def save_mask(path: Path, indices: np.ndarray) -> None:
