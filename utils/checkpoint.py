@@ -5,7 +5,6 @@ Nothing here runs code from a file: `torch.load(..., weights_only=True)` through
 
 import dataclasses
 import re
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from network.modeling import MODELS, build_model
 from utils.common.checkpoint_files import read_file
 from utils.common.errors import UserError
 from utils.common.imagenet import MEAN, STD
-from utils.common.processes import is_main
+from utils.common.progress import say_once
 from utils.foreign_weights import AUX_HEAD, check_weights, find_state_dict, recognise
 
 FORMAT = "deeplab 1"  # of own files, under the key "format"
@@ -114,11 +113,11 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     if str(source) == TORCHVISION:
         content = download_weights(*TORCHVISION_WEIGHTS, instead="--ckpt FILE, or train a run")
         checkpoint = describe_checkpoint(Path(TORCHVISION), content)
-        checkpoint.class_names, checkpoint.notes = list(CLASS_NAMES), []  # published with them
+        checkpoint.class_names = list(CLASS_NAMES)  # published with them
         return checkpoint
     checkpoint = describe_checkpoint(Path(source), read_file(source))
-    for note in checkpoint.notes if is_main() else ():
-        print(f"{source}: {note}", file=sys.stderr)
+    for note in checkpoint.notes:
+        say_once(f"{source}: {note}")
     return checkpoint
 
 
@@ -140,24 +139,24 @@ def _describe_own(path: Path, content: dict[str, Any]) -> Checkpoint:
             "take the version of this project that wrote it"
         )
     try:
-        args, names = content["args"], [str(name) for name in content["class_names"]]
-        colours = np.array(content.get("palette", default_colours(names)), np.uint8)
+        args, names = content["args"], content["class_names"]
+        colours = content.get("palette")  # older files have none
         checkpoint = Checkpoint(
             path,
             "own",
-            {str(key): value for key, value in content["model_state"].items()},
-            str(args["model"]),
+            content["model_state"],
+            args["model"],
             num_classes=len(names),
-            output_stride=int(args["output_stride"]),
-            separable_conv=bool(args.get("separable_conv")),
+            output_stride=args["output_stride"],
+            separable_conv=args.get("separable_conv", False),
             content=content,
             class_names=names,
-            resize=float(args.get("resize", 1.0)),
-            mean=np.array(content["mean"], float).reshape(3).tolist(),
-            std=np.array(content["std"], float).reshape(3).tolist(),
-            colours=colours.reshape(len(names), 3),
+            resize=args.get("resize", 1.0),
+            mean=content["mean"],
+            std=content["std"],
+            colours=None if colours is None else np.array(colours, np.uint8),
         )
-    except Exception as error:  # whatever values of other kinds raise
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: is not as this project writes checkpoints ({error!r:.80}): give another"
         ) from None
@@ -203,10 +202,8 @@ def _describe_foreign(path: Path, content: dict[str, Any]) -> Checkpoint:
 def model_from_checkpoint(checkpoint: Checkpoint, output_stride: int | None = None) -> DeepLab:
     """Build the model that the checkpoint describes, with its weights, in evaluation mode.
 
-    Args:
-        checkpoint: from `load_checkpoint`.
-        output_stride: 8 or 16, for a file that does not say. Weights of one stride load into a
-            model of the other without complaint, and give wrong results.
+    `output_stride` is 8 or 16, for a file that does not say: weights of one stride load into a
+    model of the other without complaint, and give wrong results.
 
     Raises:
         UserError: the output stride is unknown, or weights are missing or too many.
@@ -243,13 +240,9 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Pa
 def start_from(
     model: DeepLab, name: str, checkpoint: Checkpoint, class_names: Sequence[str]
 ) -> str:
-    """Start training from a checkpoint's weights; the last layer stays new if its classes differ.
+    """Start training from a checkpoint's weights, with its mean and std.
 
-    Args:
-        model: changed in place; it takes the checkpoint's mean and std as well.
-        name: its name in `MODELS`.
-        checkpoint: from `load_checkpoint`.
-        class_names: of the data set to train on.
+    The last layer stays new if the data set has other classes.
 
     Returns:
         One line that says what was done.
@@ -274,9 +267,14 @@ def start_from(
     if checkpoint.kind == "VainF-style" and "mobilenet" in name:
         note += "; its MobileNetV2 padded otherwise, so that borders look new to it"
     load_weights(model, checkpoint.state_dict | {key: own[key] for key in is_new}, checkpoint.path)
-    for buffer, values in ((model.mean, checkpoint.mean), (model.std, checkpoint.std)):
-        buffer.copy_(255 * torch.tensor(values).view(3, 1, 1))
+    set_normalisation(model, checkpoint.mean, checkpoint.std)
     return note
+
+
+def set_normalisation(model: DeepLab, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Give a model the mean and standard deviation of other images, RGB in [0, 1]."""
+    model.mean.copy_(255 * torch.tensor(mean).view(3, 1, 1))
+    model.std.copy_(255 * torch.tensor(std).view(3, 1, 1))
 
 
 def first_difference(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ from utils.common.errors import UserError
 # Where files keep their weights, the averaged ones first; "model_state" is the public ancestor's.
 EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
 PLAIN_KEYS = ("model_state", "model_state_dict", "state_dict", "model", "net", "weights")
-MAX_NESTING = 3  # containers in containers, as in {"model": {"state_dict": ...}}
 
 AUX_HEAD = "aux_classifier."  # a head that training alone uses; nothing that predicts has it
 MAX_CLASSES = 255  # predictions are bytes, and 255 is void
@@ -34,39 +33,29 @@ def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torc
     """The weights in what was read from a file, without wrappers' prefixes and what is no weight.
 
     Returns:
-        The state dict, and one line about what was chosen or left out; "" if there is nothing to
-        say.
+        The state dict; and which of two was chosen, "" if there is one.
 
     Raises:
         UserError: there are no weights, or each is there twice.
     """
-    notes, weights = [], content
-    for _ in range(MAX_NESTING):
-        held = [key for key in EMA_KEYS + PLAIN_KEYS if isinstance(weights.get(key), dict)]
-        if not held:
-            break
-        if held[0] in EMA_KEYS and held[-1] in PLAIN_KEYS:
-            notes.append(f"takes the averaged weights ({held[0]}), not {held[-1]}")
-        weights = weights[held[0]]
+    held = [key for key in EMA_KEYS + PLAIN_KEYS if isinstance(content.get(key), dict)]
+    weights = content[held[0]] if held else content
+    note = ""
+    if held and held[0] in EMA_KEYS and held[-1] in PLAIN_KEYS:
+        note = f"takes the averaged weights ({held[0]}), not {held[-1]}"
     kept = {key: value for key, value in weights.items() if _is_weight(key, value)}
     if not kept:
         raise UserError(f"{path}: holds no weights of a model: give another file")
-    if weights is not content and len(kept) < len(weights):
-        left_out = ", ".join(str(key) for key in weights if key not in kept)
-        notes.append(f"leaves out what is no weight ({left_out[:80]})")
     state_dict = {_PREFIXES.sub("", key): value for key, value in kept.items()}
     if len(state_dict) < len(kept):
         raise UserError(f"{path}: holds two sets of weights side by side: save one of them alone")
-    return state_dict, "; ".join(notes)
+    return state_dict, note
 
 
 def _is_weight(key: Any, value: Any) -> bool:
-    """Not a number of an average (`n_averaged`), nor a counter that thop puts into a model."""
-    if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-        return False
-    if key.endswith(("total_ops", "total_params")):
-        return False
-    return value.dim() > 0 or key.endswith("num_batches_tracked")
+    """Not a number, such as the count that an average keeps (`n_averaged`)."""
+    is_tensor = isinstance(key, str) and isinstance(value, torch.Tensor)
+    return is_tensor and (value.dim() > 0 or key.endswith("num_batches_tracked"))
 
 
 def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
@@ -78,15 +67,12 @@ def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
     for key, value in state_dict.items():
         if key.endswith("num_batches_tracked"):
             continue
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            fault = "is not of floating point (of a quantised model?)"
-        elif not value.isfinite().all():
-            fault = "is not finite (did the training diverge?)"
-        elif key.endswith("running_var") and (value < 0).any():
-            fault = "has variances below 0 (is the file damaged?)"
-        else:
-            continue
-        raise UserError(f"{path}: {key} {fault}: give another checkpoint")
+        is_sound = value.is_floating_point() and bool(value.isfinite().all())
+        if not is_sound or (key.endswith("running_var") and (value < 0).any()):
+            raise UserError(
+                f"{path}: {key} is quantised, not finite, or a variance below 0 (did the training "
+                "diverge?): give another checkpoint"
+            )
 
 
 def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int]:
@@ -110,7 +96,7 @@ def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int
     num_classes = len(state_dict[last_layer])
     if not 2 <= num_classes <= MAX_CLASSES:
         raise UserError(
-            f"{path}: gives {num_classes} {'class' if num_classes == 1 else 'classes'}; from 2 to "
-            f"{MAX_CLASSES} can be told apart here: give another --ckpt"
+            f"{path}: its last layer has {num_classes} channels; from 2 to {MAX_CLASSES} classes "
+            "can be told apart: give another --ckpt"
         )
     return f"{head}_{backbone}", num_classes

@@ -1,10 +1,7 @@
 """Own checkpoints, everybody else's, and files that are none."""
 
 import argparse
-import io
-import os
 import pickle
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
 from datasets.colours import PALETTE, default_colours
@@ -117,13 +113,7 @@ def test_colours_are_the_files_own_or_else_the_default_ones(tmp_path, lite):
 def test_weights_are_found_in_every_usual_wrapper(tmp_path, lite, beside, key, prefix):
     state = lite.state_dict()
     wrapped = {prefix + name: value for name, value in state.items()}
-    wrapped |= {
-        "n_averaged": torch.tensor(7),
-        "total_ops": torch.zeros(1, dtype=torch.float64),
-        "backbone.total_params": torch.zeros(1, dtype=torch.float64),
-        "temperature": torch.tensor(1.5),
-        "epoch": 3,
-    }
+    wrapped |= {"n_averaged": torch.tensor(7), "epoch": 3}
     content = {**beside, key: wrapped} if key else wrapped
     checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
     assert checkpoint.model == LITE and list(checkpoint.state_dict) == list(state)
@@ -137,39 +127,32 @@ def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_pa
     assert "takes the averaged weights (ema_state_dict), not state_dict" in capsys.readouterr().err
 
 
-def spoil(state, key, value):
-    """The state dict with the first element of one weight replaced."""
-    state = {name: tensor.clone() for name, tensor in state.items()}
-    state[key].view(-1)[0] = value
-    return state
-
-
 BN = "classifier.project.1"
 
 
 @pytest.mark.parametrize("is_own", [False, True])
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("key", "value"),
     [
-        (lambda s: spoil(s, f"{BN}.weight", float("nan")), f"{BN}.weight is not finite"),
-        (lambda s: spoil(s, f"{BN}.bias", float("inf")), f"{BN}.bias is not finite"),
-        (lambda s: spoil(s, f"{BN}.running_var", -1), f"{BN}.running_var has variances below 0"),
-        (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, "weight is not of floating point"),
+        (f"{BN}.weight", torch.full((48,), float("nan"))),
+        (f"{BN}.bias", torch.full((48,), float("inf"))),
+        (f"{BN}.running_var", -torch.ones(48)),
+        (f"{BN}.weight", torch.ones(48, dtype=torch.int8)),
     ],
 )
-def test_weights_that_compute_nothing_of_use_are_refused(tmp_path, lite, is_own, change, message):
-    state = change(lite.state_dict())
+def test_weights_that_compute_nothing_of_use_are_refused(tmp_path, lite, is_own, key, value):
+    state = {**lite.state_dict(), key: value}
     content = {**own(lite, LITE), "model_state": state} if is_own else state
-    with pytest.raises(UserError, match=rf"a\.pth: .*{message}"):
+    with pytest.raises(UserError, match=rf"a\.pth: {key} is quantised, not finite, or a variance"):
         load_checkpoint(save(tmp_path / "a.pth", content))
 
 
-@pytest.mark.parametrize(("num_classes", "message"), [(1, "gives 1 class;"), (256, "gives 256 cl")])
-def test_class_counts_that_masks_cannot_hold_are_refused(tmp_path, lite, num_classes, message):
+@pytest.mark.parametrize("num_classes", [1, 256])
+def test_class_counts_that_masks_cannot_hold_are_refused(tmp_path, lite, num_classes):
     state = lite.state_dict()
     state["classifier.classifier.3.weight"] = torch.zeros(num_classes, 256, 1, 1)
     state["classifier.classifier.3.bias"] = torch.zeros(num_classes)
-    with pytest.raises(UserError, match=rf"a\.pth: {message}.*from 2 to 255"):
+    with pytest.raises(UserError, match=rf"a\.pth: .* has {num_classes} channels; from 2 to 255"):
         load_checkpoint(save(tmp_path / "a.pth", state))
 
 
@@ -335,46 +318,15 @@ def test_file_with_code_is_refused_and_nothing_runs(tmp_path, model, writer):
         load_checkpoint(path)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["TorchScript", "exported program"])
-def test_a_program_is_called_one(tmp_path, kind):
-    network, inputs = nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 8, 8),)
-    if kind == "TorchScript":
-        torch.jit.save(torch.jit.trace(network, inputs), tmp_path / "a.pt2")
-    else:
-        torch.export.save(torch.export.export(network, inputs), tmp_path / "a.pt2")
-    with pytest.raises(UserError, match=r"a\.pt2: is a program \(TorchScript, \.pt2\)"):
-        load_checkpoint(tmp_path / "a.pt2")
-
-
 def test_what_torch_cannot_read_is_one_line(tmp_path, lite):
     whole = save(tmp_path / "whole.pth", lite.state_dict()).read_bytes()
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as other:
-        other.writestr("a.txt", "hello")
-    damaged = "is damaged, cut off, or no checkpoint"
-    cases = {
-        "cut.pth": (whole[: len(whole) // 2], damaged),
-        "empty.pth": (b"", damaged),
-        "page.pth": (b"\n<!DOCTYPE html><html>404</html>", damaged),
-        "noise.pth": (bytes(range(256)) * 9, damaged),
-        "archive.pth": (archive.getvalue(), "or another archive, not a checkpoint"),
-    }
-    for name, (content, message) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name}: .*{message}"):
-            load_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match=r"nowhere\.pth: .*No such file.*--ckpt"):
-        load_checkpoint(tmp_path / "nowhere.pth")
-
-
-def test_what_is_no_file_is_refused_and_nothing_waits(tmp_path):
-    if hasattr(os, "mkfifo"):  # not on Windows
-        os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(UserError, match="pipe: is not a file"):
-            load_checkpoint(tmp_path / "pipe")
-    with pytest.raises(UserError, match=f"{tmp_path}: is not a file"):
-        load_checkpoint(tmp_path)
+    for content in (whole[: len(whole) // 2], b"", b"\n<!DOCTYPE html><html>404</html>"):
+        (tmp_path / "a.pth").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.pth: is damaged, or no checkpoint"):
+            load_checkpoint(tmp_path / "a.pth")
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        with pytest.raises(UserError, match=f"{path}: cannot be read .*--ckpt"):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -382,9 +334,7 @@ def test_what_is_no_file_is_refused_and_nothing_waits(tmp_path):
     [
         {"fc.weight": torch.zeros(3, 3)},  # a classifier of whole images
         {"model_state": {}},
-        {"best_score": 0.5},
         [torch.zeros(1)],
-        torch.zeros(1),
     ],
 )
 def test_files_without_a_deeplab_are_named(tmp_path, content):
@@ -397,17 +347,10 @@ def test_files_without_a_deeplab_are_named(tmp_path, content):
     [
         ({"format": "deeplab 2"}, "is of format 'deeplab 2'"),
         ({"class_names": ["a", "b"], "palette": [[0] * 3] * 2}, "does not fit .*size mismatch"),
-        ({"class_names": 5}, "is not as this project writes"),
         ({"args": {"model": NAME}}, r"is not as this project writes .*KeyError\('output_stride'"),
         ({"args": {"model": NAME, "output_stride": 7}}, "--output_stride 7: must be 8 or 16"),
         ({"args": None}, "is not as this project writes"),
-        ({"model_state": None}, "is not as this project writes"),
-        (
-            {"model_state": {1: torch.ones(1)}},
-            r"a\.pth: does not fit .*Missing key.*low_level",
-        ),
-        ({"mean": [0.5, 0.5]}, "is not as this project writes"),
-        ({"palette": [[0, 0, 256]] * 5}, "is not as this project writes"),
+        ({"model_state": {"a": torch.ones(1)}}, r"a\.pth: does not fit .*Missing key.*low_level"),
     ],
 )
 def test_own_file_that_contradicts_itself_or_the_code_is_refused(tmp_path, model, extra, message):
@@ -416,13 +359,12 @@ def test_own_file_that_contradicts_itself_or_the_code_is_refused(tmp_path, model
         model_from_checkpoint(load_checkpoint(path))
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float16", "float32", "float64", "int8", "uint8", "int64", "bool"]
-)
-def test_numpy_scalars_are_read(tmp_path, dtype):
-    value = np.ones((), dtype)[()]
-    content = read_file(save(tmp_path / "a.pth", {"best_score": value}))
-    assert content["best_score"] == value and type(content["best_score"]) is type(value)
+def test_numpy_scalars_are_read(tmp_path):
+    values = {
+        name: np.ones((), name)[()] for name in ("float16", "float64", "int8", "uint8", "bool")
+    }
+    content = read_file(save(tmp_path / "a.pth", values))
+    assert content == values and all(type(content[name]) is type(values[name]) for name in values)
 
 
 def checkpoint_of(model, names):
@@ -494,19 +436,3 @@ def test_start_from_another_architecture_is_refused(tmp_path, model):
     with pytest.raises(UserError, match=r"a\.pth: .*deeplabv3plus_mobilenet.*deeplabv3_mobilenet"):
         other = build_model("deeplabv3_mobilenet", num_classes=5)
         start_from(other, "deeplabv3_mobilenet", checkpoint, NAMES)
-
-
-def test_a_file_names_no_gpu(tmp_path, monkeypatch):
-    saved = []
-    monkeypatch.setattr(torch, "save", lambda content, path: saved.append(content) or path.touch())
-    with FakeTensorMode():
-        parameter = nn.Parameter(torch.ones(3, device="cuda"))
-        optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
-        parameter.grad = torch.ones(3, device="cuda")
-        optimizer.step()
-        content = {"model_state": {"a": parameter}, "optimizer_state": optimizer.state_dict()}
-        save_checkpoint(tmp_path / "last.pth", {**content, "rng": (torch.ones(1), 3)})
-    (found,) = saved
-    buffer = found["optimizer_state"]["state"][0]["momentum_buffer"]
-    assert {found["model_state"]["a"].device.type, buffer.device.type} == {"cpu"}
-    assert found["rng"][1] == 3 and isinstance(found["rng"], tuple)
