@@ -16,7 +16,7 @@ from utils.common.errors import UserError
 from utils.common.files import read_json, write_json, write_text
 from utils.common.locks import HeldError, locked
 from utils.common.processes import get_world_size, is_main
-from utils.common.progress import say
+from utils.common.progress import say, say_once
 
 ARGS_FILE, LOG_FILE = "args.json", "log.jsonl"
 BEST_FILE, LAST_FILE = "best.pth", "last.pth"
@@ -186,19 +186,14 @@ def import_tensorboard() -> Callable[..., Any]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run, oldest first; a last line that a kill cut off is left out."""
-    return read_log_and_note(folder)[0]
-
-
-def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The evaluations of a run, oldest first, and a note if its last line is cut off.
+    """The evaluations of a run, oldest first; a last line that is cut off is left out, and said.
 
     Raises:
         UserError: the log cannot be read, or another line than the last is no record.
     """
     path = folder / LOG_FILE
     if not path.exists():
-        return [], None
+        return []
     try:
         # -sig: an editor may have put a byte-order mark in front.
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -211,13 +206,14 @@ def read_log_and_note(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
         except ValueError:
             record = None
             if number == len(lines):
-                return records, f"{path}: the last line is cut off and was left out"
+                say_once(f"{path}: the last line is cut off and was left out")
+                break
         if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
             raise UserError(
                 f"{path}: line {number} is not a JSON object with an iteration: take it out"
             )
         records.append(record)
-    return records, None
+    return records
 
 
 def describe_environment() -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """What finished runs have to show: their settings and scores, and which of them is the best."""
 
 import dataclasses
+import datetime
 import math
 import shlex
 import sys
@@ -13,15 +14,7 @@ from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.metrics import format_scores
-from utils.options import parse_args
-from utils.run_folder import ARGS_FILE, BEST_FILE, read_log_and_note
-
-# What curves and tables read of a log line beside the iteration; what it does not say is NaN.
-_NUMBERS = (
-    "miou", "pixel_acc", "mean_acc", "fw_iou", "epoch", "train_loss", "lr", "backbone_lr",
-    "seconds", "val_seconds", "max_memory_mb",
-)  # fmt: skip
-_UNSAID: dict[str, Any] = {**dict.fromkeys(_NUMBERS, math.nan), "class_iou": {}}
+from utils.run_folder import ARGS_FILE, BEST_FILE, read_log
 
 
 @dataclasses.dataclass
@@ -36,7 +29,6 @@ class Run:
         lists: `images` (their number) and `ids` (a hash) of its lists "train" and "val"; empty if
             the run does not say.
         log: one record per evaluation, oldest first; a number that is missing is NaN.
-        notes: what is wrong or unfinished, one line each.
     """
 
     folder: Path
@@ -45,7 +37,6 @@ class Run:
     environment: dict[str, Any]
     lists: dict[str, dict[str, Any]]
     log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -68,42 +59,17 @@ class Run:
         return self.folder / BEST_FILE
 
     @property
+    def notes(self) -> list[str]:
+        """What is unfinished, one line each."""
+        last, total = self.log[-1]["iteration"], self.setting("total_itrs") or 0
+        is_short = f"{self.folder}: is not finished: evaluated at {last} of {total} iterations"
+        return [is_short] if last < total else []
+
+    @property
     def source(self) -> DataSource:
         """Where its data are from."""
         names = {field.name for field in dataclasses.fields(DataSource)} & self.args.keys()
         return DataSource(**{name: self.args[name] for name in names})
-
-    def is_on(self, class_names: Sequence[str], root: Path, lists: Collection[str]) -> bool:
-        """Whether its data are those; the one rule, wherever runs are chosen.
-
-        Published data are the same wherever they lie. Of the user's own, the folder decides if both
-        are on this machine, else (they were moved, or the run was copied here) the images do.
-
-        Args:
-            class_names: of the data set; `--dataset` is the run's.
-            root: its folder, as `--data_root`.
-            lists: hashes of lists of its images.
-        """
-        if list(class_names) != self.class_names:
-            return False
-        own = Path(self.source.data_root)
-        if self.source.dataset != "custom" or own.resolve() == root.resolve():
-            return True
-        were_moved = not (own.exists() and root.exists())
-        return were_moved and not self.list_hashes.isdisjoint(lists)
-
-    def is_on_data_of(self, other: "Run") -> bool:
-        """Whether both are on one data set."""
-        root = Path(other.source.data_root)
-        is_same_kind = self.source.dataset == other.source.dataset
-        return is_same_kind and self.is_on(other.class_names, root, other.list_hashes)
-
-    def compares_with(self, other: "Run") -> bool:
-        """Whether their scores do: on the same data, list of images and protocol."""
-        one, two = (
-            (run.setting("crop_val"), run.lists.get("val", {}).get("ids")) for run in (self, other)
-        )
-        return one == two and self.is_on_data_of(other)
 
     @property
     def list_hashes(self) -> set[str]:
@@ -118,14 +84,31 @@ class Run:
         """One number of every record."""
         return [record[name] for record in self.log]
 
+    def is_on(self, source: DataSource, class_names: Sequence[str], lists: Collection[str]) -> bool:
+        """Whether its data are those; the one rule, wherever runs are chosen.
 
-def load_run(folder: Path) -> Run:
-    """Read a run's settings and log.
+        Published data are the same wherever they lie. Of the user's own, the folder decides if both
+        are on this machine, else (they were moved, or the run was copied here) the images do: one
+        of `lists`, hashes of lists of images, is the run's.
+        """
+        if (source.dataset, list(class_names)) != (self.source.dataset, self.class_names):
+            return False
+        own, other = Path(self.source.data_root), Path(source.data_root)
+        if source.dataset != "custom" or own.resolve() == other.resolve():
+            return True
+        were_moved = not (own.exists() and other.exists())
+        return were_moved and not self.list_hashes.isdisjoint(lists)
 
-    Raises:
-        UserError: it is no run, has no evaluation yet, or its files are broken.
-    """
-    return _with_log(read_settings(folder))
+    def is_on_data_of(self, other: "Run") -> bool:
+        """Whether both are on one data set."""
+        return self.is_on(other.source, other.class_names, other.list_hashes)
+
+    def compares_with(self, other: "Run") -> bool:
+        """Whether their scores do: on the same data, list of images and protocol."""
+        one, two = (
+            (run.setting("crop_val"), run.lists.get("val", {}).get("ids")) for run in (self, other)
+        )
+        return one == two and self.is_on_data_of(other)
 
 
 def read_settings(folder: Path) -> Run:
@@ -137,30 +120,43 @@ def read_settings(folder: Path) -> Run:
     return Run(folder, args, class_names, stored.get("environment", {}), stored.get("data", {}))
 
 
-def _with_log(run: Run) -> Run:
-    """The same run, with its log and with notes on what is wrong in it."""
-    records, note = read_log_and_note(run.folder)
-    if not records:
-        raise UserError(f"{run.folder}: has no evaluation yet: train it on with main.py --resume")
+def load_run(
+    folder: Path, dataset_name: str | None = None, dataset: SegmentationDataset | None = None
+) -> Run:
+    """Read a run's settings and log.
+
+    Args:
+        folder: of the run.
+        dataset_name: what it must be on, as `--dataset` names it; None for any.
+        dataset: that data set; None: not at hand.
+
+    Raises:
+        UserError: it is no run, on other data, has no evaluation yet, or its files are broken.
+    """
+    run = read_settings(folder)
+    name = run.source.dataset
+    if dataset_name not in (None, name):
+        raise UserError(f"{folder}: a run on {name}, not on {dataset_name}: give --dataset {name}")
+    if dataset is not None:
+        source = DataSource(name, str(dataset.folder))
+        if not run.is_on(source, dataset.class_names, [dataset.ids_hash]):
+            raise UserError(
+                f"{folder}: a run on other classes or images than those in {dataset.folder}: give "
+                f"its --data_root {run.source.data_root}"
+            )
     run.log = [
-        _UNSAID | {name: value for name, value in record.items() if value is not None}
-        for record in records
+        {key: math.nan if value is None else value for key, value in record.items()}
+        for record in read_log(folder)
     ]
-    last, total = run.log[-1]["iteration"], run.setting("total_itrs") or 0
-    is_short = f"{run.folder}: is not finished: evaluated at {last} of {total} iterations"
-    run.notes = [*([note] if note else []), *([is_short] if last < total else [])]
+    if not run.log:
+        raise UserError(f"{folder}: has no evaluation yet: train it on with main.py --resume")
     return run
 
 
 def find_runs(
     runs_dir: Path, dataset_name: str | None, dataset: SegmentationDataset | None
 ) -> tuple[list[Run], list[str]]:
-    """All runs on a data set, by name.
-
-    Args:
-        runs_dir: the folder of the runs.
-        dataset_name: as `--dataset` names it; None for any.
-        dataset: that data set; see `Run.is_on` for what is no run on it. None: not at hand.
+    """All runs on a data set, by name; see `load_run`.
 
     Returns:
         The runs that have an evaluation, and one line for each that could not be read, or that is
@@ -169,14 +165,10 @@ def find_runs(
     runs, notes = [], []
     for folder in _folders(runs_dir):
         try:
-            run = read_settings(folder)
-            misfit = _misfit(run, dataset_name, dataset)
-            if misfit is None:
-                runs.append(_with_log(run))
-            elif run.source.dataset == dataset_name:
-                notes.append(f"{folder}: left out: {misfit}")
+            if dataset_name in (None, read_settings(folder).source.dataset):
+                runs.append(load_run(folder, dataset_name, dataset))
         except UserError as error:
-            notes.append(str(error))
+            notes.append(f"left out: {error}")
     return runs, notes
 
 
@@ -188,10 +180,8 @@ def load_named_runs(
 ) -> list[Run]:
     """The runs that `--runs` names, each by its name below `runs_dir` or by its path.
 
-    They are on `dataset`, as in `find_runs`.
-
     Raises:
-        UserError: one is unknown, given twice, of another data set, or cannot be read.
+        UserError: one is unknown; or see `load_run`.
     """
     runs: list[Run] = []
     for name in names:
@@ -199,82 +189,17 @@ def load_named_runs(
         if not (folder / ARGS_FILE).exists():
             known = ", ".join(path.name for path in _folders(runs_dir)) or "none"
             raise UserError(f"--runs {name}: no such run; in {runs_dir} there are: {known}")
-        run = read_settings(folder)
-        if misfit := _misfit(run, dataset_name, dataset):
-            raise UserError(f"--runs {name}: {misfit}")
-        if any(folder.resolve() == other.folder.resolve() for other in runs):
-            raise UserError(f"--runs {name}: given twice: name each run once")
-        runs.append(_with_log(run))
+        runs.append(load_run(folder, dataset_name, dataset))
     return runs
-
-
-def best_run(runs: Sequence[Run]) -> Run | None:
-    """The run with the highest mIoU, the first of equals."""
-    return max(runs, key=lambda run: run.best["miou"], default=None)
-
-
-def summarise(run: Run) -> str:
-    """What the end of a training prints: scores at the best evaluation, costs, what to type next.
-
-    Scores are in percent.
-    """
-    best, last = run.best, run.log[-1]
-    minutes, seconds = divmod(round(last["seconds"]), 60)
-    memory = last["max_memory_mb"]
-    scores = best | {"class_iou": list(best["class_iou"].values())}
-    data = ["--runs_dir", str(run.folder.parent), *run.source.flags()]
-    commands = [_python("predict.py", "--ckpt", str(run.best_checkpoint), "IMAGE_OR_FOLDER")]
-    if run.setting("loss") == "ce":  # the course asks for a second one, and for SAM
-        commands += [second_loss_command(run, run.source), _python("sam_infer.py", *data)]
-    commands.append(_python("visualize.py", *data))
-    return "\n".join(
-        [
-            format_scores(scores, list(best["class_iou"])),
-            f"best of {len(run.log)} evaluations: epoch {best['epoch']:g}, iteration "
-            f"{best['iteration']}, in {run.best_checkpoint}",
-            f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
-            + (f", {memory:,.0f} MB of GPU memory" if math.isfinite(memory) else ""),
-            "next: " + "\n      ".join(commands),
-        ]
-    )
-
-
-def second_loss_command(run: Run, source: DataSource) -> str:
-    """The command that trains a run once more, on `source`, with another loss and a folder."""
-    loss = "focal" if run.setting("loss") == "ce" else "ce"
-    words = ["--args", str(run.folder / ARGS_FILE), "--loss", loss]
-    new = parse_args("", words)
-    if DataSource.of(new) != source:
-        words += source.flags()
-    if Path(new.runs_dir).resolve() != run.folder.parent.resolve():
-        words += ["--runs_dir", str(run.folder.parent)]
-    if (run.folder.parent / new.run_name).exists():
-        words += ["--run_name", f"{run.name}_{loss}"]
-    return _python("main.py", *words)
-
-
-def _python(*words: str) -> str:
-    return shlex.join(["python", *words])
 
 
 def _folders(runs_dir: Path) -> list[Path]:
     return sorted(path.parent for path in runs_dir.glob(f"*/{ARGS_FILE}"))
 
 
-def _misfit(run: Run, dataset_name: str | None, dataset: SegmentationDataset | None) -> str | None:
-    """Why a run is not of this data set; None if it is."""
-    other = run.source.dataset
-    if dataset_name not in (None, other):
-        return f"a run on {other}, not on {dataset_name}: give --dataset {other}"
-    if dataset is None:
-        return None
-    if run.is_on(dataset.class_names, dataset.folder, [dataset.ids_hash]):
-        return None
-    kind = "images" if list(dataset.class_names) == run.class_names else "classes"
-    return (
-        f"a run on other {kind} than those in {dataset.folder}: give its --data_root "
-        f"{run.source.data_root}"
-    )
+def best_run(runs: Sequence[Run]) -> Run | None:
+    """The run with the highest mIoU, the first of equals."""
+    return max(runs, key=lambda run: run.best["miou"], default=None)
 
 
 def default_checkpoint(
@@ -284,7 +209,7 @@ def default_checkpoint(
 
     Args:
         runs_dir: the folder of the runs.
-        dataset_name: as in `find_runs`; None: the data set of the newest run.
+        dataset_name: as in `load_run`; None: the data set of the newest run.
         dataset: the same.
 
     Returns:
@@ -305,3 +230,40 @@ def default_checkpoint(
     if others := len(runs) - len(rivals):
         reason += f", the newest run's; {others} on other data or scored otherwise left out"
     return best.best_checkpoint, f"{reason}; --ckpt FILE takes another"
+
+
+def summarise(run: Run) -> str:
+    """What the end of a training prints: scores at the best evaluation, costs, what to type next.
+
+    Scores are in percent.
+    """
+    best, last = run.best, run.log[-1]
+    time, memory = datetime.timedelta(seconds=round(last["seconds"])), last["max_memory_mb"]
+    scores = best | {"class_iou": list(best["class_iou"].values())}
+    lines = [
+        format_scores(scores, list(best["class_iou"])),
+        f"best of {len(run.log)} evaluations: epoch {best['epoch']:g}, iteration "
+        f"{best['iteration']}, in {run.best_checkpoint}",
+        f"{time} h" + (f", {memory:,.0f} MB of GPU memory" if math.isfinite(memory) else ""),
+        f"next: {_python('predict.py', '--ckpt', str(run.best_checkpoint), 'IMAGE_OR_FOLDER')}",
+    ]
+    data = ["--runs_dir", str(run.folder.parent), *run.source.flags()]
+    if run.setting("loss") == "ce":  # the course asks for a second one, and for SAM
+        lines.append(f"      {second_loss_command(run, run.source)}")
+        lines.append(f"      {_python('sam_infer.py', *data)}")
+    lines.append(f"      {_python('visualize.py', *data)}")
+    return "\n".join(lines)
+
+
+def second_loss_command(run: Run, source: DataSource) -> str:
+    """The command that trains a run once more, on `source`, with another loss and a folder."""
+    before = run.setting("loss")
+    loss = "focal" if before == "ce" else "ce"
+    name = f"{run.name.removesuffix(f'_{before}')}_{loss}"
+    words = ["--args", str(run.folder / ARGS_FILE), "--loss", loss]
+    words += ["--runs_dir", str(run.folder.parent), "--run_name", name]
+    return _python("main.py", *words, *(source.flags() if source != run.source else []))
+
+
+def _python(*words: str) -> str:
+    return shlex.join(["python", *words])

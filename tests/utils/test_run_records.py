@@ -1,10 +1,12 @@
 """What the end of a training says of its run, and which runs are on the same data."""
 
+import dataclasses
 import os
 from types import SimpleNamespace
 
 import pytest
 
+from datasets import DataSource
 from tests.utils.report.test_runs import write_run as write_files
 from utils.common.errors import UserError
 from utils.run_records import default_checkpoint, find_runs, load_named_runs, load_run, summarise
@@ -42,7 +44,8 @@ def test_after_cross_entropy_the_second_loss_and_sam_are_next(tmp_path):
     data = f"--runs_dir {tmp_path} --data_root town --no_download"
     assert lines == [
         f"predict.py --ckpt {tmp_path}/town_ce/best.pth IMAGE_OR_FOLDER",
-        f"main.py --args {tmp_path}/town_ce/args.json --loss focal --runs_dir {tmp_path}",
+        f"main.py --args {tmp_path}/town_ce/args.json --loss focal --runs_dir {tmp_path} "
+        "--run_name town_focal",
         f"sam_infer.py {data}",
         f"visualize.py {data}",
     ]
@@ -69,11 +72,9 @@ def test_equal_names_do_not_make_two_data_sets_one(tmp_path, towns):
     write_run(runs / "on_b", [0.4], data_root=str(b.folder), lists={"val": "same"})
     found, notes = find_runs(runs, "custom", b)
     assert [run.name for run in found] == ["on_b"]
-    assert notes == [
-        f"{runs / 'on_a'}: left out: a run on other images than those in {b.folder}: give its "
-        f"--data_root {a.folder}"
-    ]
-    with pytest.raises(UserError, match=r"--runs on_a: a run on other images than those in"):
+    reason = f"{runs / 'on_a'}: a run on other classes or images than those in {b.folder}: give "
+    assert notes == [f"left out: {reason}its --data_root {a.folder}"]
+    with pytest.raises(UserError, match=reason):
         load_named_runs(["on_a"], runs, "custom", b)
     assert default_checkpoint(runs, "custom", b)[0] == runs / "on_b" / "best.pth"
     assert default_checkpoint(runs, "custom", a)[0] == runs / "on_a" / "best.pth"
@@ -94,9 +95,10 @@ def test_equal_names_do_not_make_two_data_sets_one(tmp_path, towns):
 )
 def test_lists_tell_whether_data_that_were_moved_are_the_same(tmp_path, towns, settings, is_same):
     run = write_run(tmp_path / "run", **settings)
-    data, _ = towns
-    assert run.is_on(data.class_names, data.folder, [data.ids_hash]) is is_same
-    assert not run.is_on(["road", "sky"], data.folder, [data.ids_hash])
+    town = DataSource(run.source.dataset, str(towns[0].folder))
+    assert run.is_on(town, ("sky", "road"), ["same"]) is is_same
+    assert not run.is_on(town, ("road", "sky"), ["same"])
+    assert not run.is_on(dataclasses.replace(town, dataset="voc"), ("sky", "road"), ["same"])
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_find_runs_takes_those_of_the_data_set(tmp_path, dataset):
     found, notes = find_runs(runs, "voc", dataset)
     assert [run.name for run in found] == ["a", "b"]
     assert len(notes) == 2 and "new: has no evaluation yet" in notes[1]
-    assert "fewer: left out: a run on other classes than those in" in notes[0]
+    assert "fewer: a run on other classes or images than those in" in notes[0]
     assert find_runs(tmp_path / "nowhere", "voc", dataset) == ([], [])
 
 
@@ -220,7 +220,7 @@ def test_the_command_for_a_second_loss_trains_the_same_with_another(
     again = parse_args("", words)
     assert (python, script, again.loss, stored.loss) == ("python", "main.py", "ce", "focal")
     assert not (tmp_path / again.runs_dir / again.run_name).exists()
-    changed = {"args", "loss", "focal_gamma", "run_name"}
+    changed = {"args", "loss", "focal_gamma", "run_name", "runs_dir"}
     assert {name for name, value in vars(again).items() if value != vars(stored)[name]} <= changed
     # From elsewhere, and the data are elsewhere.
     moved = shutil.move(tmp_path / "runs", tmp_path / "moved")
