@@ -24,8 +24,7 @@ from utils.engine import evaluate
 from utils.metrics import format_scores, scores_from_confusion
 from utils.precision import out_of_memory_explained
 from utils.predictor import Predictor
-from utils.run_folder import ARGS_FILE, BEST_FILE
-from utils.run_records import read_settings
+from utils.run_folder import BEST_FILE
 
 Keep = Callable[[str, Path, np.ndarray], None]
 
@@ -56,12 +55,7 @@ class Evaluation:
 
 
 def protocol(crop: int | None, resize: float = 1.0) -> str:
-    """How an evaluation looks at images; every score says so.
-
-    Args:
-        crop: as in `Evaluation`.
-        resize: the model sees images resized by it; `main.py --resize`.
-    """
+    """How an evaluation looks at images (see `Evaluation`, `main.py --resize`); scores say so."""
     seen = "" if resize == 1 else f", seen resized by {resize:g}"
     if crop is None:
         return f"whole images at native size{seen}"
@@ -79,13 +73,12 @@ def score_checkpoint(
     Args:
         predictor: from `Predictor.from_checkpoint`.
         evaluation: on what, and how.
-        folder: where the scores go, under the name that `scores_file` gives; None: beside the
-            checkpoint.
+        folder: of the scores; None: that of the checkpoint.
         keep: called for each sample with its id, the file that its prediction belongs in, and the
             prediction: class indices uint8 (H, W).
 
     Returns:
-        The file of the scores.
+        The file of the scores, as `scores_file` names it.
 
     Raises:
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
@@ -138,7 +131,6 @@ def describe_evaluation(
     """
     checkpoint, source = predictor.checkpoint, evaluation.source
     check_classes(checkpoint, dataset, source.dataset)
-    say_other_images(checkpoint, evaluation, dataset)
     return {
         "checkpoint": str(checkpoint.path),
         "dataset": source.dataset,
@@ -203,20 +195,3 @@ def check_classes(checkpoint: Checkpoint, val_set: SegmentationDataset, dataset:
         )
     if not checkpoint.class_names:
         say(f"{checkpoint.path}: its classes are taken to be those of --dataset {dataset}")
-
-
-def say_other_images(
-    checkpoint: Checkpoint, evaluation: Evaluation, val_set: SegmentationDataset
-) -> None:
-    """Say it in one line if the split holds other images than when the run was trained."""
-    if not checkpoint.path.with_name(ARGS_FILE).is_file():
-        return
-    run, source = read_settings(checkpoint.path.parent), evaluation.source
-    trained = (run.source.dataset, run.source.data_root, run.setting("val_image_set"))
-    before = run.lists.get("val", {"ids": val_set.ids_hash})
-    is_same_split = trained == (source.dataset, source.data_root, evaluation.image_set)
-    if is_same_split and before["ids"] != val_set.ids_hash:
-        say(
-            f"{evaluation.image_set}: holds other images than when {checkpoint.path} was trained "
-            f"({before['images']} then, {len(val_set)} now)"
-        )
