@@ -2,51 +2,41 @@
 
     python -m utils.benchmark                              # minutes on two cores
     python -m utils.benchmark --precision auto fp32        # this project in both precisions
-    python -m utils.benchmark --profile                    # where the time of a training step goes
-    python -m utils.benchmark --quick                      # tiny sizes: does it run?
+    python -m utils.benchmark --profile                    # where its time goes
 
-Both (`ancestor.py`, and in `project.py` the functions that `main.py` calls) take turns in this
-process, on the same inputs and from the same weights; numbers are medians of the rounds. The limit
-is a large matrix product or convolution, whichever is quicker, in the same precision and on the
-same threads. Images are drawn, in VOC's sizes.
+Both (see `ways.py`) take turns in this process, on the same inputs and from the same weights;
+numbers are medians of the rounds. The limit is a large matrix product or convolution, whichever is
+quicker, in the same precision and on the same threads. Images are drawn, in VOC's sizes.
 """
 
 import argparse
-import datetime
-import shlex
-import sys
+import copy
+import statistics
 import tempfile
-from collections.abc import Callable
-from functools import partial
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
+from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.shapes import CLASS_NAMES
+from network._deeplab import DeepLab
 from network.modeling import MODELS, build_model
-from utils.benchmark import ancestor, project
-from utils.benchmark.inputs import draw_batch, draw_images
-from utils.benchmark.timing import Work, count_flops, measure, peak_flops, profile
+from utils.benchmark import ways
+from utils.benchmark.ways import Work
 from utils.common.errors import run_script
-from utils.common.flags import SIDE, Parser, refuse, whole
+from utils.common.flags import SIDE, Parser, whole
 from utils.precision import PRECISIONS, choose_device, choose_precision, out_of_memory_explained
 
-TRAIN = "training step: copy, forward, backward, SGD; without loader, log and average"
-EVAL = "evaluation of whole images, from files to confusion matrix"
-Way = Callable[..., Work]
-WAYS: dict[str, tuple[Way, Way]] = {  # the ancestor's and this project's, by what they do
-    TRAIN: (ancestor.training, project.training),
-    EVAL: (ancestor.evaluation, project.evaluation),
-}
 # How much a round holds: training iterations, and images to evaluate.
 AMOUNTS = {
     "cpu": {"batch_size": 2, "iterations": 2, "images": 64},
     "gpu": {"batch_size": 8, "iterations": 20, "images": 256},
 }
-QUICK = {"model": "deeplabv3plus_mobilenet", "crop_size": 65, "batch_size": 2, "repeats": 2,
-         "iterations": 1, "images": 6}  # fmt: skip
-PROFILED_STEPS = 10
 
 
 def build_parser() -> Parser:
@@ -59,76 +49,118 @@ def build_parser() -> Parser:
     add("--batch_size", type=whole(2, 4096), help="of training (default: 8 on a GPU, else 2)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="of this project")
-    add("--repeats", type=whole(1, 10**4), default=5, help="rounds that are measured")
-    add("--quick", action="store_true", help="tiny sizes; other flags still win")
-    add("--profile", action="store_true", help="show where the time of ten training steps goes")
+    add("--repeats", type=whole(1, 10**4), default=5, help="rounds that are timed")
+    add("--profile", action="store_true", help="show where the time goes, by torch's profiler")
     return parser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the flags, and complete what depends on the device or on `--quick`.
-
-    Raises:
-        UserError: a flag is out of range, or does nothing.
-    """
+    """Parse the flags, and complete what depends on the device."""
     parser = build_parser()
     given = parser.given(argv)
-    if "profile" in given:
-        refuse(("only", "repeats"), given, "does nothing with --profile: leave one of them out")
     device = choose_device(given.get("device", "auto"))
     amounts = AMOUNTS["cpu" if device.type == "cpu" else "gpu"]
-    quick = QUICK if "quick" in given else {}
-    args = argparse.Namespace(**parser.defaults() | amounts | quick | given)
+    args = argparse.Namespace(**parser.defaults() | amounts | given)
     names = [choose_precision(name, device) for name in args.precision]
     args.device, args.precision = device, list(dict.fromkeys(names))
     return args
 
 
+def compare_training(model: DeepLab, args: argparse.Namespace) -> None:
+    """Time training steps."""
+    batch = ways.draw_batch(args.crop_size, args.batch_size)
+    works = [ways.ancestors_training(model, batch, args.iterations)]
+    works += [ways.training(model, batch, args.iterations, name) for name in args.precision]
+    flops = args.iterations * count_flops(model.train(), batch[0].shape)
+    title = "training step: copy, forward, backward, SGD; without loader, log and average"
+    compare(title, works, args.iterations * args.batch_size, flops, args)
+
+
+def compare_evaluation(model: DeepLab, args: argparse.Namespace) -> None:
+    """Time the evaluation of whole images."""
+    with tempfile.TemporaryDirectory() as folder:
+        val_set = ways.draw_images(Path(folder, "images"), args.images)
+        works = [ways.ancestors_evaluation(model, val_set)]
+        works += [ways.evaluation(model, val_set, name) for name in args.precision]
+        sizes = Counter(val_set.image_sizes())
+        flops = sum(n * count_flops(model.eval(), (1, 3, *size)) for size, n in sizes.items())
+        title = "evaluation of whole images, from files to confusion matrix"
+        compare(title, works, len(val_set), flops, args)
+
+
 def compare(
-    title: str, inputs: tuple[Any, ...], images: int, flops: float, args: argparse.Namespace
+    title: str, works: Sequence[Work], images: int, flops: float, args: argparse.Namespace
 ) -> None:
-    """Time both ways on the same inputs, and print their table, by what a round has and takes."""
-    ancestors, ours = WAYS[title]
-    builders = [partial(ancestors, *inputs)]
-    builders += [partial(ours, *inputs, precision) for precision in args.precision]
-    (base, base_mb), *found = measure(builders, args.repeats, args.device)
-    print(f"\n| {title} | ancestor | here | ratio | of the limit | peak memory |")
-    print("|---|---|---|---|---|---|")
-    for precision, (seconds, mb) in zip(args.precision, found, strict=True):
+    """Print a table of the ancestor's work and ours in each precision; `images` are a round's."""
+    if args.profile:
+        for precision, work in zip(args.precision, works[1:], strict=True):
+            print(f"\n{title}, {precision}: {profile(work, args.repeats, args.device)}")
+        return
+    base, *found = measure(works, args.repeats, args.device)
+    print(f"\n| {title} | ancestor | here | ratio | of the limit |\n|---|---|---|---|---|")
+    for precision, seconds in zip(args.precision, found, strict=True):
         times = " | ".join(f"{1000 * value / images:.1f} ms" for value in (base, seconds))
-        share = "-" if args.quick else f"{flops / peak_flops(precision, args.device) / seconds:.0%}"
-        peak = f"{base_mb:.0f} to {mb:.0f} MB" if mb else "-"
-        print(f"| {precision} | {times} | {base / seconds:.2f} | {share} | {peak} |", flush=True)
+        share = flops / seconds / peak_flops(precision, args.device)
+        print(f"| {precision} | {times} | {base / seconds:.2f} | {share:.0%} |", flush=True)
+
+
+def measure(works: Sequence[Work], repeats: int, device: torch.device) -> list[float]:
+    """The median of each one's seconds, in turns; a round before starts workers, cuDNN chooses."""
+    rounds = [[timed(work, device) for work in works] for _ in range(1 + repeats)]
+    return [statistics.median(seconds) for seconds in zip(*rounds[1:], strict=True)]
+
+
+def profile(work: Work, repeats: int, device: torch.device) -> str:
+    """The seconds of a round, and torch's table of what the device computes in all of them."""
+    is_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *is_cuda * [ProfilerActivity.CUDA]]
+    work()  # as in `measure`
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+        seconds = [timed(work, device) for _ in range(repeats)]
+    key = "self_device_time_total" if is_cuda else "self_cpu_time_total"
+    table = profiler.key_averages(group_by_input_shape=True).table(sort_by=key, row_limit=30)
+    return f"{repeats} rounds of {statistics.mean(seconds):.3f} s\n{table}"
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """Seconds until the device has done the work."""
+    start = time.perf_counter()
+    work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
+
+
+def count_flops(model: nn.Module, image_shape: Sequence[int]) -> float:
+    """FLOPs of a batch (N, 3, H, W) in convolutions; of a model in training mode backward too."""
+    model = copy.deepcopy(model).to("meta")  # computes nothing
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(model.training):
+        logits = model(torch.empty(image_shape, device="meta"))
+        if model.training:
+            logits.sum().backward()
+    return counter.get_total_flops()
+
+
+def peak_flops(precision: str, device: torch.device) -> float:
+    """The machine's limit, FLOPs a second."""
+    works = ways.limits(precision, device)
+    return max(flops / min(timed(work, device) for _ in range(4)) for flops, work in works.items())
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure as the flags say."""
     args = parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    cpu = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    machine = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else cpu
-    command = shlex.join(["python", "-m", "utils.benchmark", *words])
-    print(f"`{command}`: {machine}, torch {torch.__version__}, {datetime.date.today()}")
+    is_cuda, threads = args.device.type == "cuda", f"{torch.get_num_threads()} CPU threads"
+    machine = torch.cuda.get_device_name(args.device) if is_cuda else threads
+    print(f"{args.model} on {machine}, torch {torch.__version__}")
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions: for the limit alone
     torch.manual_seed(0)
     model = build_model(args.model, len(CLASS_NAMES)).to(args.device)
-    batch = draw_batch(args.crop_size, args.batch_size, len(CLASS_NAMES))
     with out_of_memory_explained(args.device, "lower --batch_size or --crop_size"):
-        for precision in args.precision if args.profile else ():
-            work = project.training(model, batch, PROFILED_STEPS, precision)
-            work()  # cuDNN chooses, memory is had
-            print(f"\n{precision}: {profile(work, PROFILED_STEPS, args.device)}", flush=True)
-        if not args.profile and args.only != "eval":
-            flops = args.iterations * count_flops(model.train(), batch[0].shape)
-            images = args.iterations * args.batch_size
-            compare(TRAIN, (model, batch, args.iterations), images, flops, args)
-        if not args.profile and args.only != "train":
-            with tempfile.TemporaryDirectory() as folder:
-                val_set = draw_images(Path(folder, "images"), args.images, 6 if args.quick else 1)
-                # The work goes with the pixels.
-                a_pixel = count_flops(model.eval(), (1, 3, 512, 512)) / 512**2
-                flops = a_pixel * sum(height * width for height, width in val_set.image_sizes())
-                compare(EVAL, (model, val_set), len(val_set), flops, args)
+        if args.only != "eval":
+            compare_training(model, args)
+        if args.only != "train":
+            compare_evaluation(model, args)
 
 
 if __name__ == "__main__":
