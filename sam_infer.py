@@ -37,7 +37,7 @@ from utils.common.progress import progress, say
 from utils.precision import choose_device, choose_precision, out_of_memory_explained
 from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
-from utils.report.image_choice import load_or_make_picks, read_picks
+from utils.report.image_choice import load_or_make_picks
 from utils.report.options import parse_wishes
 from utils.run_records import default_checkpoint
 from utils.sam.mask_files import Masks, draw_masks, is_done, load_masks, save_masks
@@ -78,10 +78,9 @@ def find_samples(
     """The data set, the name of its split, and the images to segment, by id."""
     image_set, ids = args.split, None
     if image_set is None:  # the report's five
-        picks = Path(args.report_dir) / "picks.json"
-        image_set = (read_picks(picks) or {}).get("image_set", "train")
-        fixed = parse_wishes(args.pick) if args.pick else None
-        ids = load_or_make_picks(picks, source, image_set, fixed=fixed)["five"]
+        path, fixed = Path(args.report_dir) / "picks.json", parse_wishes(args.pick or ())
+        picks = load_or_make_picks(path, source, fixed=fixed)
+        image_set, ids = picks["image_set"], picks["five"]
     dataset = build_dataset(source, image_set)
     if ids == []:
         raise UserError(f"{dataset.folder}: no mask of {image_set} holds an object: give --split")

@@ -29,6 +29,7 @@ from datasets.class_counts import class_statistics
 from datasets.colours import has_background
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_text
+from utils.metrics import scores_from_confusion
 from utils.precision import choose_device
 from utils.report.contents import Findings, Heading, Picture, code, points
 from utils.report.image_choice import load_or_make_picks, object_classes
@@ -43,20 +44,18 @@ if TYPE_CHECKING:  # matplotlib is slow to import: what draws comes where it is 
 
 MAX_COMPARED = 4
 
-
 Drawn = Iterator[tuple["Figure", Picture]]
 
 
 def save(found: Findings, args: argparse.Namespace, figure: "Figure", picture: Picture) -> None:
     """Write a figure, for the report also as PDF, and note it."""
-    from utils.report.image_grid import PAGE_WIDTH, save_figure
+    from utils.report.image_grid import save_figure
 
     for suffix in sorted({args.format, "pdf"} if args.figure == "report" else {args.format}):
         path = Path(args.output_dir) / f"{picture.name}.{suffix}"
         save_figure(figure, path, args.dpi)
         print(path)
-    width = min(figure.get_figwidth() / PAGE_WIDTH, 1.0)
-    found.pictures[picture.name] = picture._replace(width=width)
+    found.pictures[picture.name] = picture
 
 
 def draw_classes(found: Findings, args: argparse.Namespace) -> Drawn:
@@ -65,17 +64,17 @@ def draw_classes(found: Findings, args: argparse.Namespace) -> Drawn:
 
     dataset, picked = build_dataset(found.source, args.image_set), found.picks["classes"]
     caption = f"An image of {code(args.image_set)} for each class, and its ground truth."
-    text = "shows an image of each class beside its ground truth."
-    yield figures.draw_classes(dataset, picked), Picture("classes", caption, text)
     names = [dataset.class_names[index] for index in object_classes(dataset.class_names)]
-    left_out = ", ".join(name for name in names if name not in picked)
+    left_out = [name for name in names if name not in picked]
     if left_out:
-        found.notes.append(f"no image of {args.image_set} is left for: {left_out}")
+        print(f"note: no image of {args.image_set} is left for: {', '.join(left_out)}")
+        caption += f" No image is left for {', '.join(map(code, left_out))}."
+    yield figures.draw_classes(dataset, picked), Picture("classes", caption)
 
 
 def draw_distribution(found: Findings, args: argparse.Namespace) -> Drawn:
-    """`distribution`: the share of each class, also as CSV, and what a constant scores."""
-    from utils.report.charts import distribution_csv, plot_distribution
+    """`distribution`: the share of each class, and what a constant scores."""
+    from utils.report.charts import plot_distribution
     from utils.report.figures import constant_scores
 
     dataset = build_dataset(found.source, args.image_set, masks_only=True)
@@ -83,14 +82,12 @@ def draw_distribution(found: Findings, args: argparse.Namespace) -> Drawn:
     names = dataset.class_names
     title = f"{found.data_title} {args.image_set} ({len(dataset):,} images)"
     figure = plot_distribution(title, names, dataset.colours, found.statistics)
-    text = "shows the share of the labelled pixels that each class has."
-    yield figure, Picture("distribution", f"Share of the labelled pixels in {title}.", text)
-    path = Path(args.output_dir) / "distribution.csv"
-    write_text(path, distribution_csv(names, found.statistics))
+    caption = f"Share of the labelled pixels that each class of {title} has, and its images."
+    yield figure, Picture("distribution", caption)
     counts, void = found.statistics.pixel_counts, found.statistics.void_pixels
     labelled = int(counts.sum())
     print(
-        f"{path}\n{names[0]} has {points(int(counts[0]) / labelled)} % of the labelled pixels of "
+        f"{names[0]} has {points(int(counts[0]) / labelled)} % of the labelled pixels of "
         f"{args.image_set}, void {points(void / (labelled + void))} % of all pixels"
     )
     try:
@@ -120,9 +117,8 @@ def draw_curves(found: Findings, args: argparse.Namespace) -> Drawn:
             f"{first.folder} and {other.folder}: not on the same data set: choose with --runs or "
             "--dataset"
         )
-    caption = "Validation mIoU, training loss and learning rate of the runs."
-    text = "shows how the runs went; a star is the best evaluation of a run."
-    yield plot_curves(found.runs, args.x), Picture("curves", caption, text)
+    caption = "mIoU, training loss and learning rate at each evaluation; the best has a star."
+    yield plot_curves(found.runs, args.x), Picture("curves", caption)
 
 
 def draw_comparison(found: Findings, args: argparse.Namespace) -> Drawn:
@@ -131,14 +127,12 @@ def draw_comparison(found: Findings, args: argparse.Namespace) -> Drawn:
     from utils.report.curves import loss_name
 
     runs = choose_compared(found, args)
-    classes = {sample: name for name, sample in found.picks["classes"].items()}
-    ids = {sample: classes.get(sample, "") for sample in found.picks["five"]}
-    dataset = build_dataset(found.source, args.image_set)
+    ids, dataset = found.picks["five"], build_dataset(found.source, args.image_set)
     device = choose_device(args.device)
     models = ((run, figures.load_predictor(run, device, args.precision)) for run in runs)
     figure = figures.draw_comparison(dataset, ids, models, find_sam(found, args, dataset, ids))
     columns = "; ".join(
-        f"({letter}) {figures.model_name(run)}, {loss_name(run)}, {code(run.name)}"
+        f"({letter}) {code(run.setting('model'))}, {loss_name(run)}, {code(run.name)}"
         for letter, run in zip("cdef", runs, strict=False)
     )
     caption = (
@@ -148,7 +142,7 @@ def draw_comparison(found: Findings, args: argparse.Namespace) -> Drawn:
     )
     if any(run.setting("image_set") == args.image_set for run in runs):
         caption += " These are images that the models were trained on."
-    yield figure, Picture("compare", caption, "shows what they predict.")
+    yield figure, Picture("compare", caption)
 
 
 def choose_compared(found: Findings, args: argparse.Namespace) -> list[Run]:
@@ -157,19 +151,18 @@ def choose_compared(found: Findings, args: argparse.Namespace) -> list[Run]:
     Raises:
         UserError: those that are named are too many, or their scores do not compare.
     """
-    is_named = args.runs and (args.figure == "compare" or len(found.runs) <= MAX_COMPARED)
-    chosen = found.runs if is_named else runs_to_compare(found.runs)
+    chosen = found.runs if args.runs else runs_to_compare(found.runs)
     if len(chosen) > MAX_COMPARED:
         raise UserError(f"--runs: {len(chosen)} given: compare has room for {MAX_COMPARED}")
     unlike = ", ".join(run.name for run in found.runs if not are_alike(run, chosen[0]))
-    if is_named and unlike:
+    if args.runs and unlike:
         raise UserError(
             f"--runs: evaluated otherwise than {chosen[0].name} (images, --crop_val, --resize): "
             f"{unlike}: name runs whose scores compare"
         )
     if unlike:
         found.notes.append(f"not compared, since evaluated otherwise: {unlike}")
-    if not is_named and len(chosen) == 1:
+    if not args.runs and len(chosen) == 1:
         what, reason = "a model trained with another loss", f"no such run beside {chosen[0].name}"
         found.miss(what, reason, second_loss_command(chosen[0], found.source))
     return chosen
@@ -179,14 +172,12 @@ def find_sam(
     found: Findings, args: argparse.Namespace, dataset: SegmentationDataset, ids: Iterable[str]
 ) -> list[Path]:
     """SAM's scores, into `found`; the pictures of its column, none if they are not all there."""
-    from utils.report.figures import find_sam_pictures
-
     folder = Path(args.sam_dir)
+    pictures = [folder / f"{name}.png" for name in ids]
     try:
         found.sam = read_sam_scores(folder, found.source.dataset, dataset.class_names)
-        pictures = find_sam_pictures(folder, dataset, ids)
-        if not pictures:
-            raise UserError(f"{folder} does not hold pictures of all the images compared")
+        if not all(path.with_suffix(".npz").exists() for path in pictures):
+            raise UserError(f"{folder} does not hold masks of all the images compared")
         return pictures
     except UserError as error:
         folders = ["--runs_dir", args.runs_dir, "--report_dir", args.output_dir]
@@ -204,16 +195,19 @@ def draw_errors(found: Findings, args: argparse.Namespace) -> Drawn:
     if args.figure == "errors" and args.runs and len(args.runs) > 1:
         raise UserError(f"--runs: {len(args.runs)} given: errors looks at one run")
     run = max(runs_to_compare(found.runs), key=lambda run: run.best["miou"])
-    dataset = build_dataset(found.source, args.val_image_set)
+    dataset, on = build_dataset(found.source, args.val_image_set), args.val_image_set
+    if 0 < args.limit < len(dataset):
+        on = f"{args.limit:,} of {len(dataset):,} images of {on}"
+        dataset = figures.thin_out(dataset, args.limit)
     predictor = figures.load_predictor(run, choose_device(args.device), args.precision)
-    analysis = figures.analyse_errors(dataset, args.val_image_set, predictor, args.limit)
-    caption = f"{code(run.name)}: worst and best of {analysis.measured_on}, as whole images."
-    text = f"shows where {code(run.name)} errs most and least."
-    yield figures.draw_errors(analysis, predictor), Picture("errors", caption, text)
-    title = f"mIoU {100 * analysis.miou:.1f} on {analysis.measured_on}; % of each row"
-    figure = plot_confusion(dataset.class_names, analysis.confusion.numpy(), title)
-    caption = f"{code(run.name)}: confusion matrix of {analysis.measured_on}."
-    yield figure, Picture("confusion", caption, "shows which class is taken for which.")
+    order, confusion = figures.analyse_errors(dataset, predictor)
+    miou = scores_from_confusion(confusion)["miou"]
+    caption = f"{code(run.name)}: worst and best of {on}, as whole images."
+    yield figures.draw_errors(dataset, order, predictor, miou), Picture("errors", caption)
+    title = f"mIoU {100 * miou:.1f} on {on}; % of each row"
+    figure = plot_confusion(dataset.class_names, confusion.numpy(), title)
+    caption = f"{code(run.name)}: confusion matrix of {on}."
+    yield figure, Picture("confusion", caption)
 
 
 DRAW = {
@@ -243,7 +237,7 @@ def report(found: Findings, args: argparse.Namespace) -> None:
         except UserError as error:
             found.miss(what, str(error), found.again)
     caption = "Both heads at output stride 16; what DeepLabV3+ adds is orange."
-    save(found, args, draw_heads(), Picture("heads", caption, "shows both heads."))
+    save(found, args, draw_heads(), Picture("heads", caption))
     below = ", ".join(filter(None, (args.author, args.date)))
     title, parts = f"Semantic segmentation of {found.data_title} with DeepLab", build_report(found)
     blocks = [Heading(1, title), *filter(None, [below]), *chain(*parts.values())]
@@ -294,8 +288,8 @@ def main(argv: list[str] | None = None) -> None:
     if hasattr(args, "runs"):
         load_runs(found, args, dataset)
     if hasattr(args, "pick"):
-        path, wishes = Path(args.output_dir) / "picks.json", args.pick and parse_wishes(args.pick)
-        found.picks = load_or_make_picks(path, found.source, args.image_set, args.seed, wishes)
+        path, fixed = Path(args.output_dir) / "picks.json", parse_wishes(args.pick or ())
+        found.picks = load_or_make_picks(path, found.source, args.image_set, fixed)
     if args.figure == "report":
         report(found, args)
     else:

@@ -1,7 +1,5 @@
 """Charts: how often the classes are, and what is taken for what."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,10 +42,7 @@ def plot_distribution(
         height = min(0.8 + 0.17 * len(counts), MAX_HEIGHT)
         figure = Figure((PAGE_WIDTH, height), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 2))
-        labels = [
-            f"{points(shares[index], tiny=True)} %" if counts[index] else "no pixels"
-            for index in order
-        ]
+        labels = [f"{points(shares[index])} %" if counts[index] else "no pixels" for index in order]
         _draw_bars(left, 100 * shares[order], labels, colours[order] / 255)
         images = statistics.image_counts.numpy()[order]
         _draw_bars(right, images, [f"{number:,}" for number in images], "0.8")
@@ -56,7 +51,7 @@ def plot_distribution(
         left.set_yticks(range(len(order)), names, fontsize=size)
         left.set_xlabel("share of the labelled pixels (%)")
         right.set_xlabel("images with the class")
-        share = points(void / (counts.sum() + void), tiny=True)
+        share = points(void / (counts.sum() + void))
         figure.suptitle(f"{fit(name, 3)}; void (not counted) has {share} % of all pixels")
     return figure
 
@@ -90,8 +85,8 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
     shares = np.where(totals > 0, 100 * confusion / np.maximum(totals, 1), np.nan)
     title += "; grey rows: not in the ground truth" if not totals.all() else ""
     with drawing([title, *class_names]):
-        side = min(max(2.5 + 0.25 * number, 4.5), PAGE_WIDTH)
-        figure = Figure((side, side), layout="constrained")
+        height = min(max(2.5 + 0.25 * number, 4.5), PAGE_WIDTH)
+        figure = Figure((PAGE_WIDTH, height), layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor("0.8")  # what shows where a class is in no target
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
@@ -100,7 +95,7 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
         axes.set_xticks(range(number), names, rotation=90, fontsize=size)
         axes.set_yticks(range(number), names, fontsize=size)
         axes.set(xlabel="prediction", ylabel="ground truth")
-        figure.suptitle(fit(title, side - 0.2))
+        figure.suptitle(fit(title, PAGE_WIDTH - 0.2))
         for place in range(number):
             axes.add_patch(
                 Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, ec="0.2", lw=0.7)
@@ -114,18 +109,3 @@ def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str
             text = axes.text(column, row, f"{value:.0f}", ha="center", va="center")
             text.set(color=color, fontsize=SMALL)
     return figure
-
-
-def distribution_csv(class_names: Sequence[str], statistics: ClassStatistics) -> str:
-    """One line per class, and one for void: pixels, shares in [0, 1], images."""
-    labelled = max(int(statistics.pixel_counts.sum()), 1)
-    total = labelled + statistics.void_pixels
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["class", "pixels", "share_of_labelled", "share_of_all", "images"])
-    counts = statistics.pixel_counts.tolist(), statistics.image_counts.tolist()
-    for name, pixels, images in zip(class_names, *counts, strict=True):
-        table.writerow([name, pixels, f"{pixels / labelled:.8f}", f"{pixels / total:.8f}", images])
-    void = statistics.void_pixels
-    table.writerow(["void", void, "", f"{void / total:.8f}", ""])
-    return text.getvalue()

@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from datasets import DataSource
@@ -35,17 +34,11 @@ class Table(NamedTuple):
 class Picture(NamedTuple):
     """A figure beside the document.
 
-    Attributes:
-        name: of its file, without the suffix.
-        caption: below it.
-        text: the sentence that leads to it, behind "Figure 1".
-        width: in widths of the page, at most 1.
+    Its file has this name and a suffix.
     """
 
     name: str
     caption: str
-    text: str
-    width: float = 1.0
 
 
 class Code(NamedTuple):
@@ -98,33 +91,9 @@ def code(name: object) -> str:
     return "`" + str(name).replace("`", "'") + "`"
 
 
-def points(share: Any, tiny: bool = False) -> str:
-    """A share in percent, without the sign; `-` where there is none.
-
-    Two decimals; with `tiny` one digit more where these would be 0.00.
-    """
-    if not isinstance(share, int | float) or not math.isfinite(share):
+def points(share: float | None) -> str:
+    """A share in percent, without the sign: two decimals, of less one digit; `-` if unknown."""
+    if share is None or not math.isfinite(share):
         return "-"
     value = 100 * share
-    return f"{value:.1g}" if tiny and 0 < abs(value) < 0.01 else f"{value:.2f}"
-
-
-def spread(shares: Sequence[Any]) -> str:
-    """Mean ± half the range in percent; the mean alone of one share, a dash if none is known."""
-    known = [share for share in shares if points(share) != "-"]
-    if not known:
-        return "-"
-    text = points(fmean(known))
-    if len(known) > 1:
-        text += f" ± {points((max(known) - min(known)) / 2)}"
-    return text if len(known) == len(shares) else f"{text} ({len(known)} of {len(shares)})"
-
-
-def duration(seconds: float) -> str:
-    """Time as people read it."""
-    if not math.isfinite(seconds):
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{value:.1g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"

@@ -3,24 +3,17 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
-import matplotlib
-import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from torch.optim import SGD
 
-from utils.optim import build_scheduler
 from utils.report.image_grid import MAX_HEIGHT, PAGE_WIDTH, SMALL, drawing, fit
 from utils.report.runs import group_runs
 from utils.run_records import Run
 
-MAX_MARKED = 60  # more evaluations than these merge into a thick line
 COURSE_MIOU = 65  # percent, what the course asks for on VOC's val
 LOSS_NAMES = {
     "ce": "cross entropy", "focal": "focal loss", "lovasz": "Lovász-softmax", "dice": "Dice loss",
@@ -38,11 +31,6 @@ def places_of(run: Run, x: str) -> list[float]:
     return [iteration / length for iteration in run.column("iteration")]
 
 
-def best_point(run: Run, x: str) -> tuple[float, float]:
-    """The place of a run's best record, and its mIoU in percent."""
-    return places_of(run, x)[run.log.index(run.best)], 100 * run.best["miou"]
-
-
 def loss_name(run: Run) -> str:
     """The loss for people; two runs of one name have losses of one kind."""
     name = LOSS_NAMES.get(str(run.setting("loss")), str(run.setting("loss")))
@@ -51,29 +39,6 @@ def loss_name(run: Run) -> str:
     if run.setting("class_weights") not in (None, "none"):
         name += f", {run.setting('class_weights')} weights"
     return name + (", auxiliary head" if run.setting("aux_weight") else "")
-
-
-def applied_rates(run: Run) -> np.ndarray | None:
-    """The learning rates of backbone and head in each iteration up to the last evaluation.
-
-    Returns:
-        float (iterations, 2), made as the training made them; None of a run that does not tell all
-        its settings.
-    """
-    names = ("lr", "backbone_lr_factor", "lr_policy", "step_size", "total_itrs")
-    settings = [run.setting(name) for name in names]
-    if None in settings:
-        return None
-    lr, factor, policy, step_size, total = settings
-    groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in (factor * lr, lr)]
-    optimizer, warmup = SGD(groups), run.setting("warmup_itrs") or 0
-    scheduler = build_scheduler(optimizer, policy, step_size, total, warmup)
-    rates = []
-    for _ in range(run.log[-1]["iteration"]):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        scheduler.step()
-    return np.array(rates)
 
 
 def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
@@ -108,15 +73,9 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
             axes, text = by_name["miou"], f"the course asks for {COURSE_MIOU}"
             axes.axhline(COURSE_MIOU, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
             axes.annotate(text, (0, COURSE_MIOU), (3, 1), textcoords="offset points", size=SMALL)
-        _label_stars(by_name["miou"], groups, x)
         fitting = [fit(name, PAGE_WIDTH - 0.9) for name in names]
         figure.legend(handles, fitting, loc="outside lower left", frameon=False, handlelength=4)
     return figure
-
-
-def color_of(number: int) -> Any:
-    """The colour of a group of runs."""
-    return matplotlib.colormaps["tab10"](number % 10)
 
 
 def _has(run: Run, column: str) -> bool:
@@ -142,33 +101,25 @@ def _legend_entries(groups: Sequence[Sequence[Run]], x: str) -> list[str]:
 def _draw_run(by_name: dict[str, Axes], run: Run, x: str, number: int) -> Line2D:
     """Draw a run into all panels; returns its mIoU line, for the legend."""
     style: dict[str, Any] = {
-        "color": color_of(number),
+        "color": f"C{number}",
         "linestyle": ("-", "--", ":", "-.")[number % 4],
         "linewidth": max(2 - 0.4 * number, 1),
+        "marker": ".",
         "zorder": 2 + 0.01 * number,
     }
-    marked = {**style, "marker": "." if len(run.log) <= MAX_MARKED else ""}
-    places = places_of(run, x)
-    axes = by_name["miou"]
-    (line,) = axes.plot(places, 100 * np.array(run.column("miou")), **marked)
-    axes.plot(
-        *best_point(run, x), "*", color=line.get_color(), markersize=11,
+    places, mious = places_of(run, x), [100 * miou for miou in run.column("miou")]
+    (line,) = by_name["miou"].plot(places, mious, **style)
+    best = run.log.index(run.best)
+    by_name["miou"].plot(
+        places[best], mious[best], "*", color=style["color"], markersize=11,
         markeredgecolor="black", markeredgewidth=0.6, zorder=5,
     )  # fmt: skip
     if loss_name(run) in by_name:
-        by_name[loss_name(run)].plot(places, run.column("train_loss"), **marked)
+        by_name[loss_name(run)].plot(places, run.column("train_loss"), **style)
     if "lr" in by_name:
-        rates = applied_rates(run)
-        if rates is None:
-            rates, style = np.array([run.column("backbone_lr"), run.column("lr")]).T, marked
-        else:
-            ends = np.arange(len(rates) + 1)  # of the iterations; the first starts at 0
-            places = np.interp(ends, [0, *run.column("iteration")], [0, *places]).tolist()
-            rates = np.concatenate([rates[:1], rates])
-            style["drawstyle"] = "steps-pre"
-        backbone, head = rates.T
+        head, backbone = run.column("lr"), run.column("backbone_lr")
         by_name["lr"].plot(places, head, **style)
-        if not np.array_equal(backbone, head, equal_nan=True):
+        if head != backbone:
             by_name["lr"].plot(places, backbone, **style, alpha=0.45)
     return line
 
@@ -183,7 +134,7 @@ def _label_panels(by_name: dict[str, Axes], x: str, is_stepped: bool) -> None:
     if "lr" in by_name:
         axes = by_name["lr"]
         if is_stepped:
-            axes.set_yscale("log")
+            axes.set_yscale("log", nonpositive="mask")  # older logs end at 0
             axes.yaxis.set_major_formatter("{x:.0e}")
             axes.minorticks_off()
         if any(line.get_alpha() for line in axes.lines):
@@ -192,20 +143,4 @@ def _label_panels(by_name: dict[str, Axes], x: str, is_stepped: bool) -> None:
     last = list(by_name.values())[-1]
     last.set_xlabel(x.removesuffix("s"))
     last.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    last.set_xlim(0, 1.08 * last.dataLim.x1)  # with room for the best scores
-
-
-def _label_stars(axes: Axes, groups: Sequence[Sequence[Run]], x: str) -> None:
-    """The best score of each group beside its star; of close ones one below the other."""
-    axes.margins(y=0.12)  # the star is large
-    width, (bottom, top) = axes.get_xlim()[1], axes.get_ylim()
-    line = 0.07 * (top - bottom)
-    stars = [max((best_point(run, x) for run in group), key=itemgetter(1)) for group in groups]
-    taken: list[tuple[float, float]] = []
-    for number, (place, score) in sorted(enumerate(stars), key=lambda star: -star[1][1]):
-        y = min([score, *(b - line for a, b in taken if abs(place - a) < 0.07 * width)])
-        if y > bottom:  # the legend has them all
-            taken.append((place, y))
-            text = axes.text(place + 0.015 * width, y, f"{score:.1f}", va="center", fontsize=SMALL)
-            text.set(color=color_of(number), zorder=4)
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over lines
+    last.set_xlim(left=0)

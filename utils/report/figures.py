@@ -1,10 +1,9 @@
 """The pictures of the report, each from a data set, its picks and runs."""
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from PIL.Image import Resampling
 
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.class_counts import class_statistics
-from datasets.image_files import image_size, read_image
+from datasets.image_files import read_image
 from datasets.loader import build_loader, default_num_workers, size_batches
 from utils.common.errors import UserError
 from utils.engine import evaluate
@@ -38,11 +37,6 @@ PAIRS_PER_ROW = 5
 HALF_SIZE, PAIR_GAP = (180, 135), 4  # pixels: a pair is as wide as its panel in 300 dpi
 NUM_EXTREMES = 3  # so many of the worst and of the best images
 BATCH_SIZE = 8  # of the error analysis
-SHORT_NAMES = {
-    "deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3+", "resnet50": "R50",
-    "resnet101": "R101", "mobilenet": "MobileNetV2", "efficientnet_lite0": "EffNet-Lite0",
-    "efficientnet_lite1": "EffNet-Lite1", "efficientnet_lite2": "EffNet-Lite2",
-}  # fmt: skip
 
 
 def draw_classes(dataset: SegmentationDataset, classes: Mapping[str, str]) -> Figure:
@@ -104,34 +98,18 @@ def predict(predictor: Predictor, image: torch.Tensor) -> torch.Tensor:
     return predictor(image[None].to(predictor.device))[0].cpu()
 
 
-class ImageScores(NamedTuple):
-    """The scores of one image; the mean is over the classes of its target."""
-
-    miou: float
-    pixel_acc: float
-
-    def __str__(self) -> str:
-        return f"mIoU {100 * self.miou:.1f}, acc. {100 * self.pixel_acc:.1f} %"
-
-
-def image_scores(target: torch.Tensor, pred: torch.Tensor, num_classes: int) -> ImageScores | None:
-    """The scores of one image; None if the target has no labelled pixel."""
-    confusion = confusion_matrix(target, pred, num_classes, IGNORE_INDEX)
-    if not confusion.any():
-        return None
-    return ImageScores(target_miou(confusion)[0], scores_from_confusion(confusion)["pixel_acc"])
-
-
-def number_of_classes(target: torch.Tensor) -> str:
-    """How many classes a target has, in words."""
+def ground_truth(target: torch.Tensor, colours: np.ndarray) -> Panel:
+    """A panel of a target (H, W), and how many classes it has."""
     number = len(set(target.unique().tolist()) - {IGNORE_INDEX})
-    return "1 class" if number == 1 else f"{number} classes"
+    return color_map(target, colours, "1 class" if number == 1 else f"{number} classes")
 
 
-def model_name(run: Run) -> str:
-    """Head and backbone of a run's model, for people."""
-    words = str(run.setting("model")).split("_", 1)
-    return " ".join(SHORT_NAMES.get(word, word) for word in words)
+def prediction(target: torch.Tensor, pred: torch.Tensor, colours: np.ndarray) -> Panel:
+    """A panel of a prediction (H, W), its mIoU over the classes of the target, and its accuracy."""
+    confusion = confusion_matrix(target, pred, len(colours), IGNORE_INDEX)
+    (miou, number), accuracy = target_miou(confusion), scores_from_confusion(confusion)["pixel_acc"]
+    text = f"mIoU {100 * miou:.1f}, acc. {100 * accuracy:.1f} %" if number else "no labelled pixel"
+    return color_map(pred, colours, text)
 
 
 def draw_comparison(
@@ -146,14 +124,14 @@ def draw_comparison(
         dataset: holds the images.
         ids: of the images.
         models: each gives a column, headed by its loss and mIoU.
-        sam: SAM's picture of each image, for a last column.
+        sam: SAM's picture of each image, beside its masks, for a last column.
 
     Raises:
         UserError: weights or masks cannot be read.
     """
     named = {sample: dataset[dataset.ids.index(sample)] for sample in ids}
     rows = [
-        [photo(image, sample), color_map(target, dataset.colours, number_of_classes(target))]
+        [photo(image, sample), ground_truth(target, dataset.colours)]
         for sample, (image, target) in named.items()
     ]
     heads = ["image", "ground truth"]
@@ -163,8 +141,7 @@ def draw_comparison(
         heads.append(f"{kind}\nmIoU {100 * run.best['miou']:.1f}")
         for row, (image, target) in zip(rows, named.values(), strict=True):
             pred = predict(predictor, image)
-            scores = image_scores(target, pred, dataset.num_classes)
-            row.append(color_map(pred, dataset.colours, str(scores or "no labelled pixel")))
+            row.append(prediction(target, pred, dataset.colours))
             shown.append(pred)
     if sam:
         heads.append("masks of SAM")
@@ -175,93 +152,67 @@ def draw_comparison(
     return image_grid(rows, heads, legend)
 
 
-def find_sam_pictures(folder: Path, dataset: SegmentationDataset, ids: Iterable[str]) -> list[Path]:
-    """SAM's pictures, each beside its masks and of its image's size; none unless all are there."""
-    paths = {folder / f"{name}.png": dataset.target_paths[dataset.ids.index(name)] for name in ids}
-    fit = all(
-        path.exists() and path.with_suffix(".npz").exists() and image_size(path) == image_size(mask)
-        for path, mask in paths.items()
-    )
-    return list(paths) if fit else []
-
-
-@dataclasses.dataclass
-class ErrorAnalysis:
-    """What a run gets wrong.
-
-    Attributes:
-        dataset: the images that were predicted.
-        measured_on: the same in words.
-        scores: mIoU and index of each image, the worst first; those without a labelled pixel are
-            left out.
-        confusion: int64 (C, C) over all of them, rows are targets.
-    """
-
-    dataset: SegmentationDataset
-    measured_on: str
-    scores: list[tuple[float, int]]
-    confusion: torch.Tensor
-
-    @property
-    def miou(self) -> float:
-        """The mIoU over all images."""
-        return scores_from_confusion(self.confusion)["miou"]
+def thin_out(dataset: SegmentationDataset, number: int) -> SegmentationDataset:
+    """The data set with so many of its images, evenly spread."""
+    part = copy.copy(dataset)
+    for name in ("ids", "image_paths", "target_paths"):
+        values = getattr(dataset, name)
+        setattr(part, name, [values[n * len(values) // number] for n in range(number)])
+    return part
 
 
 def analyse_errors(
-    dataset: SegmentationDataset, image_set: str, predictor: Predictor, limit: int = 0
-) -> ErrorAnalysis:
-    """Predict the whole images of a set and sort them by their mIoU.
+    dataset: SegmentationDataset, predictor: Predictor
+) -> tuple[list[int], torch.Tensor]:
+    """Predict the whole images of a set.
 
-    Args:
-        dataset: whole images.
-        image_set: its name.
-        predictor: of the run.
-        limit: at most so many images, evenly spread over the set; 0 for all.
+    Returns:
+        The indices of the images by their mIoU, the worst first, without those that have no
+        labelled pixel; and the confusion matrix, int64 (C, C), rows are targets.
     """
-    data, measured_on = dataset, image_set
-    if 0 < limit < len(dataset):
-        measured_on = f"{limit:,} of {len(dataset):,} images of {image_set}"
-        data = copy.copy(dataset)
-        for name in ("ids", "image_paths", "target_paths"):
-            values = getattr(dataset, name)
-            setattr(data, name, [values[n * len(dataset) // limit] for n in range(limit)])
-    scored = []
+    mious: dict[int, float] = {}
 
     def visit(index: int, _: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
-        scores = image_scores(target, pred.cpu(), dataset.num_classes)
-        if scores:
-            scored.append((scores.miou, index))
+        confusion = confusion_matrix(target, pred.cpu(), dataset.num_classes, IGNORE_INDEX)
+        miou, number = target_miou(confusion)
+        if number:
+            mious[index] = miou
 
-    batches = size_batches(data.image_sizes(), BATCH_SIZE)
-    loader = build_loader(data, batches, default_num_workers())
-    metrics = evaluate(predictor, data, loader, visit)
-    if not scored:
+    batches = size_batches(dataset.image_sizes(), BATCH_SIZE)
+    loader = build_loader(dataset, batches, default_num_workers())
+    metrics = evaluate(predictor, dataset, loader, visit)
+    if not mious:
         raise UserError(f"{dataset.folder}: no labelled pixel in these images: see --val_image_set")
-    return ErrorAnalysis(data, measured_on, sorted(scored), metrics.confusion.cpu())
+    return sorted(mious, key=lambda index: (mious[index], index)), metrics.confusion.cpu()
 
 
-def draw_errors(analysis: ErrorAnalysis, predictor: Predictor) -> Figure:
-    """The worst and the best images, with a map of where the prediction is wrong."""
-    number, dataset = len(analysis.scores), analysis.dataset
-    worst = analysis.scores[: min(NUM_EXTREMES, (number + 1) // 2)]
-    best = analysis.scores[max(number - NUM_EXTREMES, len(worst)) :][::-1]
-    named = [(f"worst {rank}", index) for rank, (_, index) in enumerate(worst, start=1)]
-    named += [(f"best {rank}", index) for rank, (_, index) in enumerate(best, start=1)]
+def draw_errors(
+    dataset: SegmentationDataset, order: Sequence[int], predictor: Predictor, miou: float
+) -> Figure:
+    """The worst and the best images, with a map of where the prediction is wrong.
+
+    Args:
+        dataset: holds the images.
+        order: their indices, the worst first.
+        predictor: as in `analyse_errors`.
+        miou: over all images.
+    """
+    number = min(NUM_EXTREMES, (len(order) + 1) // 2)
+    named = [(f"worst {rank}", index) for rank, index in enumerate(order[:number], 1)]
+    best = order[number:][::-1][:NUM_EXTREMES]
+    named += [(f"best {rank}", index) for rank, index in enumerate(best, 1)]
     rows, shown = [], []
     for name, index in named:
         image, target = dataset[index]
         pred = predict(predictor, image)
-        scores = image_scores(target, pred, dataset.num_classes)
-        assert scores is not None  # it was ranked by them
         rows.append([
             photo(image, f"{name}: {dataset.ids[index]}"),
-            color_map(target, dataset.colours, number_of_classes(target)),
-            color_map(pred, dataset.colours, str(scores)),
-            error_map(image, target, pred, f"{100 * (1 - scores.pixel_acc):.1f} % wrong"),
+            ground_truth(target, dataset.colours),
+            prediction(target, pred, dataset.colours),
+            error_map(image, target, pred),
         ])  # fmt: skip
         shown += [target, pred]
     legend = class_legend(dataset.class_names, dataset.colours, shown)
     legend += [("wrong", WRONG_COLOR), ("right", RIGHT_COLOR)]
-    heads = ["image", "ground truth", f"prediction\nmIoU {100 * analysis.miou:.1f}", "errors"]
+    heads = ["image", "ground truth", f"prediction\nmIoU {100 * miou:.1f}", "errors"]
     return image_grid(rows, heads, legend)

@@ -1,13 +1,12 @@
 """The choice of images that figures show: one for each object class, and five for comparisons.
 
-The choice is a function of the masks, a seed and the wishes of a person, and is kept in
+The choice is a function of the masks and the wishes of a person, and is kept in
 `report/picks.json`:
 
     {"dataset": "voc", "data_root": "data", "image_set": "train",
      "classes": {"aeroplane": "2007_000032", ...}, "five": ["2007_000032", ...]}
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +19,48 @@ from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.colours import has_background
 from datasets.loader import available_cores
 from utils.common.errors import UserError
-from utils.common.files import write_json
-from utils.common.progress import progress
+from utils.common.files import read_json, write_json
+from utils.common.progress import progress, say
 
 MAX_VOID = 0.25  # of all pixels; above it an image is taken only if there is no other
-NUM_CANDIDATES = 10  # a seed other than 0 draws among so many of the best images of a class
+
+
+def load_or_make_picks(
+    path: Path,
+    source: DataSource,
+    image_set: str | None = None,
+    fixed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Read the picks if they are of this data set; else choose images and write them.
+
+    Args:
+        path: `picks.json`.
+        source: the data set.
+        image_set: the split to choose from; None: that of the stored picks, else `train`.
+        fixed: see `pick_images`; if given, the choice is made anew.
+
+    Returns:
+        `dataset`, `data_root`, `image_set`, `classes` ({class name: id}) and `five` (ids).
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    stored = read_json(path) if path.exists() else {}
+    image_set = image_set or stored.get("image_set", "train")
+    dataset = build_dataset(source, image_set, masks_only=True)
+    picks = {"dataset": source.dataset, "data_root": source.data_root, "image_set": image_set}
+    if stored and not fixed:
+        try:
+            names, ids = set(stored["classes"]), {*stored["classes"].values(), *stored["five"]}
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}: holds no choice of images: delete it") from None
+        is_known = names <= set(dataset.class_names) and ids <= set(dataset.ids)
+        if is_known and picks.items() <= stored.items():
+            return stored
+        say(f"note: {path}: of other images than {dataset.folder}, {image_set}: chosen anew")
+    picks |= pick_images(dataset, fixed or {})
+    write_json(path, picks)
+    return picks
 
 
 def object_classes(class_names: Sequence[str]) -> list[int]:
@@ -32,18 +68,14 @@ def object_classes(class_names: Sequence[str]) -> list[int]:
     return list(range(int(has_background(class_names)), len(class_names)))
 
 
-def pick_images(
-    dataset: SegmentationDataset, seed: int = 0, fixed: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def pick_images(dataset: SegmentationDataset, fixed: Mapping[str, str]) -> dict[str, Any]:
     """Choose one image for each object class, each image at most once, and five of them.
 
     An image is good for a class that is large in it, whole, and alone (see `rate_images`). The
-    class with the fewest images chooses first. With `seed` 0 it takes the best image that is left,
-    with another one of the ten best.
+    class with the fewest images chooses first, the best one that is left.
 
     Args:
         dataset: reads masks alone.
-        seed: 0, or another choice.
         fixed: the image of a class, decided by a person.
 
     Returns:
@@ -54,22 +86,17 @@ def pick_images(
         UserError: a fixed class or image is not in the set, or does not fit.
     """
     ratings = rate_images(dataset)  # (images, C)
-    chosen = check_fixed(dataset, ratings, fixed or {})
-    generator = torch.Generator().manual_seed(seed)
+    chosen = check_fixed(dataset, ratings, fixed)
     names = dataset.class_names
     numbers = (ratings > 0).sum(0).tolist()  # of images, by class
     for index in sorted(object_classes(names), key=numbers.__getitem__):
-        if names[index] in chosen:
-            continue
         left = ratings[:, index].clone()
         left[list(chosen.values())] = 0
-        order = left.argsort(descending=True, stable=True)
-        order = order[left[order] > 0][: NUM_CANDIDATES if seed else 1]
-        if len(order):
-            draw = int(torch.randint(len(order), (), generator=generator))
-            chosen[names[index]] = int(order[draw])
+        best = int(left.argmax())  # the first of equals
+        if names[index] not in chosen and left[best] > 0:
+            chosen[names[index]] = best
     classes = {name: dataset.ids[chosen[name]] for name in names if name in chosen}
-    return {"classes": classes, "five": pick_five(classes, fixed or {})}
+    return {"classes": classes, "five": pick_five(classes, fixed)}
 
 
 def pick_five(classes: Mapping[str, str], fixed: Collection[str] = ()) -> list[str]:
@@ -137,49 +164,3 @@ def check_fixed(
             raise UserError(f"{pick}: the image holds no {name}: pick another")
         chosen[name] = places[sample]
     return chosen
-
-
-def load_or_make_picks(
-    path: Path,
-    source: DataSource,
-    image_set: str = "train",
-    seed: int | None = None,
-    fixed: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Read the picks if they are of this data set; else choose images and write them.
-
-    Args:
-        path: `picks.json`.
-        source: the data set.
-        image_set: the split to choose from.
-        seed: see `pick_images`; if given, as with `fixed`, the choice is made anew.
-        fixed: see `pick_images`.
-
-    Returns:
-        `dataset`, `data_root`, `image_set`, `classes` ({class name: id}) and `five` (ids).
-    """
-    dataset = build_dataset(source, image_set, masks_only=True)
-    place = {"dataset": source.dataset, "data_root": source.data_root, "image_set": image_set}
-    picks = read_picks(path)
-    if picks is not None and seed is None and fixed is None:
-        known = {**place, "data_root": picks["data_root"]}.items() <= picks.items()
-        known &= Path(picks["data_root"]).resolve() == Path(source.data_root).resolve()
-        known &= set(picks["classes"]) <= set(dataset.class_names)
-        if known and {*picks["classes"].values(), *picks["five"]} <= set(dataset.ids):
-            return picks
-    picks = {**place, **pick_images(dataset, seed or 0, fixed)}
-    write_json(path, picks)
-    return picks
-
-
-def read_picks(path: Path) -> dict[str, Any] | None:
-    """The picks in a file; None if it is not there or is something else."""
-    try:
-        picks = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            **{key: str(picks[key]) for key in ("dataset", "data_root", "image_set")},
-            "classes": {str(name): str(sample) for name, sample in picks["classes"].items()},
-            "five": [str(sample) for sample in picks["five"]],
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

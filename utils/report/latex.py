@@ -53,10 +53,10 @@ def _write(block: Block) -> str:
             return rf"\{'sub' * (level - 2)}section*{{{_escape(text)}}}"
         case Code(text):
             return f"{{\\footnotesize\n\\begin{{verbatim}}\n{text}\n\\end{{verbatim}}\n}}"
-        case Picture(name, caption, text, width):
-            size = rf"width={width:.3f}\linewidth,height=0.8\textheight,keepaspectratio"
+        case Picture(name, caption):
+            size = r"width=\linewidth,height=0.8\textheight,keepaspectratio"
             return (
-                rf"Figure~\ref{{fig:{name}}} {_escape(text)}" "\n\n"
+                rf"See figure~\ref{{fig:{name}}}." "\n\n"
                 "\\begin{figure}[H]\n\\centering\n"
                 rf"\includegraphics[{size}]{{{name}.pdf}}" "\n"
                 rf"\caption{{{_escape(caption)}}}\label{{fig:{name}}}" "\n\\end{figure}"

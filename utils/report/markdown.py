@@ -17,9 +17,8 @@ def _write(block: Block, suffix: str) -> str:
             return "#" * level + " " + _escape(text)
         case Code(text):
             return f"```python\n{text}\n```"
-        case Picture(name, caption, text):
-            file = f"![{name}]({name}.{suffix})"
-            return f"The figure below {_escape(text)}\n\n{file}\n\n*{_escape(caption)}*"
+        case Picture(name, caption):
+            return f"![{name}]({name}.{suffix})\n\n*{_escape(caption)}*"
         case Table():
             return _table(block)
         case str():

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import DATASETS, add_data_args
 from utils.common.errors import UserError
-from utils.common.flags import SEED, Parser, whole
+from utils.common.flags import Parser, whole
 from utils.precision import PRECISIONS
 
 FLAGS: dict[str, dict[str, Any]] = {
@@ -20,10 +20,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "dataset": {"choices": list(DATASETS), "help": "only runs on this data set"},
     "image_set": {"default": "train", "help": "split to show"},
     "val_image_set": {"default": "val", "help": "split of the scores"},
-    "seed": {
-        "type": SEED,
-        "help": "another choice of images; 0 is the first (default: as stored)",
-    },
     "pick": {
         "nargs": "+", "action": "extend", "metavar": "CLASS=ID", "help": "decide images yourself",
     },
@@ -39,22 +35,22 @@ FLAGS: dict[str, dict[str, Any]] = {
     "author": {"help": "who wrote the report (default: left open)"},
     "date": {"help": "of the report (default: left open)"},
 }  # fmt: skip
-OUTPUT, PICKS = ("output_dir", "format", "dpi"), ("seed", "pick")
+OUTPUT = ("output_dir", "format", "dpi")
 RUNS, MODELS = ("runs", "runs_dir"), ("device", "precision")
 
 # What each figure is, and the flags that it has beside those of data and output.
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
         "all figures, report.tex and report.md (the default)",
-        ("image_set", "val_image_set", *PICKS, *RUNS, "x", "sam_dir", *MODELS, "limit", "author",
+        ("image_set", "val_image_set", "pick", *RUNS, "x", "sam_dir", *MODELS, "limit", "author",
          "date"),
     ),
-    "classes": ("an image of each class with its target", ("image_set", *PICKS)),
+    "classes": ("an image of each class with its target", ("image_set", "pick")),
     "distribution": ("share of the pixels by class", ("image_set", "val_image_set")),
     "curves": ("mIoU, loss and learning rate of runs", ("dataset", *RUNS, "x")),
     "compare": (
         "predictions of one to four runs beside each other",
-        ("image_set", *PICKS, *RUNS, "sam_dir", *MODELS),
+        ("image_set", "pick", *RUNS, "sam_dir", *MODELS),
     ),
     "errors": (
         "worst and best images of a run, and its confusion matrix",

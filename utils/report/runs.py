@@ -2,15 +2,13 @@
 
 import functools
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from utils.common.errors import UserError
 from utils.common.files import read_json
-from utils.options import IRRELEVANT_SETTINGS, parse_args, settings_to_store
+from utils.options import IRRELEVANT_SETTINGS, OFF, parse_args, settings_to_store
 from utils.run_records import Run
 from utils.scores import protocol
 
@@ -25,40 +23,31 @@ def default_settings(dataset_name: str) -> dict[str, Any]:
 
 
 def all_settings(run: Run) -> dict[str, Any]:
-    """The settings of a run; what an older run does not know is as `main.py` has it by default."""
-    return {**default_settings(str(run.setting("dataset"))), **run.args}
+    """A run's settings but `UNCOMPARED`; what an older run does not know is the default."""
+    settings = default_settings(run.source.dataset) | run.args
+    return {name: value for name, value in settings.items() if name not in UNCOMPARED}
 
 
 def special_settings(run: Run) -> set[str]:
-    """The names of the settings that are not the default of the run's data set."""
-    defaults = default_settings(str(run.setting("dataset")))
-    unused = (None, False, "none")  # what a flag is that was given up since
+    """The names of those that are not the default of the run's data set."""
+    defaults = default_settings(run.source.dataset)
     return {
         name
         for name, value in all_settings(run).items()
-        if (value != defaults[name] if name in defaults else value not in unused)
-    } - UNCOMPARED
+        if (value != defaults[name] if name in defaults else value not in OFF)  # a flag given up
+    }
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs together that differ in the seed alone, also by their names, by their seeds.
+    """Put runs of one data set together that differ in the seed alone, also by their names.
 
-    The order of the groups is that of their first runs.
+    Each group is in the order of its seeds, and the groups in that of their first runs.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {k: v for k, v in all_settings(run).items() if k not in UNCOMPARED}
-        data = [data_name(run), run.class_names, run.lists]
-        key = json.dumps([run.variant, data, settings], sort_keys=True)
+        key = json.dumps([run.variant, run.lists, all_settings(run)], sort_keys=True)
         groups.setdefault(key, []).append(run)
     return [sorted(group, key=lambda run: run.setting("seed") or 0) for group in groups.values()]
-
-
-def name_of(group: Sequence[Run]) -> str:
-    """What a group is called: the run's name, or `NAME_s{0,1}`."""
-    if len(group) == 1:
-        return group[0].name
-    return f"{group[0].variant}_s{{{','.join(str(run.setting('seed')) for run in group)}}}"
 
 
 def are_alike(one: Run, two: Run) -> bool:
@@ -88,41 +77,11 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
     return sorted(best, key=lambda run: str(run.setting("loss")))
 
 
-def class_mean(group: Sequence[Run], name: str) -> float:
-    """The mean over runs of a class's IoU, or of a score, at the best; NaN if unknown."""
-    shares = [{**run.best, **run.best["class_iou"]}.get(name) for run in group]
-    known = [float(x) for x in shares if isinstance(x, int | float) and math.isfinite(x)]
-    return fmean(known) if known else math.nan
-
-
-def data_name(run: Run) -> str:
-    """The data set: its folder's name if it is one of the user's own."""
-    folder = Path(str(run.setting("data_root"))).name
-    return folder if run.setting("dataset") == "custom" else str(run.setting("dataset"))
-
-
 def images_of(run: Run, part: str) -> str:
     """The split and the number of its images, for `part` "train" or "val"."""
     split = all_settings(run)[{"train": "image_set", "val": "val_image_set"}[part]]
     images = run.lists.get(part, {}).get("images")
     return f"`{split}` ({images:,} images)" if isinstance(images, int) else f"`{split}`"
-
-
-def list_notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader should know who compares the scores of these runs."""
-    notes = []
-    lists = {run.lists["train"]["ids"] for run in runs if "train" in run.lists}
-    if len(lists) > 1:
-        notes.append(
-            "The runs were trained on different lists of images, so part of their difference may "
-            "come from it."
-        )
-    if not all(are_alike(run, runs[0]) for run in runs):
-        notes.append(
-            "Not all runs are known to be evaluated on the same images by the same protocol: "
-            "scores of those that were not do not compare."
-        )
-    return notes
 
 
 def measured_on(run: Run) -> str:
@@ -132,14 +91,6 @@ def measured_on(run: Run) -> str:
     return f"{images_of(run, 'val')}, {protocol(crop, settings['resize'])}"
 
 
-def hardware(run: Run) -> str:
-    """The GPU of a run, or the kind of its processor."""
-    device = str(run.environment.get("device") or run.setting("device")).partition(":")[0]
-    kinds = {"cpu": "CPU", "mps": "Apple GPU"}
-    gpu = run.environment.get("gpu") or ("CPU" if device in ("auto", "None") else device)
-    return kinds.get(device, str(gpu))
-
-
 def read_sam_scores(folder: Path, dataset_name: str, class_names: Sequence[str]) -> dict[str, Any]:
     """What `sam_infer.py` measured on this data set.
 
@@ -147,12 +98,9 @@ def read_sam_scores(folder: Path, dataset_name: str, class_names: Sequence[str])
         UserError: it is not there, cannot be read, or is of other data.
     """
     path = folder / "scores.json"
-    if not path.exists():
-        raise UserError(f"{path}: not there")
     scores = read_json(path)
-    if scores.get("dataset") != dataset_name:
-        raise UserError(f"{path}: of the data set {scores.get('dataset')}, not {dataset_name}")
     measured = (scores.get(key) or {} for key in ("deeplab", "sam_deeplab", "oracle"))
-    if not {name for part in measured for name in part.get("class_iou", {})} <= set(class_names):
-        raise UserError(f"{path}: of other classes")
+    names = {name for part in measured for name in part.get("class_iou", {})}
+    if scores.get("dataset") != dataset_name or not names <= set(class_names):
+        raise UserError(f"{path}: not of {dataset_name} with these classes")
     return scores

@@ -73,12 +73,12 @@ def _balance(found: Findings) -> list[Block]:
         answer = f"They are balanced: {shares}, less than twice the mean of all classes"
     else:
         answer = (
-            f"They are not balanced: {shares}, {smallest} {points(least / labelled, tiny=True)} %, "
+            f"They are not balanced: {shares}, {smallest} {points(least / labelled)} %, "
             f"{most / least:,.0f} times fewer"
         )
     absent = ", ".join(name for pixels, name in by_size if not pixels)
     rows = [
-        [code(name), f"{pixels:,}", points(pixels / labelled, tiny=True), f"{number:,}"]
+        [code(name), f"{pixels:,}", points(pixels / labelled), f"{number:,}"]
         for name, pixels, number in zip(found.class_names, counts, images, strict=True)
     ]
     caption = (

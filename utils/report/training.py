@@ -2,29 +2,25 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from utils.common.flags import show
 from utils.optim import build_optimizer, build_scheduler
 from utils.report.contents import Answers, Block, Code, Findings, Heading, Table, code, points
 from utils.report.curves import COURSE_MIOU, loss_name
 from utils.report.runs import (
-    UNCOMPARED,
     all_settings,
-    class_mean,
     group_runs,
     images_of,
-    list_notes,
     measured_on,
     runs_to_compare,
     special_settings,
 )
-from utils.report.score_tables import SCORES, class_table, summary, with_keys
 from utils.run_records import Run
 
-Groups = Mapping[str, Sequence[Run]]  # runs that differ in the seed alone, by their key: R1, ...
+Groups = dict[str, list[Run]]  # runs that differ in the seed alone, by what tables call them: R1
+SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
 NUM_CLASSES = 3  # so many that gain or lose most are named
 LAST = 3  # evaluations that say how far a run of one seed goes up and down
 SETTINGS = (
@@ -43,11 +39,11 @@ def training(found: Findings, answers: Answers) -> list[Block]:
     title = Heading(2, "Problem 3: training and evaluation")
     if not found.runs:
         return [title, f"No run yet: {code(found.main_command)} makes one.", *found.notes]
-    groups, compared = with_keys(group_runs(found.runs)), runs_to_compare(found.runs)
-    who, *scores = summary(groups)
+    groups = {f"R{number}": group for number, group in enumerate(group_runs(found.runs), 1)}
+    compared = runs_to_compare(found.runs)
     return [
         title,
-        who,
+        [f"{key}: {_description(group)}" for key, group in groups.items()],
         Heading(3, "Problem 3.1: the optimizer and its learning rates"),
         _said_of(groups, _optimizer),
         Code(_lines_of(build_optimizer)),
@@ -57,17 +53,29 @@ def training(found: Findings, answers: Answers) -> list[Block]:
         Heading(3, "Problem 3.3: the runs, and their mIoU after each evaluation"),
         _best(found.runs),
         *found.show("curves"),
-        *scores,
+        _score_table(groups),
         _settings_table(groups),
-        *list_notes(found.runs),
         *([found.notes] if found.notes else []),
-        class_table(groups),
+        _class_table(groups),
         Heading(3, "Problem 3.4: which other loss, and why?"),
         *_other_loss(compared, groups, answers),
         Heading(3, "Problem 3.5: the best models, and what they predict"),
         _compared_table(compared),
         *found.show("compare", "errors", "confusion"),
     ]
+
+
+def _description(group: Sequence[Run]) -> str:
+    """What the runs of a group are, on what they were scored, and where they were trained."""
+    first, name = group[0], group[0].name
+    if len(group) > 1:
+        name = f"{first.variant}_s{{{','.join(str(run.setting('seed')) for run in group)}}}"
+    device, precision = (first.environment.get(key, "-") for key in ("device", "precision"))
+    machine = first.environment.get("gpu") if "cuda" in device else device
+    return (
+        f"{code(name)}, {code(first.setting('model'))}, evaluated on {measured_on(first)}; "
+        f"{machine}, {precision}"
+    )
 
 
 def _lines_of(function: Callable) -> str:
@@ -122,6 +130,42 @@ def _best(runs: Sequence[Run]) -> str:
     return text
 
 
+def _score_table(groups: Groups) -> Table:
+    """What each group scored, how long it took, and in how much memory."""
+    rows = []
+    for key, group in groups.items():
+        row = [key]
+        for name in SCORES.values():
+            scores = [run.best[name] for run in group]
+            half = f" ± {points((max(scores) - min(scores)) / 2)}" if len(group) > 1 else ""
+            row.append(points(fmean(scores)) + half)
+        memory = [mb for run in group for mb in run.column("max_memory_mb") if math.isfinite(mb)]
+        minutes = fmean(run.log[-1]["seconds"] for run in group) / 60
+        rows.append([*row, f"{minutes:,.1f}", f"{max(memory):,.0f} MB" if memory else "-"])
+    caption = (
+        "Best evaluation of each run while it was trained, in percent: mean ± half the range over "
+        "the seeds. Minutes are of a whole run with its evaluations, their mean; memory is the peak"
+        " that PyTorch had allocated on the GPU."
+    )
+    return Table(caption, ["", *SCORES, "minutes", "memory"], rows, "lrrrrrr")
+
+
+def _class_table(groups: Groups) -> Table:
+    """The IoU of each class and group."""
+    rows = [
+        [code(name), *(points(_mean(group, name)) for group in groups.values())]
+        for name in next(iter(groups.values()))[0].class_names
+    ]
+    caption = "IoU of each class in percent, at the best evaluation, mean over the seeds."
+    return Table(caption, ["class", *groups], rows, "l" + "r" * len(groups))
+
+
+def _mean(group: Sequence[Run], class_name: str) -> float:
+    """The mean over runs of a class's IoU at the best; NaN if a run has none."""
+    shares = [run.best["class_iou"].get(class_name) for run in group]
+    return math.nan if None in shares else fmean(shares)
+
+
 def _settings_table(groups: Groups) -> Table:
     """The settings of a recipe, and all that are not the data set's default; a column per group."""
     firsts = [group[0] for group in groups.values()]
@@ -149,7 +193,8 @@ def _other_loss(compared: Sequence[Run], groups: Groups, answers: Answers) -> li
     names = [loss_name(run) for run in pair]
     because, *_ = answers.get(str(pair[1].setting("loss")), ["of these numbers."])
     gain, accuracy = (
-        100 * (class_mean(other, name) - class_mean(first, name)) for name in ("miou", "pixel_acc")
+        100 * (fmean(run.best[name] for run in other) - fmean(run.best[name] for run in first))
+        for name in ("miou", "pixel_acc")
     )
     return [
         f"I propose {names[1]}, because {because}",
@@ -168,7 +213,7 @@ def _verdict(gain: float, first: Sequence[Run], other: Sequence[Run]) -> str:
         several = [run.column("miou")[-LAST:] for run in (*first, *other)]
     if max(map(len, several)) < 2:
         return "Of one seed and one evaluation nobody can tell whether it is chance."
-    chance = 100 * max(np.nanmax(values) - np.nanmin(values) for values in several)
+    chance = 100 * max(max(values) - min(values) for values in several)
     by = f"the {chance:.2f} by which the {of} differ"
     if abs(gain) <= chance:
         return f"The first is no more than {by}: no run tells which loss is better."
@@ -178,9 +223,7 @@ def _verdict(gain: float, first: Sequence[Run], other: Sequence[Run]) -> str:
 
 def _classes(first: Sequence[Run], other: Sequence[Run]) -> str:
     """The classes that gain and lose most by the other loss."""
-    gains = {
-        name: class_mean(other, name) - class_mean(first, name) for name in first[0].class_names
-    }
+    gains = {name: _mean(other, name) - _mean(first, name) for name in first[0].class_names}
     order = sorted((name for name in gains if math.isfinite(gains[name])), key=gains.__getitem__)
     gained = [name for name in order[::-1] if gains[name] > 0]
     lost = [name for name in order if gains[name] < 0]
@@ -192,13 +235,16 @@ def _classes(first: Sequence[Run], other: Sequence[Run]) -> str:
 
 
 def _also_different(one: Run, two: Run) -> str:
-    """The settings beside the loss in which two runs differ."""
+    """The settings beside the loss in which two runs differ, and whether their images do."""
     settings, others = all_settings(one), all_settings(two)
     names = {key for key in settings.keys() | others if settings.get(key) != others.get(key)}
-    names -= UNCOMPARED | {"loss", "focal_gamma", "class_weights"}
-    if not names:
+    names -= {"loss", "focal_gamma", "class_weights"}
+    words = [*map(code, sorted(names))]
+    if one.lists.get("train") != two.lists.get("train"):
+        words.append("the images that they were trained on")
+    if not words:
         return "The runs differ in no other setting."
-    listed = ", ".join(map(code, sorted(names)))
+    listed = ", ".join(words)
     return f"The runs also differ in {listed}: what the loss alone changes, they do not tell."
 
 

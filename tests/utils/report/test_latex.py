@@ -49,9 +49,9 @@ def test_text_prints_as_it_is(block, text):
 
 
 def test_a_figure_stands_where_it_is_named_and_is_never_too_large():
-    assert written(Picture("curves", "Of `a`.", "shows it.", 0.5)).splitlines() == [
-        r"Figure~\ref{fig:curves} shows it.", "", r"\begin{figure}[H]", r"\centering",
-        r"\includegraphics[width=0.500\linewidth,height=0.8\textheight,keepaspectratio]{curves.pdf}",
+    assert written(Picture("curves", "Of `a`.")).splitlines() == [
+        r"See figure~\ref{fig:curves}.", "", r"\begin{figure}[H]", r"\centering",
+        r"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]{curves.pdf}",
         r"\caption{Of \texttt{a}.}\label{fig:curves}", r"\end{figure}",
     ]  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_the_report_compiles_and_fits_its_pages(tmp_path, number):
     pages = (tmp_path / "report.txt").read_text("utf-8").split("\f")
     for figure in range(1, len(PICTURES) + 1):
         named, shown = (
-            next(page for page, text in enumerate(pages) if f"Figure {figure}{mark}" in text)
-            for mark in (" ", ":")
+            next(page for page, text in enumerate(pages) if f"{word} {figure}{mark}" in text)
+            for word, mark in (("See figure", "."), ("Figure", ":"))
         )
         assert shown - named in (0, 1)

@@ -18,8 +18,8 @@ from utils.report.markdown import to_markdown
             "*A table.*\n\n|  | mIoU |\n| ------ | ----: |\n| `a\\|b` | 66.1 |\n| c\\_d | 7 |",
         ),
         (
-            Picture("curves", "Curves of `a`.", "shows them."),
-            "The figure below shows them.\n\n![curves](curves.png)\n\n*Curves of `a`.*",
+            Picture("curves", "Curves of `a`."),
+            "![curves](curves.png)\n\n*Curves of `a`.*",
         ),
     ],
 )

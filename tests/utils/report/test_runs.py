@@ -11,16 +11,10 @@ import pytest
 from datasets import DataSource
 from datasets.base import SegmentationDataset
 from datasets.voc import CLASS_NAMES
+from tests.conftest import ROOT
 from utils.common.errors import UserError
 from utils.options import parse_args, settings_to_store
-from utils.report.runs import (
-    hardware,
-    images_of,
-    list_notes,
-    measured_on,
-    read_sam_scores,
-    runs_to_compare,
-)
+from utils.report.runs import group_runs, measured_on, read_sam_scores, runs_to_compare
 from utils.run_records import find_runs, load_named_runs, load_run, second_loss_command
 
 
@@ -108,9 +102,9 @@ def test_runs_are_named_by_name_or_path(tmp_path, dataset):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "scores.json: not there"),
-        ({"dataset": "shapes"}, "of the data set shapes, not voc"),
-        ({"dataset": "voc", "oracle": {"class_iou": {"zebra": 1}}}, "of other classes"),
+        (None, "scores.json: cannot be read"),
+        ({"dataset": "shapes"}, "scores.json: not of voc with these classes"),
+        ({"dataset": "voc", "oracle": {"class_iou": {"zebra": 1}}}, "not of voc with these"),
     ],
 )
 def test_scores_of_sam_are_of_this_data_set(tmp_path, content, reason):
@@ -158,9 +152,6 @@ def test_runs_of_two_protocols_or_lists_are_not_compared(tmp_path, other):
     assert compared(tmp_path / "three", **plain, **better) == ["a", "b"]
     del plain["b"]
     assert compared(tmp_path / "two", **plain, **better) == ["c"]  # one of each: the best alone
-    runs = [load_run(path) for path in sorted((tmp_path / "two").iterdir())]
-    (note,) = list_notes(runs)
-    assert "scores of those that were not do not compare" in note and list_notes(runs[:1]) == []
 
 
 def test_scores_tell_split_number_of_images_and_protocol(tmp_path):
@@ -174,36 +165,6 @@ def test_scores_tell_split_number_of_images_and_protocol(tmp_path):
     )
     half = load_run(write_run(tmp_path / "half", resize=0.5))
     assert measured_on(half) == "`val`, whole images at native size, seen resized by 0.5"
-
-
-def test_runs_that_were_trained_on_other_lists_are_said(tmp_path):
-    few, many, same, old = (
-        load_run(write_run(tmp_path / name, stored=stored))
-        for name, stored in (
-            ("few", lists(300, "f")), ("many", lists(1464, "m")), ("same", lists(1464, "m")),
-            ("old", {}),
-        )
-    )  # fmt: skip
-    assert images_of(few, "train") == "`train` (300 images)"
-    (note,) = list_notes([few, many, same, old])
-    assert note.startswith("The runs were trained on different lists of images")
-    assert list_notes([many, same, old]) == [] and list_notes([few, old]) == []
-
-
-@pytest.mark.parametrize(
-    ("device", "environment", "name"),
-    [
-        ("auto", {"gpu": None}, "CPU"),
-        ("cpu", {"gpu": "Tesla T4", "device": "cpu"}, "CPU"),
-        ("auto", {"gpu": "Tesla T4", "device": "cuda:0"}, "Tesla T4"),
-        ("auto", {"gpu": None, "device": "mps"}, "Apple GPU"),
-        ("mps", {"gpu": None}, "Apple GPU"),
-        ("cuda", {}, "cuda"),
-    ],
-)
-def test_hardware_is_named(tmp_path, device, environment, name):
-    run = write_run(tmp_path / "a", device=device, stored={"environment": environment})
-    assert hardware(load_run(run)) == name
 
 
 @pytest.mark.parametrize("run_name", [None, "mine"])
@@ -228,3 +189,37 @@ def test_the_command_for_a_second_loss_trains_the_same_with_another(
     source = DataSource("custom", "another place", val_fraction=0.3)
     again = parse_args("", shlex.split(second_loss_command(run, source))[2:])
     assert DataSource.of(again) == source and Path(again.runs_dir).resolve() == Path(moved)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_group(tmp_path):
+    def add(name, *flags):
+        settings = settings_to_store(parse_args("", ["--dataset", "shapes", *flags]))
+        return write_run(tmp_path / name, **settings)
+
+    add("again")
+    add("shapes_s0")
+    add("shapes_s1", "--seed", "1", "--num_workers", "3", "--runs_dir", "other")
+    add("shapes_s2", "--seed", "2", "--lr", "0.02")
+    old = add("shapes_s3", "--seed", "3") / "args.json"
+    stored = json.loads(old.read_text())
+    del stored["args"]["deterministic"]  # a flag that came later: off, as by default
+    old.write_text(json.dumps(stored))
+    runs = [load_run(path) for path in sorted(tmp_path.iterdir(), reverse=True)]
+    assert [[run.name for run in group] for group in group_runs(runs)] == [
+        ["shapes_s0", "shapes_s1", "shapes_s3"], ["shapes_s2"], ["again"],
+    ]  # fmt: skip
+
+
+def test_results_can_be_run_again(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    paths = sorted(Path("results").rglob("args.json"))
+    assert paths
+    for path in paths:  # whatever the defaults and the recipes have become
+        args = vars(parse_args("", ["--args", str(path)]))
+        stored = json.loads(path.read_text())["args"]
+        del stored["run_name"], stored["runs_dir"]
+        gone = {key: stored.pop(key) for key in stored.keys() - args.keys()}
+        gone.pop("cache", None)  # how fast it went
+        assert not any(gone.values())
+        chosen = {key: value for key, value in stored.items() if value is not None}
+        assert {key: args[key] for key in chosen} == chosen

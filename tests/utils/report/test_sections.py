@@ -36,7 +36,8 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
     for place in range(number):
         path = folder / f"voc_deeplabv3plus_resnet50_imagenet1k_v1_crop513_{LOSSES[place]}_{place}"
         lists = {"train": {"images": 1464, "ids": "a"}, "val": {"images": 1449, "ids": "b"}}
-        stored = {"data": lists, "environment": {"gpu": "NVIDIA GeForce RTX 4090"}}
+        machine = {"gpu": "NVIDIA GeForce RTX 4090", "device": "cuda", "precision": "bf16"}
+        stored = {"data": lists, "environment": machine}
         args = {**SETTINGS, "loss": LOSSES[place], "seed": place}
         mious = (0.4, 0.5 + place / 100)
         found.runs.append(load_run(write_run(path, mious, class_names, stored, **args)))
@@ -46,7 +47,7 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
         "classes": 7, "borders": {"3": {"deeplab": 0.31}},
     }  # fmt: skip
     for name in PICTURES:
-        found.pictures[name] = Picture(name, f"The figure {name}.", f"shows {name}.")
+        found.pictures[name] = Picture(name, f"The figure {name}.")
     long_path = "--data_root /home/somebody/a_place_for_data/voc --runs_dir /home/somebody/results"
     found.miss("the numbers of SAM", f"not there: {long_path}", f"sam_infer.py {long_path}")
     found.notes = ["log.jsonl: the last line is cut off and was left out"]
@@ -84,10 +85,9 @@ def test_every_score_says_on_what(tmp_path):
     found = make_findings(tmp_path, 2)
     text = text_of(found)
     name, how = found.runs[0].name, "`val` (1,449 images), whole images at native size"
-    on = f"`deeplabv3plus_resnet50` on voc, evaluated on {how}; NVIDIA GeForce RTX 4090"
-    assert f"- R1: `{name}`, {on}, -\n" in text
-    assert "| R1 | 50.00 | 90.00 | 50.00 | 80.00 | 3 min | - |" in text
-    assert "voc: IoU of each class in percent, at the best evaluation" in text
+    on = f"`deeplabv3plus_resnet50`, evaluated on {how}; NVIDIA GeForce RTX 4090"
+    assert f"- R1: `{name}`, {on}, bf16\n" in text
+    assert "| R1 | 50.00 | 90.00 | 50.00 | 80.00 | 3.3 | - |" in text
     assert (
         "mIoU in percent of 5 images of `train`, over the 7 classes of their ground truth" in text
     )

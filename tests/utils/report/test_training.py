@@ -18,7 +18,7 @@ from utils.run_records import load_run
 def told(tmp_path):
     """The text on runs given as (mIoUs, settings)."""
 
-    def tell(*runs, class_names=CLASS_NAMES, class_iou=()):
+    def tell(*runs, class_names=CLASS_NAMES, class_iou=(), memory=()):
         found = Findings(DataSource("voc"), "")
         for number, (mious, args) in enumerate(runs):
             name = f"r_s{args['seed']}" if "seed" in args else f"r{number}"
@@ -26,6 +26,8 @@ def told(tmp_path):
             found.runs.append(load_run(run))
         for run, ious in zip(found.runs, class_iou, strict=False):
             run.best["class_iou"] = ious
+        for run, megabytes in zip(found.runs, memory, strict=False):
+            run.best["max_memory_mb"] = megabytes
         return to_markdown(training(found, read_answers()))
 
     return tell
@@ -134,3 +136,19 @@ def test_every_loss_has_a_reason_and_a_new_one_needs_none(told):
 def test_one_loss_is_compared_with_none(told):
     text = told(((0.5,), CE))
     assert "So far only cross entropy was trained." in text and "I propose" not in text
+
+
+def test_scores_of_a_variant_are_the_mean_over_its_seeds(told):
+    ious = [{"a": 0.4, "b": 0.2}, {"a": 0.41, "b": None}, {"a": 0.5, "b": 0.6}]
+    seeds = [((0.2, 0.4, 0.3), CE | {"seed": 0}), ((0.41,), CE | {"seed": 1})]
+    text = told(*seeds, ((0.5,), FOCAL), class_names="ab", class_iou=ious)
+    assert "- R1: `r_s{0,1}`, `deeplabv3plus_resnet50`, evaluated on `val`, whole images" in text
+    # The best of one is 40, of the other 41; they took 300 s and 100 s.
+    assert "| R1 | 40.50 ± 0.50 | 90.00 ± 0.00 | 50.00 ± 0.00 | 80.00 ± 0.00 | 3.3 | - |" in text
+    assert "| R2 | 50.00 | 90.00 | 50.00 | 80.00 | 1.7 | - |" in text
+    assert "| `a` | 40.50 | 50.00 |" in text and "| `b` | - | 60.00 |" in text
+
+
+def test_memory_is_the_peak_of_all_seeds(told):
+    runs = [((0.4,), CE | {"seed": 0}), ((0.41,), CE | {"seed": 1})]
+    assert "| 5,000 MB |" in told(*runs, memory=(4000.4, 5000.0))
