@@ -139,7 +139,7 @@ def add_data_args(parser: Parser) -> argparse._ArgumentGroup:
     add("--voc_archive", help="VOCtrainval_11-May-2012.tar on disk, in place of a download")
     custom = "custom data without ImageSets/"
     text = f"{custom}: share of val"
-    add("--val_fraction", type=real(0, 1, "()"), default=0.2, help=text)
+    add("--val_fraction", type=real(0.0001, 0.9999), default=0.2, help=text)
     add("--split_seed", type=SEED, default=0, help=f"{custom}: seed of the split")
     text = "custom masks of indices: what they hold for void besides 255"
     add("--void_value", type=whole(0, 254), metavar="N", help=text)

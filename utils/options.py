@@ -74,7 +74,7 @@ def build_parser(description: str) -> Parser:
     add("--crop_size", type=SIDE, nargs="+", default=[513], help=text)
     add("--crop_val", action="store_true", help="evaluate centre crops (the public ancestor's way)")
     text = "factor that images are resized by at first"
-    add("--resize", type=real(0, 16, "(]"), default=1.0, help=text)
+    add("--resize", type=real(0.01, 16), default=1.0, help=text)
     add("--color_jitter", type=SHARE, default=0.0, help="strength, from 0 to 1")
     _add_model_args(parser)
     _add_optimization_args(parser)
@@ -104,16 +104,16 @@ def _add_optimization_args(parser: Parser) -> None:
     add("--focal_gamma", type=real(0, 100), help=text)
     choices = ["none", "median_frequency"]
     add("--class_weights", choices=choices, default="none", help="for ce and focal")
-    add("--lr", type=real(ends="()"), default=0.01, help="learning rate of the head")
+    add("--lr", type=real(1e-12), default=0.01, help="learning rate of the head")
     text = "backbone's learning rate / --lr"
     add("--backbone_lr_factor", type=real(), default=0.1, help=text)
-    add("--momentum", type=real(0, 1, "[)"), default=0.9, help="of SGD")
+    add("--momentum", type=real(0, 0.9999), default=0.9, help="of SGD")
     add("--weight_decay", type=real(), default=1e-4, help="of SGD")
     add("--lr_policy", choices=LR_POLICIES, default="step", help="schedule")
     add("--step_size", type=whole(1), default=1000, help="step: iterations per x0.1")
     add("--warmup_itrs", type=whole(), default=0, help="iterations of rising lr")
     text = "evaluate an average of the weights; 0: do not"
-    add("--ema_decay", type=real(0, 1, "[)"), default=0.0, help=text)
+    add("--ema_decay", type=real(0, 0.99999), default=0.0, help=text)
     add("--total_itrs", type=whole(1), default=5000, help="iterations in all")
     # ASPP's pooling branch normalises one value per image.
     add("--batch_size", type=whole(2, 4096), default=8, help="images per iteration")
@@ -161,40 +161,35 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
         UserError: flags that do not go together, or not with the run to resume or to evaluate.
     """
     parser = build_parser(description)
-    given = parser.given(argv)
+    defaults, given = parser.defaults(), parser.given(argv)
     for flag, others in EXCLUSIVE.items():
         if flag in given:
             refuse(others, given, f"does not go together with --{flag}: leave one of them out")
-    stored = read_stored_args(parser, merge_settings(parser.defaults(), {}, given))
-    args = merge_settings(parser.defaults(), stored, given)
+    stored = read_stored_args(parser, merge_settings(defaults, {}, given))
+    args = merge_settings(defaults, stored, given)
     parser.check_needs(args, given)
     complete_args(args, given)
     if args.resume or args.test_only:
-        check_unchanged(args, given, vars(merge_settings(parser.defaults(), stored, {})))
+        check_unchanged(args, given, vars(merge_settings(defaults, stored, {})))
     return args
 
 
 def merge_settings(
     defaults: Mapping[str, Any], stored: Mapping[str, Any], given: Mapping[str, Any]
 ) -> argparse.Namespace:
-    """Defaults, the data set's, those of a stored run, an explicit recipe's, explicit flags.
-
-    Later ones win; but a run that is resumed goes on as it was, whatever recipe is named.
-    """
+    """Defaults, the data set's, the recipe's, a stored run's, explicit flags: later ones win."""
     if "ckpt" in given:  # brings its own backbone
         stored = {**stored, "backbone_weights": "none"}
-    chosen = {**defaults, **stored, **given}
-    base = {**defaults, **DATASET_DEFAULTS.get(chosen["dataset"], {})}
-    weights = {**base, **stored, **given}["backbone_weights"]
-    from_scratch = FROM_SCRATCH_DEFAULTS if weights == "none" and not chosen["ckpt"] else {}
-    base |= from_scratch
-    recipe = {}
-    if "recipe" in given:  # decides too where it keeps the data set's value and another does not
-        recipe = {name: base[name] for other in RECIPES.values() for name in other}
-        own = RECIPES[given["recipe"]]
-        recipe |= {name: own[name] for name in own if name not in from_scratch}
-    lower, upper = (recipe, stored) if "resume" in given else (stored, recipe)
-    return argparse.Namespace(**{**base, **lower, **upper, **given})
+    if "recipe" in given and "resume" not in given:  # decides on all that any recipe decides on
+        decided = {name for recipe in RECIPES.values() for name in recipe}
+        stored = {name: value for name, value in stored.items() if name not in decided}
+    explicit = {**stored, **given}
+    chosen = {**defaults, **explicit}
+    implied = DATASET_DEFAULTS.get(chosen["dataset"], {}) | RECIPES[chosen["recipe"]]
+    settings = {**defaults, **implied, **explicit}
+    if settings["backbone_weights"] == "none" and not settings["ckpt"]:
+        settings |= FROM_SCRATCH_DEFAULTS | explicit
+    return argparse.Namespace(**settings)
 
 
 def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
@@ -202,26 +197,33 @@ def settings_to_store(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in ONE_TIME}
 
 
-def read_stored_args(parser: Parser, args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of `--args FILE`, or of the run to go on with, or of the one to evaluate."""
+def find_settings(args: argparse.Namespace) -> Path | None:
+    """The `args.json` of `--args FILE`, of the run to go on with, or of the one to evaluate."""
     if args.args:
-        path = Path(args.args)
-    elif args.resume or (args.test_only and not args.ckpt):
-        folder = Path(args.runs_dir) / (args.run_name or default_run_name(args))
-        path, flag = folder / ARGS_FILE, "--resume" if args.resume else "--test_only"
-        if not path.exists():
-            raise UserError(f"{flag}: {folder} holds no run: see --run_name and --runs_dir")
-    elif args.test_only and (Path(args.ckpt).parent / ARGS_FILE).exists():
+        return Path(args.args)
+    if args.test_only and args.ckpt:
         path = Path(args.ckpt).parent / ARGS_FILE
-    else:  # a new run, or a checkpoint from elsewhere
+        return path if path.exists() else None  # a checkpoint from elsewhere
+    if not (args.resume or args.test_only):
+        return None
+    path = Path(args.runs_dir, args.run_name or default_run_name(args), ARGS_FILE)
+    if not path.exists():
+        flag = "--resume" if args.resume else "--test_only"
+        raise UserError(f"{flag}: {path.parent} holds no run: see --run_name and --runs_dir")
+    return path
+
+
+def read_stored_args(parser: Parser, args: argparse.Namespace) -> dict[str, Any]:
+    """The settings in the file that `find_settings` names; empty for a new run."""
+    path = find_settings(args)
+    if path is None:
         return {}
     settings = read_json(path).get("args")
     if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no settings of a run")
-    kept = {key: value for key, value in settings.items() if key not in ONE_TIME}
-    stored = parser.stored(kept, str(path))
-    gone = kept.keys() - parser.defaults().keys()
-    if left_out := [f"{name} {kept[name]}" for name in sorted(gone) if kept[name] not in OFF]:
+    stored = parser.stored(settings, str(path))
+    gone = sorted(settings.keys() - parser.defaults().keys())
+    if left_out := [f"{name} {settings[name]}" for name in gone if settings[name] not in OFF]:
         say_once(f"{path}: left out, no flags any more: {', '.join(left_out)}")
     if args.test_only:
         stored.pop("ckpt", None)  # the run began with it, and its end is evaluated
@@ -252,10 +254,11 @@ def check_unchanged(
 
 def complete_args(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Complete the settings, and refuse what cannot work before anything is built."""
-    if len(args.crop_size) > 2:
-        raise UserError(f"--crop_size {show(args.crop_size)}: give the side, or height and width")
-    if args.crop_val and len(set(args.crop_size)) > 1:
-        raise UserError("--crop_val: needs a square --crop_size")
+    if len(args.crop_size) > 2 or (args.crop_val and len(set(args.crop_size)) > 1):
+        raise UserError(
+            f"--crop_size {show(args.crop_size)}: give the side, or (without --crop_val) height "
+            "and width"
+        )
     if args.loss != "focal":
         args.focal_gamma = None
     elif args.focal_gamma is None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from functools import partial
 
 import pytest
@@ -19,7 +18,6 @@ from utils.common.flags import Number, Parser, real, whole
 from utils.options import (
     DATASET_DEFAULTS,
     IRRELEVANT_SETTINGS,
-    ONE_TIME,
     build_parser,
     parse_args,
     settings_to_store,
@@ -80,50 +78,40 @@ def test_every_number_has_bounds_and_keeps_to_them_in_one_line(run, script):
 @pytest.mark.parametrize(
     ("script", "flag", "taken", "not_taken"),
     [
-        ("main.py", "--lr", ["1e-9", "1e30"], ["0", "inf"]),
-        ("main.py", "--seed", ["0", "5"], [str(2**63), str(10**30)]),
-        ("main.py", "--num_workers", ["0", "64"], ["65", "1000000"]),
-        ("main.py", "--batch_size", ["2", "64"], ["0", "1", str(10**9)]),
-        ("main.py", "--crop_size", ["96", "2048"], ["0", str(10**9)]),
-        ("main.py", "--momentum", ["0", "0.99"], ["1"]),
-        ("main.py", "--focal_gamma", ["0", "5"], ["1e30"]),
-        ("main.py", "--ema_decay", ["0", "0.999"], ["1"]),
-        ("main.py", "--resize", ["0.5", "2"], ["0", "1e30"]),
-        ("main.py", "--val_fraction", ["0.1"], ["0", "1"]),
-        ("predict.py", "--scales", ["0.5"], ["0", "1e30"]),
-        ("predict.py", "--window", ["513"], ["31", str(10**9)]),
-        ("visualize.py classes", "--dpi", ["75", "600"], ["0", str(10**6)]),
-        ("sam_infer.py", "--limit", ["1"], ["0"]),
-        ("sam_infer.py", "--pred_iou_thresh", ["0", "1"], ["1.5"]),
+        ("main.py", "--lr", "1e-9 1e30", "0 inf nan much"),
+        ("main.py", "--seed", f"0 {2**63 - 1}", f"{2**63} -1 1.5"),
+        ("main.py", "--num_workers", "0 64", "65"),
+        ("main.py", "--batch_size", "2 64", "0 1 1000000000"),
+        ("main.py", "--crop_size", "1 2048", "0 1000000000"),
+        ("main.py", "--momentum", "0 0.99", "1"),
+        ("main.py", "--focal_gamma", "0 5", "1e30"),
+        ("main.py", "--ema_decay", "0 0.9999", "1"),
+        ("main.py", "--resize", "0.5 16", "0 17"),
+        ("main.py", "--val_fraction", "0.1", "0 1"),
+        ("predict.py", "--scales", "0.5", "0 1e30"),
+        ("predict.py", "--window", "513", "31 1000000000"),
+        ("visualize.py classes", "--dpi", "75 600", "0 1000000"),
+        ("sam_infer.py", "--pred_iou_thresh", "0 1", "1.5"),
     ],
 )
 def test_bounds_are_these(script, flag, taken, not_taken):
     number = SCRIPTS[script][0]._option_string_actions[flag].type
-    assert [number(word) for word in taken] == [float(word) for word in taken]
-    for word in not_taken:
-        with pytest.raises(argparse.ArgumentTypeError):
+    for word in taken.split():
+        assert number(word) == number.kind(word)
+    for word in not_taken.split():
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"must be .* number from .*not {word}"
+        ):
             number(word)
 
 
-@pytest.mark.parametrize(
-    ("number", "taken", "not_taken", "words"),
-    [
-        (whole(), "0", "-1", "a whole number, at least 0 and at most 1000000000"),
-        (whole(1, 3), "3", "4", "a whole number, at least 1 and at most 3"),
-        (whole(1, 3), "2", "1.5", "a whole number, at least 1 and at most 3"),
-        (real(), "0", "inf", "a number, at least 0"),
-        (real(ends="()"), "1e-9", "0", "a number, above 0"),
-        (real(0, 1), "1", "1.1", "a number, at least 0 and at most 1"),
-        (real(0, 1, "()"), "0.5", "1", "a number, above 0 and below 1"),
-        (real(0, 1), "0", "nan", "a number, at least 0 and at most 1"),
-        (real(0, 1), "0.1", "much", "a number, at least 0 and at most 1"),
-    ],
-)
-def test_a_number_that_is_refused_says_what_is_taken(number, taken, not_taken, words):
-    assert number(taken) == float(taken)
-    with pytest.raises(argparse.ArgumentTypeError) as error:
-        number(not_taken)
-    assert str(error.value) == f"must be {words}, not {not_taken}"
+def test_a_number_that_is_refused_says_what_is_taken():
+    for number, words in (
+        (whole(1, 3), "a whole number from 1 to 3"),
+        (real(0.5, 2), "a number from 0.5 to 2"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^must be {words}, not 4$"):
+            number("4")
 
 
 def test_numbers_at_their_bounds_train(run, tmp_path):
@@ -266,15 +254,10 @@ def test_ckpt_beside_stored_settings_brings_its_own_backbone(store, tmp_path, mo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lr": "fast"}, "--lr: must be a number, .* not fast"),
-        ({"lr": math.nan}, "--lr: must be a number, .* not nan"),
-        ({"lr": True}, "--lr: must be a number, .* not True"),
-        ({"total_itrs": 5.5}, "--total_itrs: must be a whole number, .* not 5.5"),
-        ({"batch_size": -1}, "--batch_size: must be .* at least 2 .* not -1"),
+        ({"lr": "fast"}, "--lr: must be a number from .* not fast"),
+        ({"total_itrs": 5.5}, "--total_itrs: must be a whole number from .* not 5.5"),
         ({"crop_size": []}, "--crop_size: expected at least one argument"),
-        ({"crop_size": [96, "x"]}, "--crop_size: must be a whole number, .* not x"),
         ({"recipe": "weak"}, "--recipe: invalid choice: 'weak'"),
-        ({"model": ["a"]}, "--model: invalid choice: "),
         ({"crop_val": "no"}, "--crop_val: ignored explicit argument 'no'"),
         ({"data_root": ""}, "--data_root: is empty"),
     ],
@@ -305,8 +288,8 @@ USELESS = {
         (["--dataset", "custom", "--no_download"], "--no_download: .* --dataset voc"),
         (["--val_fraction", "0.3"], "--val_fraction: .* --dataset custom"),
         (["--split_seed", "0"], "--split_seed: .* --dataset custom"),
-        (["--crop_size", "40", "48", "--crop_val"], "--crop_val"),
-        (["--crop_size", "40", "48", "9"], "--crop_size 40 48 9"),
+        (["--crop_size", "40", "48", "--crop_val"], "--crop_size 40 48: give the side"),
+        (["--crop_size", "40", "48", "9"], "--crop_size 40 48 9: give the side"),
         (["--ckpt", "a.pth", "--backbone_weights", "imagenet1k_v1"], "--backbone_weights: --ckpt"),
         (["--resume", "--overwrite"], "--overwrite: .* --resume"),
         (["--resume", "--args", "a.json"], "--args: .* --resume"),
@@ -395,26 +378,18 @@ def test_a_resume_refuses_to_compute_something_else(resume, started, flags, word
         resume(started.split(), *flags.split())
 
 
-def test_a_resume_may_be_longer_where_the_schedule_does_not_feel_it(resume):
-    assert resume([], "--total_itrs", "9000").total_itrs == 9000
-
-
-def test_a_resume_may_change_what_does_not_matter(resume):
+def test_a_resume_may_change_what_does_not_matter_and_be_longer_with_steps(resume):
     flags = [
         "--data_root", "x", "--num_workers", "3", "--device", "cpu", "--val_batch_size", "1",
         "--save_interval", "5", "--compile", "--tensorboard", "--no_download", "--voc_archive",
         "a.tar",
     ]  # fmt: skip
-    args = resume([], *flags)
+    args = resume([], *flags, "--total_itrs", "9000")
     assert (args.data_root, args.num_workers, args.compile) == ("x", 3, True)
+    assert args.total_itrs == 9000  # the rates before do not feel it
     changed = {flag.removeprefix("--") for flag in flags if flag.startswith("--")}
     assert changed | {"runs_dir", "run_name"} == IRRELEVANT_SETTINGS
-
-
-def test_one_list_of_settings_that_do_not_matter():
     assert UNCOMPARED == IRRELEVANT_SETTINGS | {"seed", "cache"}
-    assert IRRELEVANT_SETTINGS <= set(settings_to_store(parse_args("", [])))
-    assert not IRRELEVANT_SETTINGS & ONE_TIME
 
 
 def test_a_run_to_resume_is_found_under_the_name_that_its_flags_gave(store, tmp_path):

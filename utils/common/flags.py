@@ -13,15 +13,11 @@ MANY = 10**9  # above what anybody needs, and below what takes a machine down
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """The `type=` of a flag: the numbers of an interval, from a word or from a stored value.
-
-    `ends` are those of mathematics: a round one leaves the bound itself out.
-    """
+    """The `type=` of a flag: numbers from `least` to `most`."""
 
     kind: type[int] | type[float]
     least: float
     most: float
-    ends: str = "[]"
 
     def __call__(self, word: str) -> float:
         """The number that a word is; argparse turns the error into its own."""
@@ -29,27 +25,21 @@ class Number:
             value = self.kind(word)
         except ValueError:
             value = math.nan
-        bounds = zip((self.least, self.most), self.ends, strict=True)
-        left_out = [bound for bound, end in bounds if end in "()"]
-        if not self.least <= value <= self.most or value in left_out:
-            raise argparse.ArgumentTypeError(f"must be {self}, not {word}")
+        if not self.least <= value <= self.most:
+            kind = "a whole number" if self.kind is int else "a number"
+            bounds = f"from {self.least:g} to {self.most:g}"
+            raise argparse.ArgumentTypeError(f"must be {kind} {bounds}, not {word}")
         return value
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.kind is int else "a number"
-        least = f"{'at least' if self.ends[0] == '[' else 'above'} {self.least}"
-        most = f"{'at most' if self.ends[1] == ']' else 'below'} {self.most}"
-        return f"{kind}, {least}" + (f" and {most}" if self.most < math.inf else "")
 
 
 def whole(least: int = 0, most: int = MANY) -> Number:
-    """The `type=` of a flag that takes whole numbers, the bounds among them."""
+    """The `type=` of a flag that takes whole numbers."""
     return Number(int, least, most)
 
 
-def real(least: float = 0, most: float = math.inf, ends: str | None = None) -> Number:
-    """The `type=` of a flag that takes finite numbers, the bounds among them unless `ends` says."""
-    return Number(float, least, most, ends or ("[]" if most < math.inf else "[)"))
+def real(least: float = 0, most: float = 1e30) -> Number:
+    """The `type=` of a flag that takes finite numbers."""
+    return Number(float, least, most)
 
 
 SHARE, SIDE, SEED = real(0, 1), whole(1, 4096), whole(0, 2**63 - 1)
@@ -109,14 +99,14 @@ class Parser(argparse.ArgumentParser):
             UserError: a value that its flag cannot have.
         """
         words: list[str] = []
-        for action in self._actions:
-            value, flag = settings.get(action.dest), (action.option_strings or [""])[0]
-            if action.nargs == 0 and isinstance(value, bool):
-                words += [flag] if value else []
-            elif action.nargs and isinstance(value, list):
-                words += [flag, *map(str, value)]
-            elif value is not None:
-                words.append(f"{flag}={value}")
+        for name in settings.keys() & self.defaults().keys():
+            value = settings[name]
+            if value is True:
+                words.append(f"--{name}")
+            elif isinstance(value, list):
+                words += [f"--{name}", *map(str, value)]
+            elif value is not None and value is not False:
+                words.append(f"--{name}={value}")
         try:
             return self.given(words)
         except UserError as error:

@@ -28,8 +28,7 @@ def build_parser(description: str) -> Parser:
     add("--ckpt", help="weights, if not those of a run or torchvision's")
     add("--runs_dir", default="runs", help="where to look for a run")
     add("--output_stride", type=int, choices=[8, 16], help="if not what the checkpoint says")
-    scale = real(0, 16, "(]")
-    add("--scales", type=scale, nargs="+", default=[1.0], help="average over these")
+    add("--scales", type=real(0.01, 16), nargs="+", default=[1.0], help="average over these")
     add("--flip", action="store_true", help="average over mirrored images as well")
     text = "images of more than twice its area go in parts"
     add("--window", type=whole(32, 2**16), default=WINDOW, help=text)
