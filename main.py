@@ -110,8 +110,6 @@ def run(args: Namespace, device: torch.device, command: str) -> int:
         say(f"resumed {folder.last} at iteration {state.cur_itrs}")
     if state.cur_itrs > args.total_itrs:
         raise UserError(f"--total_itrs {args.total_itrs}: {state.cur_itrs} are done: give more")
-    if get_rank():  # from here on only dropout draws: differently in every process
-        torch.manual_seed(derive_seed(args.seed, get_rank(), state.cur_itrs))
 
     with folder.held(args.resume, args.overwrite), StopSignals(device) as signals:
         folder.drop_log_after(state.evaluated_itrs)  # it will be logged again
@@ -157,6 +155,7 @@ def train(
                 raise Stopped
 
             batch = next(batches)
+            torch.manual_seed(derive_seed(args.seed, get_rank(), state.cur_itrs))  # for dropout
             state.lrs = [float(rate) for rate in state.scheduler.get_last_lr()]
             loss = train_step(
                 network, batch, criterion, state.optimizer, state.scaler, args.precision
@@ -167,8 +166,9 @@ def train(
             state.cur_itrs += 1
             state.losses.add(loss, state.cur_itrs, state.lrs, batch[2])
             folder.plot(state.cur_itrs, {"loss": state.losses.latest, "rate": state.lrs[-1]})
-            bar.set_description_str(epoch_text(args, data, state), refresh=False)
-            bar.set_postfix_str(losses_text(state), refresh=False)
+            epoch = state.cur_itrs / data.per_epoch
+            bar.set_description_str(f"epoch {epoch:.1f}", refresh=False)
+            bar.set_postfix_str(f"loss {state.losses.latest:.3g}", refresh=False)
             bar.update()
 
 
@@ -187,7 +187,8 @@ def validate(
         state.save_best(folder.best, scores["miou"])
     train_loss = state.losses.total / (state.cur_itrs - state.evaluated_itrs)
     seconds = time.perf_counter() - start
-    is_gpu = predictor.device.type == "cuda"
+    device = predictor.device
+    memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     record = {
         "iteration": state.cur_itrs,
         "epoch": round(state.cur_itrs / data.per_epoch, 2),
@@ -198,33 +199,19 @@ def validate(
         "class_iou": dict(zip(state.class_names, scores["class_iou"], strict=True)),
         "seconds": state.seconds + seconds,
         "val_seconds": seconds,
-        "max_memory_mb": torch.cuda.max_memory_allocated(predictor.device) / 1e6
-        if is_gpu
-        else None,
+        "max_memory_mb": memory,
     }
     folder.append_log(record)
     state.evaluated_itrs, state.losses.total = state.cur_itrs, 0.0
     say(
-        f"{epoch_text(args, data, state)}, iteration {state.cur_itrs}: loss {train_loss:.4f}, "
+        f"epoch {record['epoch']:g}, iteration {state.cur_itrs}: loss {train_loss:.4f}, "
         f"mIoU {100 * scores['miou']:.2f} (best {100 * state.best_score:.2f}), "
         f"pixel acc {100 * scores['pixel_acc']:.2f}, {record['seconds']:.0f} s"
     )
 
 
-def epoch_text(args: Namespace, data: Data, state: TrainingState) -> str:
-    """How far the training is."""
-    done, total = (count / data.per_epoch for count in (state.cur_itrs, args.total_itrs))
-    return f"epoch {done:.1f}/{round(total, 1):g}"
-
-
-def losses_text(state: TrainingState) -> str:
-    """What the bar shows beside the time: the newest loss, and the best score if there is one."""
-    best = f", best {100 * state.best_score:.1f}" if state.evaluated_itrs else ""
-    return f"loss {state.losses.latest:.3g}{best}"
-
-
 def set_seed(seed: int, deterministic: bool) -> None:
-    """Seed the weights and dropout; order and augmentation have seeds of their own."""
+    """Seed the weights; order, augmentation and dropout have seeds of their own."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:

@@ -14,7 +14,7 @@ import torch
 from datasets.base import SegmentationDataset
 from utils.common.errors import UserError
 from utils.common.files import read_json, write_json, write_text
-from utils.common.locks import HeldError, locked
+from utils.common.locks import locked
 from utils.common.processes import get_world_size, is_main
 from utils.common.progress import say, say_once
 
@@ -37,7 +37,7 @@ class RunFolder:
         self.path = path
         self.best, self.last = path / BEST_FILE, path / LAST_FILE
         self._build_writer = import_tensorboard() if tensorboard else None
-        self._writer: Any = None
+        self._writer: Any = None  # once the run has the folder
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Make sure that no run is lost: a folder that holds one is only entered on demand.
@@ -66,16 +66,10 @@ class RunFolder:
             return
         with contextlib.ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.path / LOCK_FILE, timeout=0))
             except OSError as error:
                 raise UserError(
                     f"{self.path}: cannot be written ({error.strerror}): give another --runs_dir"
-                ) from None
-            except HeldError:
-                raise UserError(
-                    f"{self.path}: another process trains in it: wait for its end, or take another "
-                    "--run_name"
                 ) from None
             self.check(resume, overwrite)  # another run may have come and gone
             leavings = ("scores*.json", "predictions_*.json", "predictions_*/*", "events.out.*")
@@ -93,37 +87,32 @@ class RunFolder:
         val_set: SegmentationDataset,
         device: torch.device,
     ) -> None:
-        """Write `args.json`: enough to run again. A resume says what is not as it was.
+        """Write `args.json`, which is enough to run again; a resume with other images says so.
 
-        Args:
-            command: what was typed; that of a resume is added where it asks for other iterations.
-            settings: the flags' values, with what `auto` came to.
-            train_set: what it trains on.
-            val_set: what it is evaluated on.
-            device: where the run computes.
+        `settings` are the flags' values, with what `auto` came to; the command stays the first one.
         """
         if not is_main():
             return
-        path = self.path / ARGS_FILE
+        path, sets = self.path / ARGS_FILE, {"train": train_set, "val": val_set}
         stored = read_json(path) if path.exists() else {}
-        if stored.get("args", {}).get("total_itrs") == settings["total_itrs"]:
-            command = stored.get("command", command)
-        elif "command" in stored:
-            command = f"{stored['command']} && {command}"
-        sets = {"train": train_set, "val": val_set}
+        data = {name: {"images": len(part), "ids": part.ids_hash} for name, part in sets.items()}
+        for name, before in stored.get("data", {}).items():
+            if before != data[name]:
+                counts = f"{before['images']}, now {len(sets[name])}"
+                say(f"note: the run began with other {name} images ({counts})")
+        environment = {
+            **describe_environment(),
+            "device": str(device),
+            "precision": settings["precision"],
+            "processes": get_world_size(),
+        }
         content = {
-            "command": command,
+            "command": stored.get("command", command),
             "args": settings,
             "class_names": train_set.class_names,
-            "data": {name: {"images": len(s), "ids": s.ids_hash} for name, s in sets.items()},
-            "environment": {
-                **describe_environment(),
-                "device": str(device),
-                "precision": settings["precision"],
-                "processes": get_world_size(),
-            },
+            "data": data,
+            "environment": environment,
         }
-        say_changes(stored, content)
         write_json(path, content)
 
     def append_log(self, record: dict[str, Any]) -> None:
@@ -156,22 +145,6 @@ class RunFolder:
                 if isinstance(value, float):
                     self._writer.add_scalar(name, value, iteration)
             self._writer.flush()
-
-
-def say_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say what a resume changes beside its flags; both as `args.json` has them."""
-    for name, old in before.get("data", {}).items():
-        new = now["data"][name]
-        if old != new:
-            counts = f"{old['images']}, now {new['images']}"
-            say(f"note: the run began with other {name} images ({counts})")
-    processes = now["environment"]["processes"]
-    began_with = before.get("environment", {}).get("processes", processes)
-    if began_with != processes:
-        say(
-            f"note: the run began with {began_with} processes, now {processes}: each iteration "
-            "sees the same samples, but batch norm (on CPUs) and dropout differ"
-        )
 
 
 def import_tensorboard() -> Callable[..., Any]:
@@ -217,9 +190,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def describe_environment() -> dict[str, str | None]:
-    """Versions, the git commit and the machine, for `args.json`."""
+    """Versions, the git commit (`-dirty` behind it if files were changed), and the machine."""
     import torchvision
 
+    git = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        output = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = output.stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -227,16 +206,5 @@ def describe_environment() -> dict[str, str | None]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git_commit": _git_commit(),
+        "git_commit": commit or None,
     }
-
-
-def _git_commit() -> str | None:
-    """The commit of this code, `-dirty` behind it if files were changed; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -14,7 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from datasets.loader import WorkerError
 from network._deeplab import DeepLab
-from utils.checkpoint import describe_model, first_difference, load_checkpoint, load_weights
+from utils.checkpoint import (
+    describe_model,
+    first_difference,
+    load_checkpoint,
+    load_weights,
+    set_normalisation,
+)
 from utils.common.checkpoint_files import save_checkpoint
 from utils.common.errors import UserError
 from utils.common.processes import get_world_size, is_main
@@ -79,7 +85,6 @@ class TrainingState:
             "lrs": self.lrs,
             "loss_total": self.losses.total,
             "seconds": self.seconds,
-            "rng": get_rng_state(self.model.mean.device),
         }
         save_checkpoint(path, content)
 
@@ -114,8 +119,7 @@ class TrainingState:
                 load_weights(self.model, content["average"]["trained_state"], path)
                 self.average.updates = content["average"]["updates"]
             for model in (self.model, self.evaluated_model):  # --ckpt may have brought others
-                for name in ("mean", "std"):
-                    getattr(model, name).copy_(255 * torch.tensor(content[name]).view(3, 1, 1))
+                set_normalisation(model, checkpoint.mean, checkpoint.std)
             self.optimizer.load_state_dict(content["optimizer_state"])
             self.scheduler.load_state_dict(content["scheduler_state"])
             self.scaler.load_state_dict(content["scaler_state"])
@@ -123,7 +127,6 @@ class TrainingState:
             self.best_score, self.seconds = content["best_score"], content["seconds"]
             self.lrs = content.get("lrs", self.scheduler.get_last_lr())  # older files have none
             self.losses.total = content["loss_total"]
-            set_rng_state(self.model.mean.device, content["rng"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be resumed from ({error!r}): use --ckpt for its weights alone"
@@ -160,25 +163,3 @@ def kept_at_the_end(state: TrainingState, folder: RunFolder) -> Iterator[None]:
         if state.cur_itrs and get_world_size() == 1 and not isinstance(error, WorkerError):
             state.save(folder.last)
         raise UserError(f"{error}; {go_on}" if folder.last.exists() else str(error)) from None
-
-
-def get_rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """What dropout draws next, on the CPU and on the device of the run."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_rng_state(device: torch.device, state: Mapping[str, Any]) -> None:
-    """Undo `get_rng_state()`; say it where the run was on another kind of device."""
-    torch.set_rng_state(state["cpu"])
-    own = state.get(device.type)
-    if not isinstance(own, torch.Tensor):  # an older file has a list, of all GPUs that were there
-        print("note: the run was on another device: dropout draws other numbers from here on")
-    elif device.type == "cuda":
-        torch.cuda.set_rng_state(own, device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(own)

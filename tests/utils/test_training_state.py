@@ -12,7 +12,7 @@ from utils.engine import LossMeter, NonFiniteError, train_step
 from utils.loss import build_criterion
 from utils.optim import WeightAverage, build_optimizer, build_scheduler
 from utils.precision import build_scaler
-from utils.training_state import TrainingState, set_rng_state
+from utils.training_state import TrainingState
 
 CPU = torch.device("cpu")
 
@@ -183,18 +183,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
     with pytest.raises(NonFiniteError, match="are not finite after iteration 1: lower --lr"):
         state.save(tmp_path / "last.pth")
     assert (tmp_path / "last.pth").read_bytes() == before
-
-
-def test_what_dropout_draws_on_a_gpu_is_that_of_the_runs_own_device(monkeypatch, capsys):
-    restored = []
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *where: restored.append(where))
-    cpu, own = torch.get_rng_state(), torch.zeros(16, dtype=torch.uint8)
-    device = torch.device("cuda", 1)
-    set_rng_state(device, {"cpu": cpu, "cuda": own})
-    assert restored == [(own, device)] and not capsys.readouterr().out
-    for elsewhere in ({"cpu": cpu}, {"cpu": cpu, "cuda": [own, own]}):  # a CPU's, an older file's
-        set_rng_state(device, elsewhere)
-        assert len(restored) == 1 and "dropout draws other numbers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
