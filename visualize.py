@@ -64,8 +64,7 @@ def draw_classes(found: Findings, args: argparse.Namespace) -> Drawn:
 
     dataset, picked = build_dataset(found.source, args.image_set), found.picks["classes"]
     caption = f"An image of {code(args.image_set)} for each class, and its ground truth."
-    names = [dataset.class_names[index] for index in object_classes(dataset.class_names)]
-    left_out = [name for name in names if name not in picked]
+    left_out = [name for name in object_classes(dataset.class_names) if name not in picked]
     if left_out:
         print(f"note: no image of {args.image_set} is left for: {', '.join(left_out)}")
         caption += f" No image is left for {', '.join(map(code, left_out))}."
@@ -98,12 +97,11 @@ def draw_distribution(found: Findings, args: argparse.Namespace) -> Drawn:
         return
     index = 0 if has_background(names) else int(counts.argmax())
     scores = constant_scores(val_set, index)
+    accuracy, miou = points(scores["pixel_acc"]), points(scores["miou"])
     on = f"{code(args.val_image_set)} ({len(val_set):,} images)"
-    found.constant = names[index], on, scores
-    print(
-        f"predicting {names[index]} everywhere on {args.val_image_set}: pixel accuracy "
-        f"{points(scores['pixel_acc'])} %, mIoU {points(scores['miou'])} %"
-    )
+    found.constant = [f"{code(names[index])} everywhere", on, accuracy, miou]
+    everywhere = f"predicting {names[index]} everywhere on {args.val_image_set}"
+    print(f"{everywhere}: pixel accuracy {accuracy} %, mIoU {miou} %")
 
 
 def draw_curves(found: Findings, args: argparse.Namespace) -> Drawn:
@@ -238,10 +236,10 @@ def report(found: Findings, args: argparse.Namespace) -> None:
             found.miss(what, str(error), found.again)
     caption = "Both heads at output stride 16; what DeepLabV3+ adds is orange."
     save(found, args, draw_heads(), Picture("heads", caption))
-    below = ", ".join(filter(None, (args.author, args.date)))
     title, parts = f"Semantic segmentation of {found.data_title} with DeepLab", build_report(found)
-    blocks = [Heading(1, title), *filter(None, [below]), *chain(*parts.values())]
-    files = {"report.md": to_markdown(blocks, args.format), **to_latex(title, below, parts)}
+    author = args.author or ""
+    blocks = [Heading(1, title), *filter(None, [author]), *chain(*parts.values())]
+    files = {"report.md": to_markdown(blocks, args.format), **to_latex(title, author, parts)}
     folder = Path(args.output_dir)
     (folder / "missing.tex").unlink(missing_ok=True)  # of an earlier report
     for name, text in files.items():

@@ -22,13 +22,8 @@ def plot_distribution(
 ) -> Figure:
     """Each class's share of the labelled pixels, the largest on top, and its images beside it.
 
-    A class that dwarfs all others, such as background, is broken off.
-
-    Args:
-        name: of what was counted.
-        class_names: one per class.
-        colours: uint8 (C, 3).
-        statistics: of its masks.
+    A class that dwarfs all others, such as background, is broken off. `name` says what was counted;
+    colours are uint8 (C, 3).
 
     Raises:
         UserError: all pixels are void.
@@ -73,13 +68,7 @@ def _draw_bars(axes: Axes, values: np.ndarray, labels: Sequence[str], colours: A
 
 
 def plot_confusion(class_names: Sequence[str], confusion: np.ndarray, title: str) -> Figure:
-    """The confusion matrix with rows normalised to percent, its diagonal framed.
-
-    Args:
-        class_names: one per class.
-        confusion: integer (C, C) in pixels, rows are targets.
-        title: a line above it.
-    """
+    """A confusion matrix, integer (C, C) with targets as rows, in percent of each row."""
     number = len(class_names)
     totals = confusion.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, 100 * confusion / np.maximum(totals, 1), np.nan)

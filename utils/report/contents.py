@@ -62,7 +62,7 @@ class Findings:
     class_names: Sequence[str] = ()  # of the data set
     images: int = 0  # in `image_set`; 0 if they were not counted
     statistics: ClassStatistics | None = None  # of the targets of `image_set`
-    constant: tuple[str, str, dict[str, Any]] | None = None  # a class everywhere: name, on, scores
+    constant: list[str] | None = None  # a class everywhere: name, on, accuracy, mIoU
     picks: dict[str, Any] = dataclasses.field(default_factory=dict)  # `picks.json`
     runs: list[Run] = dataclasses.field(default_factory=list)  # all runs to report
     sam: dict[str, Any] | None = None  # SAM's `scores.json`

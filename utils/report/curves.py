@@ -46,11 +46,7 @@ def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
 
     Losses of different kinds have a panel each; a panel that no run has numbers for is left out.
     Runs that differ in the seed alone share a colour and an entry of the legend. Later lines are
-    thinner, and broken: of equal ones both are seen.
-
-    Args:
-        runs: at least one.
-        x: "epochs" or "iterations".
+    thinner, and broken: of equal ones both are seen. `x` is "epochs" or "iterations".
     """
     if not all(run.log[0]["epoch"] >= 1 for run in runs):
         x = "iterations"  # a run is shorter than an epoch

@@ -40,12 +40,7 @@ BATCH_SIZE = 8  # of the error analysis
 
 
 def draw_classes(dataset: SegmentationDataset, classes: Mapping[str, str]) -> Figure:
-    """An image of each class with its target beside it, five such pairs in a row.
-
-    Args:
-        dataset: holds the images.
-        classes: {class name: id}.
-    """
+    """The image of each class, {name: id}, with its target beside it, five such pairs in a row."""
     panels = []
     for name, sample in classes.items():
         image, target = dataset[dataset.ids.index(sample)]
@@ -191,11 +186,7 @@ def draw_errors(
 ) -> Figure:
     """The worst and the best images, with a map of where the prediction is wrong.
 
-    Args:
-        dataset: holds the images.
-        order: their indices, the worst first.
-        predictor: as in `analyse_errors`.
-        miou: over all images.
+    `order` has the images' indices, the worst first; `miou` is that of all.
     """
     number = min(NUM_EXTREMES, (len(order) + 1) // 2)
     named = [(f"worst {rank}", index) for rank, index in enumerate(order[:number], 1)]

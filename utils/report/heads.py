@@ -17,36 +17,29 @@ def draw_heads() -> Figure:
     with drawing():
         figure = Figure((PAGE_WIDTH, 3.5), layout="constrained")
         upper, lower = figure.subplots(2, height_ratios=(5.7, 7.2))
-        upper.set(ylim=(-2.5, 3.2))
-        lower.set(ylim=(-4, 3.2))
-        out = _draw_aspp(upper)
-        _draw_chain(upper, [out, *_end(upper, 16)])
-        out, upsample = _draw_aspp(lower), _draw_box(lower, 4, 0, "upsample\nx 4", ADDED)
-        concat, end = _draw_box(lower, 5, 0, "concat", ADDED), _end(lower, 4)
-        _draw_chain(lower, [out, upsample, concat, *end])
-        low_level = _draw_box(lower, 0, -3.3, "low-level\nfeatures, 1/4", ADDED)
-        _draw_chain(lower, [low_level, _draw_box(lower, 5, -3.3, "1x1, 48", ADDED), concat])
-        for axes, name in ((upper, "DeepLabV3"), (lower, "DeepLabV3+")):
-            axes.set_title(f"{name}, output stride 16", loc="left", pad=2)
-            axes.set_xlim(-0.6, 8.5)
-            axes.set_axis_off()
+        _draw_head(upper, "DeepLabV3", -2.5)
+        _draw_head(lower, "DeepLabV3+", -4)
     return figure
 
 
-def _draw_aspp(axes: Axes) -> Text:
-    """From the backbone's output to what ASPP gives."""
-    features = _draw_box(axes, 0, 0, "features\n1/16")
-    out = _draw_box(axes, 3, 0, "concat,\n1x1, 256")
+def _draw_head(axes: Axes, name: str, bottom: float) -> None:
+    """From the backbone's features to logits of the image's size."""
+    axes.set_title(f"{name}, output stride 16", loc="left", pad=2)
+    axes.set(xlim=(-0.6, 8.5), ylim=(bottom, 3.2))
+    axes.set_axis_off()
     axes.text(1.5, 2.8, "ASPP", ha="center", va="center", fontsize=SMALL)
+    features = _draw_box(axes, 0, 0, "features\n1/16")
+    path, enlarged = [_draw_box(axes, 3, 0, "concat,\n1x1, 256")], 16
     for number, branch in enumerate(BRANCHES):
-        _draw_chain(axes, [features, _draw_box(axes, 1.5, 2 - number, branch), out])
-    return out
-
-
-def _end(axes: Axes, stride: int) -> list[Text]:
-    """The last boxes of a head, whose logits have 1/stride of the image's size."""
-    texts = ("3x3, 256", "1x1,\nclasses", f"upsample\nx {stride}")
-    return [_draw_box(axes, 6 + number, 0, text) for number, text in enumerate(texts)]
+        _draw_chain(axes, [features, _draw_box(axes, 1.5, 2 - number, branch), path[0]])
+    if name == "DeepLabV3+":
+        concat, enlarged = _draw_box(axes, 5, 0, "concat", ADDED), 4
+        path += [_draw_box(axes, 4, 0, "upsample\nx 4", ADDED), concat]
+        low_level = _draw_box(axes, 0, -3.3, "low-level\nfeatures, 1/4", ADDED)
+        _draw_chain(axes, [low_level, _draw_box(axes, 5, -3.3, "1x1, 48", ADDED), concat])
+    for number, text in enumerate(("3x3, 256", "1x1,\nclasses", f"upsample\nx {enlarged}")):
+        path.append(_draw_box(axes, 6 + number, 0, text))
+    _draw_chain(axes, path)
 
 
 def _draw_box(axes: Axes, x: float, y: float, text: str, color: str = SHARED) -> Text:

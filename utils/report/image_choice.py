@@ -63,9 +63,9 @@ def load_or_make_picks(
     return picks
 
 
-def object_classes(class_names: Sequence[str]) -> list[int]:
-    """The indices of the object classes: all but the background."""
-    return list(range(int(has_background(class_names)), len(class_names)))
+def object_classes(class_names: Sequence[str]) -> Sequence[str]:
+    """All classes but the background."""
+    return class_names[int(has_background(class_names)) :]
 
 
 def pick_images(dataset: SegmentationDataset, fixed: Mapping[str, str]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def pick_images(dataset: SegmentationDataset, fixed: Mapping[str, str]) -> dict[
 
     Args:
         dataset: reads masks alone.
-        fixed: the image of a class, decided by a person.
+        fixed: {class name: id} as a person wants it.
 
     Returns:
         `classes`: {class name: id}, in the order of the classes, without those that no image was
@@ -88,25 +88,21 @@ def pick_images(dataset: SegmentationDataset, fixed: Mapping[str, str]) -> dict[
     ratings = rate_images(dataset)  # (images, C)
     chosen = check_fixed(dataset, ratings, fixed)
     names = dataset.class_names
-    numbers = (ratings > 0).sum(0).tolist()  # of images, by class
-    for index in sorted(object_classes(names), key=numbers.__getitem__):
-        left = ratings[:, index].clone()
+    numbers = dict(zip(names, (ratings > 0).sum(0).tolist(), strict=True))  # of images
+    for name in sorted(object_classes(names), key=numbers.__getitem__):
+        left = ratings[:, names.index(name)].clone()
         left[list(chosen.values())] = 0
         best = int(left.argmax())  # the first of equals
-        if names[index] not in chosen and left[best] > 0:
-            chosen[names[index]] = best
+        if name not in chosen and left[best] > 0:
+            chosen[name] = best
     classes = {name: dataset.ids[chosen[name]] for name in names if name in chosen}
     return {"classes": classes, "five": pick_five(classes, fixed)}
 
 
 def pick_five(classes: Mapping[str, str], fixed: Collection[str] = ()) -> list[str]:
-    """Five of the picks: those that a person wants, and others spread evenly over the classes.
+    """Five of the picks, {class name: id}: those of the fixed classes, and others.
 
-    Spread, since neighbours are often of one kind.
-
-    Args:
-        classes: {class name: id}.
-        fixed: names of the classes whose images a person decided.
+    The others are spread evenly over the classes, since neighbours are often of one kind.
     """
     wanted = [sample for name, sample in classes.items() if name in fixed][:5]
     others = [sample for sample in classes.values() if sample not in wanted]
@@ -123,7 +119,7 @@ def rate_images(dataset: SegmentationDataset) -> torch.Tensor:
     a half unless the image is about as wide as cameras make it, 4:3 to 3:2. Images with much void
     come after all others.
     """
-    first = object_classes(dataset.class_names)[0]
+    first = int(has_background(dataset.class_names))  # of the objects
 
     def rate(index: int) -> torch.Tensor:
         target = dataset.read_target(index)
@@ -149,7 +145,7 @@ def check_fixed(
     dataset: SegmentationDataset, ratings: torch.Tensor, fixed: Mapping[str, str]
 ) -> dict[str, int]:
     """The indices of the images that a person wants, by class name."""
-    allowed = [dataset.class_names[index] for index in object_classes(dataset.class_names)]
+    allowed = object_classes(dataset.class_names)
     places = {sample: index for index, sample in enumerate(dataset.ids)}
     chosen: dict[str, int] = {}
     for name, sample in fixed.items():

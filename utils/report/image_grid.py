@@ -177,12 +177,9 @@ def image_grid(
 def _draw_legend(figure: Figure, legend: Legend) -> None:
     patches = [
         Patch(
-            facecolor=f"#{red:02x}{green:02x}{blue:02x}",
-            edgecolor="0.4",
-            linewidth=0.5,
-            label=fit(name, LEGEND_NAME),
+            fc="#{:02x}{:02x}{:02x}".format(*color), ec="0.4", lw=0.5, label=fit(name, LEGEND_NAME)
         )
-        for name, (red, green, blue) in legend
+        for name, color in legend
     ]
     columns = min(LEGEND_COLUMNS, len(patches))
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)

@@ -32,10 +32,8 @@ FOREIGN = "([\u0400-\u045f]+)|([^\0\n\x20-\x7e\xa1-\u017e\u2010-\u201e†‡•�
 def to_latex(title: str, below: str, parts: Mapping[str, Iterable[Block]]) -> dict[str, str]:
     """The files of a document: `report.tex`, and one for each part, by their names.
 
-    Args:
-        title: of the document.
-        below: a line under it.
-        parts: the blocks of each part, by its file's name without `.tex`.
+    `below` is a line under the title; `parts` has the blocks of each file, by its name without
+    `.tex`.
     """
     inputs = "".join(f"\\input{{{name}}}\n" for name in parts)
     head = f"\\title{{{_escape(title)}}}\\author{{{_escape(below)}}}\\date{{}}\n"

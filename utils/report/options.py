@@ -33,7 +33,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "precision": {"choices": PRECISIONS, "default": "auto", "help": "of the models"},
     "limit": {"type": whole(), "default": 0, "help": "errors: look at so many images; 0 for all"},
     "author": {"help": "who wrote the report (default: left open)"},
-    "date": {"help": "of the report (default: left open)"},
 }  # fmt: skip
 OUTPUT = ("output_dir", "format", "dpi")
 RUNS, MODELS = ("runs", "runs_dir"), ("device", "precision")
@@ -42,8 +41,7 @@ RUNS, MODELS = ("runs", "runs_dir"), ("device", "precision")
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
         "all figures, report.tex and report.md (the default)",
-        ("image_set", "val_image_set", "pick", *RUNS, "x", "sam_dir", *MODELS, "limit", "author",
-         "date"),
+        ("image_set", "val_image_set", "pick", *RUNS, "x", "sam_dir", *MODELS, "limit", "author"),
     ),
     "classes": ("an image of each class with its target", ("image_set", "pick")),
     "distribution": ("share of the pixels by class", ("image_set", "val_image_set")),

@@ -64,9 +64,6 @@ def runs_to_compare(runs: Sequence[Run]) -> list[Run]:
 
     Text, figure and errors all compare these. They were evaluated on the same data by the same
     protocol: of several the one under which two losses were trained, then the one of the best run.
-
-    Returns:
-        One or two runs; none if there is none.
     """
     ranked = sorted(runs, key=lambda run: -run.best["miou"])  # stable: the first of equals
     pairs = []
@@ -98,6 +95,8 @@ def read_sam_scores(folder: Path, dataset_name: str, class_names: Sequence[str])
         UserError: it is not there, cannot be read, or is of other data.
     """
     path = folder / "scores.json"
+    if not path.exists():
+        raise UserError(f"{path}: not there")
     scores = read_json(path)
     measured = (scores.get(key) or {} for key in ("deeplab", "sam_deeplab", "oracle"))
     names = {name for part in measured for name in part.get("class_iou", {})}

@@ -1,7 +1,6 @@
 """The report, problem by problem: what was found, as text, tables and figures; what is missing."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -95,17 +94,10 @@ def _balance(found: Findings) -> list[Block]:
 
 def _accuracy_table(found: Findings) -> list[Block]:
     """Both metrics of a constant prediction and of the best run."""
-    measured: list[tuple[str, str, dict[str, Any]]] = []
-    if found.constant:
-        name, on, scores = found.constant
-        measured.append((f"{code(name)} everywhere", on, scores))
-    run = best_run(found.runs)
-    if run:
-        measured.append((f"{code(run.name)}, the best run", measured_on(run), run.best))
-    rows = [
-        [what, on, points(scores["pixel_acc"]), points(scores["miou"])]
-        for what, on, scores in measured
-    ]
+    rows = [found.constant] if found.constant else []
+    if run := best_run(found.runs):
+        scores = points(run.best["pixel_acc"]), points(run.best["miou"])
+        rows.append([f"{code(run.name)}, the best run", measured_on(run), *scores])
     caption = "Pixel accuracy and mIoU in percent."
     return [Table(caption, ["", "on", "pixel acc.", "mIoU"], rows, "llrr")] if rows else []
 
@@ -139,10 +131,8 @@ def _sam(found: Findings, answers: Answers) -> list[Block]:
         return blocks
     sam, borders = found.sam, found.sam.get("borders") or {}
     names = ("masks_per_image", "masks_per_region", "seconds_per_image")
-    known = [name for name in names if sam.get(name) is not None]
-    numbers = ", ".join(f"{sam[name]:.1f} {name.replace('_', ' ')}" for name in known)
-    if numbers:
-        blocks.append(f"Here it gives {numbers}; regions are those of the ground truth.")
+    numbers = [f"{sam[name]:.1f} {name.replace('_', ' ')}" for name in names if sam.get(name)]
+    blocks.append(f"Here it gives {', '.join(numbers)}; regions are those of the ground truth.")
     rows = [
         [name, points(sam[key]["miou"]), *(points(mious.get(key)) for mious in borders.values())]
         for key, name in SAM_ROWS.items()

@@ -30,12 +30,7 @@ SETTINGS = (
 
 
 def training(found: Findings, answers: Answers) -> list[Block]:
-    """The blocks of problem 3.
-
-    Args:
-        found: its runs may be none.
-        answers: what speaks for a loss, and against it, by the loss's name.
-    """
+    """Problem 3; `answers` has what speaks for a loss, and against it, by the loss's name."""
     title = Heading(2, "Problem 3: training and evaluation")
     if not found.runs:
         return [title, f"No run yet: {code(found.main_command)} makes one.", *found.notes]
@@ -109,11 +104,7 @@ def _schedule(run: Run) -> str:
     if settings["lr_policy"] == "poly":
         text = f"both rates are multiplied by (1 - i / {total:,})^0.9 in iteration i"
     else:
-        end = settings["lr"] * 0.1 ** ((total - 1) // step)
-        text = (
-            f"both rates become a tenth after every {step:,} of {total:,} iterations, so the "
-            f"head's ends at {end:.1g}"
-        )
+        text = f"both rates become a tenth after every {step:,} of {total:,} iterations"
     return text + (f", and rise over the first {warmup:,}." if warmup else ".")
 
 

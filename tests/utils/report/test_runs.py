@@ -102,7 +102,7 @@ def test_runs_are_named_by_name_or_path(tmp_path, dataset):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "scores.json: cannot be read"),
+        (None, "scores.json: not there"),
         ({"dataset": "shapes"}, "scores.json: not of voc with these classes"),
         ({"dataset": "voc", "oracle": {"class_iou": {"zebra": 1}}}, "not of voc with these"),
     ],

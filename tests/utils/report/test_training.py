@@ -56,7 +56,7 @@ FROM_SCRATCH = {"backbone_weights": "none", "backbone_lr_factor": 1.0}
         (
             {},
             "with `imagenet1k_v1`, has the learning rate 0.001, the head, which is new, 0.01.",
-            "become a tenth after every 1,000 of 5,000 iterations, so the head's ends at 1e-06.",
+            "become a tenth after every 1,000 of 5,000 iterations.",
         ),
         (
             {**FROM_SCRATCH, "lr_policy": "poly", "warmup_itrs": 9},
@@ -66,7 +66,7 @@ FROM_SCRATCH = {"backbone_weights": "none", "backbone_lr_factor": 1.0}
         (
             {"step_size": 5000, "ckpt": "a.pth"},
             "with `a.pth`, has the learning rate 0.001,",
-            "become a tenth after every 5,000 of 5,000 iterations, so the head's ends at 0.01.",
+            "become a tenth after every 5,000 of 5,000 iterations.",
         ),
     ],
 )
