@@ -82,7 +82,8 @@ def describe_model(
     colours = default_colours(class_names) if colours is None else colours
     return {
         "format": FORMAT,
-        "model_state": model.state_dict(),
+        # A file names the device of each tensor, which another machine may not have.
+        "model_state": {key: value.cpu() for key, value in model.state_dict().items()},
         "class_names": list(class_names),
         "palette": colours.tolist(),
         "mean": (model.mean.flatten() / 255).tolist(),

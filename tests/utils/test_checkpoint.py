@@ -4,12 +4,14 @@ import argparse
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
 from datasets.colours import PALETTE, default_colours
@@ -436,3 +438,11 @@ def test_start_from_another_architecture_is_refused(tmp_path, model):
     with pytest.raises(UserError, match=r"a\.pth: .*deeplabv3plus_mobilenet.*deeplabv3_mobilenet"):
         other = build_model("deeplabv3_mobilenet", num_classes=5)
         start_from(other, "deeplabv3_mobilenet", checkpoint, NAMES)
+
+
+def test_weights_to_share_name_no_gpu(model):
+    with FakeTensorMode():
+        weights = {"a.weight": torch.ones(3, device="cuda")}
+    on_gpu = SimpleNamespace(state_dict=lambda: weights, mean=model.mean, std=model.std)
+    described = describe_model(on_gpu, {}, NAMES, COLOURS)
+    assert described["model_state"]["a.weight"].device.type == "cpu"
