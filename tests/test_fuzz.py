@@ -1,6 +1,6 @@
 """Damaged files of every kind: the outcome is a result or the documented one-line error.
 
-`FUZZ_EXAMPLES` sets the number of cases per kind of file (`tests/stress.py` takes many).
+`FUZZ_EXAMPLES` sets the number of cases per kind of file.
 """
 
 import io
