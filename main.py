@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     command = shlex.join(["python", "main.py", *(sys.argv[1:] if argv is None else argv)])
     sizes = "" if args.test_only else "--batch_size, --crop_size or "
     remedy = f"lower {sizes}--val_batch_size, or use --precision bf16 or fp16"
-    with distributed(args.device) as device, out_of_memory_explained(device, remedy):
+    with distributed(args.device) as device, out_of_memory_explained(remedy):
         return test(args, device) if args.test_only else run(args, device, command)
 
 

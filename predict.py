@@ -22,16 +22,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from datasets import build_dataset
-from datasets.image_files import pixel_limit, read_image
+from datasets.image_files import pixel_limit
 from utils.checkpoint import TORCHVISION, Checkpoint, load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.progress import progress
-from utils.common.threads import call_ahead
 from utils.precision import choose_device, choose_precision, describe_precision
 from utils.predict.options import parse_args
-from utils.predict.photos import find_images, name_outputs
-from utils.predict.results import Result, Results
+from utils.predict.photos import find_images, name_outputs, read_ahead
+from utils.predict.results import Results
 from utils.predictor import Predictor
 from utils.run_records import default_checkpoint
 from utils.scores import (
@@ -90,7 +89,7 @@ def predict_images(
         The exit status: 1 if some images could not be done.
     """
     results, start = Results(predictor), time.perf_counter()
-    with progress(call_ahead(read_image, names), "predict", len(names), unit="image") as bar:
+    with progress(read_ahead(names), "predict", len(names), unit="image") as bar:
         for path, reading in bar:
             try:
                 image, confidence = reading.result(), None
@@ -102,7 +101,7 @@ def predict_images(
                 results.fail(str(path), error)
             else:
                 mask, shown = folder / f"{names[path]}.png", image if "overlay" in extras else None
-                results.add(Result(str(path), mask, classes, shown, confidence))
+                results.add(str(path), mask, classes, shown, confidence)
     status = results.end(folder)
     seconds, number = time.perf_counter() - start, len(results.shares)
     by_class = zip(predictor.class_names, *results.shares.values(), strict=True)
@@ -142,9 +141,7 @@ def score_split(
         score_checkpoint(predictor, evaluation, folder)
         return 0
     results = Results(predictor)
-    file = score_checkpoint(
-        predictor, evaluation, folder, lambda *parts: results.add(Result(*parts))
-    )
+    file = score_checkpoint(predictor, evaluation, folder, results.add)
     print(f"predictions in {predictions_folder(file)}")
     return results.end(predictions_folder(file))
 
@@ -164,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_split:
         stored = checkpoint.content["args"] if checkpoint.kind == "own" else {}
         args = parse_args(__doc__, argv, stored)
-    views = {key: getattr(args, key) for key in ("scales", "flip", "window", "overlap")}
+    views = {key: getattr(args, key) for key in ("scales", "flip", "window")}
     predictor = Predictor.from_checkpoint(
         checkpoint, device, precision, args.output_stride, **views
     )

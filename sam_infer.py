@@ -142,7 +142,7 @@ def segment_all(
     remedy = "take a smaller --sam_model, --points_per_batch or image"
     for job in progress(jobs, "SAM"):
         try:
-            with out_of_memory_explained(models.device, remedy):
+            with out_of_memory_explained(remedy):
                 image, target = read_image(job.image), None
                 if dataset:
                     image, target = dataset[dataset.ids.index(job.name)]

@@ -230,9 +230,7 @@ def test_evaluation_counts_what_the_cpu_counts(data, model):
     assert torch.equal(*counts) and (counts[0].sum(0) > 0).sum() > 1
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"window": 128, "overlap": 64}, {"scales": (0.75, 1.25), "flip": True}]
-)
+@pytest.mark.parametrize("options", [{}, {"window": 128}, {"scales": (0.75, 1.25), "flip": True}])
 def test_prediction_is_the_cpus(data, model, options):
     crops = batch_of(data)[0].permute(0, 2, 3, 1).numpy()
     image = np.concatenate([np.concatenate(list(crops), axis=1)] * 3)  # of several classes

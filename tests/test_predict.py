@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import shutil
-import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,8 @@ import torch
 from PIL import Image
 from torchvision.models.segmentation import deeplabv3_resnet50
 
+from datasets.colours import default_colours
+from datasets.image_files import read_image
 from datasets.voc import CLASS_NAMES
 from main import main as train
 from network.modeling import build_model
@@ -23,7 +23,6 @@ from tests.utils.test_checkpoint import randomize
 from utils.checkpoint import describe_model
 from utils.common.checkpoint_files import save_checkpoint
 from utils.common.files import write_json
-from utils.common.threads import AHEAD, THREADS, call_ahead
 from utils.predict.overlay import draw_overlay
 from utils.predictor import Predictor
 from utils.run_folder import read_log
@@ -114,7 +113,7 @@ def test_masks_are_what_the_model_says(run, photos, ckpt, tmp_path):
     pred = read_indices(tmp_path / "b.png")
     assert len(np.unique(pred)) > 1
     assert (pred == logits.argmax(1)[0].numpy()).mean() > 0.999
-    overlay = draw_overlay(photos / "b.PNG", pred, NAMES, Predictor.from_checkpoint(ckpt).palette)
+    overlay = draw_overlay(read_image(photos / "b.PNG"), pred, NAMES, default_colours(NAMES))
     assert np.array_equal(Image.open(tmp_path / "b_overlay.png"), overlay)
 
 
@@ -228,9 +227,7 @@ def test_image_that_memory_is_too_small_for_fails_alone(run, photos, ckpt, tmp_p
     assert failed == [f"failed: {photos / 'b.PNG'}: out of memory: give a smaller --window"]
 
 
-@pytest.mark.parametrize(
-    "flags", [(), ("--window", 32, "--overlap", 0), ("--scales", 0.5, 1, "--flip")]
-)
+@pytest.mark.parametrize("flags", [(), ("--window", 32), ("--scales", 0.5, 1, "--flip")])
 def test_predictions_as_numbers_are_those_of_the_masks(run, photos, ckpt, tmp_path, flags):
     """Whole, in windows, and with several views."""
     argv = (photos, "--ckpt", ckpt, "--confidence", "--output_dir", tmp_path / "out", *CPU)
@@ -268,7 +265,10 @@ def test_foreign_checkpoint_is_predicted_with_its_output_stride(run, photos, ckp
         (["nowhere.jpg"], "nowhere.jpg: no such file"),
         (["empty"], "empty: no image in this folder"),
         (["a.jpg", "--ckpt", "{ckpt}", "--output_dir", "a.jpg"], "--output_dir"),
-        (["a.jpg", "--ckpt", "{ckpt}", "--window", "100"], "--overlap"),
+        (
+            ["a.jpg", "--ckpt", "{ckpt}", "--window", "31"],
+            "--window: must be a whole number, at least 32",
+        ),
         (["a.jpg", "--ckpt", "{ckpt}_"], "best.pth_: no such file"),
         (["a.jpg", "--ckpt", ""], "--ckpt: is empty"),
     ],
@@ -356,7 +356,7 @@ def test_split_without_masks_is_predicted_and_has_no_scores(run, trained, data, 
     image = folder / "JPEGImages" / "photo_1.jpg"
     expected = Predictor.from_checkpoint(trained / "best.pth", "cpu", "fp32").predict_image(image)
     assert np.array_equal(read_indices(tmp_path / "predictions_test_one/photo_1.png"), expected)
-    run(main, *argv, "--save_predictions", "--overlap", 0)  # masks do not meet
+    run(main, *argv, "--save_predictions", "--window", 99)  # masks do not meet
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
@@ -375,12 +375,3 @@ def test_masks_of_one_class_are_not_scored(run, trained, data, tmp_path):
     error = run(main, "--split", "val", "--output_dir", tmp_path / "out", *argv).error
     assert "voc, val: its masks hold no other class than background" in error
     assert files_of(tmp_path / "out") == []
-
-
-def test_reading_ahead_is_in_order_and_bounded():
-    started = []
-    for item, future in call_ahead(lambda item: started.append(item) or -item, range(20)):
-        assert isinstance(future, Future) and future.result() == -item
-        time.sleep(0.001)
-        assert max(started) <= item + AHEAD + THREADS
-    assert sorted(started) == list(range(20))

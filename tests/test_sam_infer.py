@@ -527,7 +527,7 @@ def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
     assert failed[0].startswith("failed: cut: ") and "cannot be read" in failed[0]
     remedy = "take a smaller --sam_model, --points_per_batch or image"
     assert failed[1].startswith("failed: empty: ") and "is empty" in failed[1]
-    assert failed[2] == f"failed: large: out of memory (cpu): {remedy}"
+    assert failed[2] == f"failed: large: out of memory: {remedy}"
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"a.png", "a.npz", "z.png", "z.npz"}
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import gc
-import inspect
 import os
 from collections.abc import Iterator
 from typing import Any, cast
@@ -27,18 +26,10 @@ def init_distributed(name: str) -> torch.device:
     Each process takes the GPU of its own number, before it touches any.
 
     Raises:
-        UserError: there is no such device, torchrun's variables are there in part, or there are
-            more processes than GPUs.
+        UserError: there is no such device, or there are more processes than GPUs.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if "LOCAL_RANK" not in os.environ:
         return choose_device(name)
-    names = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not os.environ.get(name)]
-    if missing:
-        raise UserError(
-            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
-            "unset them (env -u RANK -u WORLD_SIZE python ...)"
-        )
     if torch.cuda.is_available() and name.startswith(("auto", "cuda")):
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if index >= count:
@@ -96,29 +87,20 @@ def fewest(count: int, device: torch.device) -> int:
 def sync_buffers(model: nn.Module) -> None:
     """Give every process rank 0's running statistics, before an evaluation."""
     if dist.is_initialized():
-        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        flat = torch.cat([buffer.flatten() for buffer in buffers])
-        dist.broadcast(flat, 0)
-        parts = flat.split([buffer.numel() for buffer in buffers])
-        for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(part.view_as(buffer))
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def wrap_model(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
-    """The network to train: gradients averaged, on GPUs batch norm over all processes; compiled.
-
-    Running statistics are not passed on at each step: `sync_buffers()` does it where it matters.
-    """
+    """The network to train: gradients averaged, on GPUs batch norm over all processes; compiled."""
     network = model.train()
     if dist.is_initialized():
         options: dict[str, Any] = {"gradient_as_bucket_view": True, "static_graph": not compiled}
         if device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(model)
             options["device_ids"] = [device.index]
-        known = inspect.signature(DistributedDataParallel).parameters
-        name = "forward_sync_buffers"  # torch 2.14's name
-        options[name if name in known else "broadcast_buffers"] = False
         network = DistributedDataParallel(network, **options)
+        network.broadcast_buffers = False  # `sync_buffers()` does it where it matters
     return cast(nn.Module, torch.compile(network)) if compiled else network
 
 

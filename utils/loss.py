@@ -7,7 +7,6 @@ gradients where the batch has no valid pixel. A new loss is a class and a line i
 import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +36,12 @@ class SegmentationLoss(nn.Module, ABC):
         Raises:
             ValueError: the shapes do not fit, or the target holds no integers.
         """
-        if logits.ndim != 4 or target.shape != (len(logits), *logits.shape[2:]):
+        fits = logits.ndim == 4 and target.shape == (len(logits), *logits.shape[2:])
+        if not fits or target.is_floating_point():
             raise ValueError(
-                "a loss needs logits (N, C, H, W) and a target (N, H, W), "
-                f"got {tuple(logits.shape)} and {tuple(target.shape)}"
+                "a loss needs logits (N, C, H, W) and an integer target (N, H, W), got "
+                f"{tuple(logits.shape)} and {target.dtype} {tuple(target.shape)}"
             )
-        if target.is_floating_point():
-            raise ValueError(f"the target must hold integers, got {target.dtype}")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
         # Over dimension 1 of (N, C, H, W) torch's softmax would copy them to NCHW, and hand such a
         # gradient to the network, which is channels last.
@@ -83,10 +81,6 @@ class CrossEntropyLoss(SegmentationLoss):
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The weighted mean of what each pixel contributes."""
-        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
-            raise ValueError(
-                f"{len(self.class_weights)} class weights for {logits.shape[1]} classes"
-            )
         losses = cross_entropy(logits, target, self.ignore_index)
         weights = self.pixel_weights(target)
         divisor = weights.sum()
@@ -105,8 +99,7 @@ class CrossEntropyLoss(SegmentationLoss):
 
     def divisor(self, target: Tensor) -> Tensor:
         """The sum of the weights, a float scalar: several processes weight their shares by it."""
-        total = self.pixel_weights(target.long()).sum()
-        return total if total.is_floating_point() else total.float()
+        return self.pixel_weights(target.long()).sum().float()
 
 
 class FocalLoss(CrossEntropyLoss):
@@ -114,12 +107,8 @@ class FocalLoss(CrossEntropyLoss):
 
     Lin et al., arXiv:1708.02002, section 3.2, with softmax in place of the sigmoid and class
     weights in place of alpha. The paper divides by the number of objects assigned; here it is the
-    divisor of cross entropy, so that gamma 0 is cross entropy exactly.
-
-    Args:
-        ignore_index: target value of the pixels that do not count.
-        class_weights: floating point (C,), or None for equal weights.
-        gamma: at least 0; larger values leave less to the pixels that are already right.
+    divisor of cross entropy, so that gamma 0 is cross entropy exactly. The larger gamma (at least
+    0), the less is left to the pixels that are already right.
     """
 
     def __init__(
@@ -142,13 +131,8 @@ class OhemCrossEntropyLoss(SegmentationLoss):
     """Mean cross entropy of the hard pixels alone (online hard example mining).
 
     The bootstrapped cross entropy of Wu et al., arXiv:1605.06885: the pixels whose class has a
-    probability below `threshold`, but never fewer than a share of the valid pixels, the hardest.
-
-    Args:
-        ignore_index: target value of the pixels that do not count.
-        threshold: probability of the right class, in (0, 1], from which a pixel is easy.
-        min_fraction: the least share of the valid pixels to keep, in [0, 1], rounded up; a number
-            of pixels, as in the paper, would not fit every crop and batch size.
+    probability below `threshold`, in (0, 1], but never fewer than `min_fraction` of the valid
+    pixels, rounded up, the hardest. (The paper's number of pixels would not fit every crop.)
     """
 
     def __init__(
@@ -161,14 +145,13 @@ class OhemCrossEntropyLoss(SegmentationLoss):
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean over the pixels that are kept."""
         losses = cross_entropy(logits, target, self.ignore_index)
-        # Which pixels these are is not known to the host of a GPU, and to ask would be to wait:
-        # instead all are ranked, the ignored ones, whose loss is 0, at the end.
         min_kept = (self.min_fraction * (target != self.ignore_index).sum()).ceil().long()
         num_kept = (losses > self.max_easy_loss).sum().maximum(min_kept)
-        order = falling_order(losses.detach())
-        is_kept = torch.arange(len(order), device=order.device) < num_kept
-        is_kept = torch.empty_like(is_kept).scatter_(0, order, is_kept)
-        return (losses * is_kept).sum() / num_kept.clamp(min=1)
+        # How many these are is not known to the host of a GPU, and to ask would be to wait: instead
+        # all are ranked, the ignored ones, whose loss is 0, at the end.
+        ranked = losses.gather(0, falling_order(losses.detach()))
+        is_kept = torch.arange(len(ranked), device=ranked.device) < num_kept
+        return (ranked * is_kept).sum() / num_kept.clamp(min=1)
 
 
 def falling_order(values: Tensor) -> Tensor:
@@ -176,20 +159,6 @@ def falling_order(values: Tensor) -> Tensor:
     # The bits of floats from 0 on rise with them, and torch sorts integers several times as fast on
     # a CPU; inverted, the largest comes first.
     return (~values.float().view(torch.int32)).argsort()
-
-
-class Transposed(torch.autograd.Function):
-    """(P, C) to (C, P), and the gradient back, both as copies: so it stays channels last."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        """Float (P, C) to (C, P)."""
-        return rows.t().contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Float (C, P) to (P, C)."""
-        return grad.t().contiguous()
 
 
 class RegionLoss(SegmentationLoss):
@@ -201,20 +170,17 @@ class RegionLoss(SegmentationLoss):
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean of `class_loss()`."""
         valid = target != self.ignore_index
-        probs = Transposed.apply(logits).softmax(dim=0)  # (C, P)
+        probs = logits.softmax(dim=1).t().contiguous()  # (C, P)
         inside = (target == torch.arange(len(probs), device=target.device)[:, None]) & valid
         present = inside.any(dim=1)
-        if logits.device.type == "cpu":
-            # One class after the other takes little memory, and nothing for those that are absent.
-            classes = zip(present.tolist(), probs, inside, strict=True)
-            losses = torch.stack(
-                [self.class_loss(p, t, valid) if is_in else p[:0].sum() for is_in, p, t in classes]
-            )
-        else:
-            # The host does not know which are present, and to ask a GPU is to wait: all at once.
+        if logits.device.type == "cpu":  # one class after the other takes little memory
+            classes = zip(probs, inside, present, strict=True)
+            losses = [self.class_loss(p, t, valid) for p, t, is_present in classes if is_present]
+            total = torch.stack([probs[:0].sum(), *losses]).sum()
+        else:  # to ask a GPU which classes are present is to wait for it: all, at once
             of_all = torch.vmap(self.class_loss, in_dims=(0, 0, None))
-            losses = of_all(probs, inside, valid) * present
-        return losses.sum() / present.sum().clamp(min=1)
+            total = (of_all(probs, inside, valid) * present).sum()
+        return total / present.sum().clamp(min=1)
 
     @abstractmethod
     def class_loss(self, probs: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
@@ -248,14 +214,15 @@ class LovaszSoftmaxLoss(RegionLoss):
     """
 
     def class_loss(self, probs: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
-        """Each pixel's error times its slope of the Jaccard loss."""
+        """The errors, the largest first, times their slopes of the Jaccard loss."""
         # Ignored pixels have no error, come last, and so change no other's slope.
         errors = torch.where(inside, 1 - probs, probs) * valid
-        return (errors * jaccard_slopes(errors, inside)).sum()
+        order = falling_order(errors.detach())
+        return (errors.gather(0, order) * jaccard_slopes(inside[order])).sum()
 
 
-def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
-    """How much each pixel adds to the Jaccard loss if pixels turn wrong by falling error.
+def jaccard_slopes(inside: Tensor) -> Tensor:
+    """How much each pixel adds to the Jaccard loss if one after the other turns wrong.
 
     The paper takes differences of neighbouring Jaccard losses, which in float32 cancel to noise
     in a batch of millions of pixels. A pixel inside the region takes one from the intersection
@@ -263,21 +230,16 @@ def jaccard_slopes(errors: Tensor, inside: Tensor) -> Tensor:
     is I/(U - 1) - I/U = I/(U - 1)/U.
 
     Args:
-        errors: float (P,), in [0, 1].
         inside: bool (P,), where the target is the class; nowhere gives slopes of 0.
 
     Returns:
-        (P,), in the order and type of `errors`, constant to autograd.
+        float32 (P,).
     """
-    order = falling_order(errors.detach())
-    inside = inside[order]
     seen_inside = inside.cumsum(0, dtype=torch.int32)
-    seen = torch.arange(1, len(errors) + 1, device=errors.device, dtype=torch.int32)
+    seen = torch.arange(1, len(inside) + 1, device=inside.device, dtype=torch.int32)
     size = seen_inside[-1]
-    intersection = (size - seen_inside).to(errors.dtype)
-    union = (size + seen - seen_inside).to(errors.dtype)
-    slopes = torch.where(inside, 1, intersection / (union - 1).clamp(min=1)) / union
-    return torch.zeros_like(errors).scatter(0, order, slopes)
+    intersection, union = size - seen_inside, size + seen - seen_inside
+    return torch.where(inside, 1, intersection / (union - 1).clamp(min=1)) / union
 
 
 class CrossEntropyLovaszLoss(SegmentationLoss):

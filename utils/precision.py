@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 
 from utils.common.errors import UserError
 from utils.common.progress import say_once
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-HOST_FULL = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive")
+# What torch says where it raises no OutOfMemoryError; the last is oneDNN's, with torch 2.6.
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "bad_alloc",
+    "could not create a primitive",
+)  # fmt: skip
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -39,43 +41,24 @@ def choose_precision(name: str, device: torch.device) -> str:
     """Resolve `auto`: bf16 where the hardware has it, fp16 on older CUDA GPUs, else fp32.
 
     Raises:
-        UserError: there is no such type, or the device cannot compute in it.
+        UserError: there is no such type.
     """
-    if name != "auto":
-        try:
-            with autocast(name, device):
-                one = torch.ones(1, 1, 1, 1, device=device)
-                F.conv2d(one, one)
-        except RuntimeError as error:
-            if device.type == "cuda" and is_out_of_memory(error):
-                raise
-            reason = textwrap.shorten(str(error), 100, placeholder=" ...")
-            raise UserError(f"--precision {name}: {device} does not have it ({reason})") from None
-        if name == "bf16" and not _has_bf16(device.type):
-            say_once(f"--precision bf16: {device} only emulates it, far slower than fp32")
-        return name
-    if _has_bf16(device.type):
-        return "bf16"
-    return "fp16" if device.type == "cuda" else "fp32"
+    has_bf16 = _has_bf16(device.type)
+    if name == "auto":
+        return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
+    if name not in DTYPES:
+        raise UserError(f"--precision {name}: unknown: choose from {', '.join(PRECISIONS)}")
+    if name == "bf16" and not has_bf16:
+        say_once(f"--precision bf16: {device} only emulates it, far slower than fp32")
+    return name
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context for forward passes in `precision` ("bf16", "fp16" or "fp32")."""
-    dtype = dtype_of(precision)
+    dtype = DTYPES[precision]
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The type of the convolutions in "bf16", "fp16" or "fp32".
-
-    Raises:
-        UserError: it is none of these.
-    """
-    if precision not in DTYPES:
-        raise UserError(f"--precision {precision}: unknown: choose from {', '.join(PRECISIONS)}")
-    return DTYPES[precision]
 
 
 def describe_precision(precision: str, device: torch.device) -> str:
@@ -103,8 +86,8 @@ def _has_bf16(device_type: str) -> bool:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(device: torch.device, remedy: str) -> Iterator[None]:
-    """Say in one line whose memory ran out, that of `device` or the machine's, and what to do.
+def out_of_memory_explained(remedy: str) -> Iterator[None]:
+    """Where memory runs out, say in one line what to do.
 
     Raises:
         UserError: in place of whatever torch raised.
@@ -114,17 +97,11 @@ def out_of_memory_explained(device: torch.device, remedy: str) -> Iterator[None]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        on_host = isinstance(error, MemoryError) or any(sign in str(error) for sign in HOST_FULL)
-        raise UserError(f"out of memory ({'cpu' if on_host else device}): {remedy}") from None
+        raise UserError(f"out of memory: {remedy}") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this says that a device, or the machine, is out of memory.
-
-    torch raises `OutOfMemoryError` where it allocates on a GPU itself; else a plain `RuntimeError`,
-    in which oneDNN (with torch 2.6) calls it a primitive that could not be created.
-    """
+    """Whether this says that a device, or the machine, is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = (*GPU_FULL, *HOST_FULL)
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)

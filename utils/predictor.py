@@ -16,12 +16,10 @@ from network._deeplab import DeepLab
 from network.fusion import fuse_for_inference
 from utils.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from utils.common.errors import UserError
-from utils.common.progress import progress
-from utils.precision import autocast, choose_device, choose_precision, dtype_of
+from utils.precision import DTYPES, autocast, choose_device, choose_precision
 from utils.windows import ALIGNMENT, place_windows, upsample_in_strips, window_weights
 
-WINDOW, OVERLAP = 1025, 256  # pixels
-SILENT_SECONDS = 10  # before the windows of an image get a progress bar
+WINDOW = 1025  # pixels
 
 AnyImage = str | Path | Image.Image | np.ndarray | torch.Tensor
 Decide = Callable[[torch.Tensor], torch.Tensor]  # scores (N, C, H, W) to uint8 (N, ..., H, W)
@@ -52,8 +50,8 @@ class Predictor:
         scales: factors of height and width, or a single one.
         flip: add the mirrored image at each scale.
         resize: another factor of all scales, that of the training (`main.py --resize`).
-        window: side in pixels of half the area of the largest part.
-        overlap: pixels that neighbouring parts share, at least.
+        window: side in pixels of half the area of the largest part, at least 32; neighbouring parts
+            share a quarter of it.
 
     Attributes:
         checkpoint: what the model is from, if `from_checkpoint` made it, as the next three.
@@ -62,7 +60,7 @@ class Predictor:
         output_stride: that of the model.
 
     Raises:
-        UserError: the precision is unknown, or a scale, the window or the overlap out of range.
+        UserError: a scale or the window is out of range.
     """
 
     checkpoint: Checkpoint
@@ -78,23 +76,19 @@ class Predictor:
         flip: bool = False,
         resize: float = 1.0,
         window: int = WINDOW,
-        overlap: int = OVERLAP,
     ) -> None:
         scales = (scales,) if isinstance(scales, int | float) else tuple(scales)
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UserError(f"--scales {' '.join(map(str, scales))}: must be positive numbers")
-        if not 0 <= overlap <= window - 2 * ALIGNMENT:
-            raise UserError(
-                f"--overlap {overlap}: must be from 0 to {window - 2 * ALIGNMENT} with --window "
-                f"{window}"
-            )
-        self.model = fuse_for_inference(model, dtype_of(precision))
+        if window < 2 * ALIGNMENT:
+            raise UserError(f"--window {window}: must be at least {2 * ALIGNMENT}")
+        self.model = fuse_for_inference(model, DTYPES[precision])
         self.device = next(model.parameters()).device
         self.precision = precision
         self.scales = scales
         self.resize = resize
         self.flip = flip
-        self.overlap = overlap
+        self.overlap = window // 4  # pixels that neighbours share, at least
         self.whole_pixels = 2 * window**2
         self.side = math.isqrt(self.whole_pixels) // ALIGNMENT * ALIGNMENT  # of a square
         self.views = len(self.scales) * (1 + flip)
@@ -115,7 +109,7 @@ class Predictor:
             device: where to compute; None chooses as the scripts do.
             precision: "auto", "bf16", "fp16" or "fp32".
             output_stride: 8 or 16, for a file that does not say.
-            options: `scales`, `flip`, `window` and `overlap`.
+            options: `scales`, `flip` and `window`.
 
         Raises:
             UserError: see `load_checkpoint`, `model_from_checkpoint` and `choose_precision`.
@@ -184,8 +178,7 @@ class Predictor:
         grid = [math.ceil(length / stride) for length in size]
         total = torch.zeros(num_classes, *grid, device=image.device)
         weight = torch.zeros(grid, device=image.device)
-        windows = place_windows(size, self.side, self.overlap)
-        for rows, columns in progress(windows, "windows", leave=False, delay=SILENT_SECONDS):
+        for rows, columns in place_windows(size, self.side, self.overlap):
             y, x = (
                 slice(part.start // stride, math.ceil(part.stop / stride))
                 for part in (rows, columns)
@@ -269,14 +262,11 @@ def to_tensor(image: AnyImage) -> torch.Tensor:
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         image = np.array(to_rgb(ImageOps.exif_transpose(image)))
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an array must be (H, W, 3), RGB, not {image.shape}")
-        if image.dtype != np.uint8:
-            raise TypeError(f"an array must be uint8 in [0, 255], not {image.dtype}")
-        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-    if not isinstance(image, torch.Tensor):
+    if not isinstance(image, np.ndarray | torch.Tensor):
         raise TypeError(f"{type(image).__name__}: give a path, a PIL image, an array or a tensor")
+    shape = tuple(image.shape)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
     if image.dim() != 3 or len(image) != 3:
-        raise ValueError(f"a tensor must be (3, H, W), RGB, not {tuple(image.shape)}")
+        raise ValueError(f"an array must be (H, W, 3), a tensor (3, H, W), RGB, not {shape}")
     return image

@@ -96,7 +96,7 @@ def score_checkpoint(
             keep(sample, predictions_folder(file) / f"{sample}.png", pred.cpu().numpy())
 
     remedy = "lower --val_batch_size, or use --precision bf16 or fp16"
-    with out_of_memory_explained(device, remedy):
+    with out_of_memory_explained(remedy):
         confusion = evaluate(predictor, val_set, loader, visit).confusion
     present, absent = present_and_absent(confusion.sum(1), val_set.class_names)
     if len(present) < 2:

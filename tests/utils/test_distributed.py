@@ -108,22 +108,6 @@ def test_loss_and_gradients_of_two_processes_are_one_processs_for_every_loss(tmp
             assert (own - other).abs().max() < 1e-6 < 1e-4 < own.abs().max(), name
 
 
-@pytest.fixture
-def torchrun_variables(monkeypatch):
-    """What torchrun tells the second of two processes."""
-    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": 1}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(value))
-
-
-@pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_variables_of_torchrun_that_are_missing_are_named(torchrun_variables, monkeypatch, missing):
-    monkeypatch.delenv(missing)
-    words = rf"RANK and WORLD_SIZE are set, but not {missing}: .*torchrun"
-    with pytest.raises(UserError, match=words):
-        init_distributed("cpu")
-
-
 @pytest.mark.slow
 def test_two_processes_score_exactly_what_one_scores(pair, data, run):
     record = read_log(folder(pair))[-1]
@@ -169,7 +153,8 @@ def test_process_that_fails_ends_the_others_long_before_their_timeout(data, tmp_
     assert ended.returncode != 0 and "rank 1 fails" in ended.stderr
 
 
-def test_each_process_touches_its_own_gpu_alone(torchrun_variables, monkeypatch):
+def test_each_process_touches_its_own_gpu_alone(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
     touched = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -20,7 +20,6 @@ from tests.utils.test_checkpoint import randomize
 from utils.checkpoint import describe_model
 from utils.common.checkpoint_files import save_checkpoint
 from utils.common.errors import UserError
-from utils.precision import describe_precision
 from utils.predictor import Predictor
 from utils.windows import place_windows, upsample_in_strips, window_weights
 
@@ -112,13 +111,13 @@ def test_views_are_averaged_as_probabilities_at_the_images_size(model, precision
 
 def test_batch_gives_what_single_images_give(model, precision):
     images = torch.cat([draw_image(64, 64, seed) for seed in range(5)])
-    predictor = Predictor(model, precision, window=64, overlap=16)  # four at a time, then one
+    predictor = Predictor(model, precision, window=64)  # four at a time, then one
     single = torch.cat([predictor(image[None]) for image in images])
     assert share(predictor(images), single) >= {"fp32": 1.0, "bf16": 0.99}[precision]
 
 
 def test_image_of_two_windows_area_is_still_predicted_whole(model, monkeypatch):
-    predictor = Predictor(model, "fp32", window=64, overlap=16)
+    predictor = Predictor(model, "fp32", window=64)
     monkeypatch.setattr(predictor, "predict_in_windows", lambda image, decide: torch.zeros(1))
     assert predictor(draw_image(64, 128)).shape == (1, 64, 128)
     assert predictor(draw_image(64, 129)).shape == (1, 1)
@@ -127,7 +126,7 @@ def test_image_of_two_windows_area_is_still_predicted_whole(model, monkeypatch):
 @pytest.mark.parametrize("size", [(64, 64), (61, 50), (37, 5)])
 def test_one_window_gives_the_whole_images_prediction(model, size, precision):
     image = draw_image(*size)
-    pred = Predictor(model, precision, window=64, overlap=16).predict_in_windows(image[0])
+    pred = Predictor(model, precision, window=64).predict_in_windows(image[0])
     expected = logits_of(model, image).argmax(1)[0].byte()
     assert share(pred, expected) >= {"fp32": 0.999, "bf16": 0.95}[precision]
 
@@ -136,10 +135,14 @@ def test_one_window_gives_the_whole_images_prediction(model, size, precision):
 @pytest.mark.parametrize("options", [{}, {"flip": True}, {"scales": [0.5, 1.25]}, {"resize": 2.0}])
 def test_windows_agree_with_the_whole_image(size, options, precision):
     model, image = LocalModel(), draw_image(*size)
-    predictor = Predictor(model, precision, window=129, overlap=48, **options)
+    predictor = Predictor(model, precision, window=129, **options)
     whole = Predictor(model, "fp32", **options)(image)[0]
     assert share(predictor(image)[0], whole) > 0.98
-    assert len(place_windows(size, predictor.side, 48)) > math.prod(size) / (2 * 129**2) > 1
+    assert (
+        len(place_windows(size, predictor.side, predictor.overlap))
+        > math.prod(size) / (2 * 129**2)
+        > 1
+    )
 
 
 def test_resize_multiplies_all_scales(model, precision):
@@ -156,8 +159,8 @@ def test_resize_multiplies_all_scales(model, precision):
 def test_large_image_passes_through_a_real_model_in_windows(model, precision, views):
     """A DeepLab, whose weights are of the precision, and not a stand-in."""
     image = draw_image(100, 180)
-    pred = Predictor(model, precision, window=64, overlap=16, **views)(image)
-    expected = Predictor(model, "fp32", window=64, overlap=16, **views)(image)
+    pred = Predictor(model, precision, window=64, **views)(image)
+    expected = Predictor(model, "fp32", window=64, **views)(image)
     assert share(pred, expected) >= LEAST[precision]
 
 
@@ -229,16 +232,6 @@ def test_from_checkpoint_brings_names_and_colours(checkpoint):
     assert predictor.predict_image(np.zeros((9, 7, 3), np.uint8)).shape == (9, 7)
 
 
-def test_windows_of_a_slow_image_show_their_progress(monkeypatch, capsys):
-    monkeypatch.setattr("utils.predictor.SILENT_SECONDS", 0)
-    monkeypatch.setattr("utils.common.progress.LOG_SECONDS", 0)
-    Predictor(LocalModel(), "fp32", window=64, overlap=0)(draw_image(256, 256))
-    assert "windows: 3 of 16" in capsys.readouterr().err
-    monkeypatch.setattr("utils.predictor.SILENT_SECONDS", 100)
-    Predictor(LocalModel(), "fp32", window=64, overlap=0)(draw_image(256, 256))
-    assert capsys.readouterr().err == ""
-
-
 lengths = st.integers(1, 3000)
 
 
@@ -306,7 +299,7 @@ def test_logits_of_the_grid_bound_the_memory_of_large_images(monkeypatch, confid
 
     monkeypatch.setattr("utils.predictor.upsample_in_strips", spy)
     monkeypatch.setattr(model, "forward", None)
-    predictor = Predictor(model, "fp32", window=256, overlap=32)
+    predictor = Predictor(model, "fp32", window=256)
     predict = predictor.predict_with_confidence if confidence else predictor.predict_image
     predict(draw_image(800, 800)[0])
     assert kept == [100 * 200 * 200]
@@ -325,7 +318,7 @@ def test_confidence_is_the_softmax_of_the_class_averaged_over_the_views(scales, 
 @pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1.0], "flip": True}])
 def test_confidence_in_windows_is_that_of_the_whole_image(views):
     image = draw_image(300, 400)[0]
-    predictor = Predictor(LocalModel(), "fp32", window=129, overlap=48, **views)
+    predictor = Predictor(LocalModel(), "fp32", window=129, **views)
     pred, confidence = predictor.predict_with_confidence(image)
     assert np.array_equal(pred, predictor.predict_image(image))
     _, whole = Predictor(LocalModel(), "fp32", **views).predict_with_confidence(image)
@@ -338,25 +331,13 @@ def test_confidence_in_windows_is_that_of_the_whole_image(views):
     [
         ({"scales": [1.0, 0.0]}, "--scales"),
         ({"scales": [float("nan")]}, "--scales"),
-        ({"window": 16}, "--window"),
-        ({"window": 128, "overlap": 128}, "--overlap"),
-        ({"overlap": -1}, "--overlap"),
+        ({"window": 31}, "--window 31: must be at least 32"),
         ({"precision": "fp64"}, "--precision fp64: unknown: choose from auto, bf16"),
     ],
 )
 def test_values_out_of_range_name_their_flag(checkpoint, options, flag):
     with pytest.raises(UserError, match=flag):
-        Predictor(LocalModel(), **{"precision": "fp32", **options})
-    with pytest.raises(UserError, match=flag):
         Predictor.from_checkpoint(checkpoint, "cpu", **{"precision": "fp32", **options})
-
-
-def test_fp32_of_a_gpu_is_said_to_be_tf32_in_convolutions(monkeypatch):
-    assert "TF32 in convolutions" in describe_precision("fp32", torch.device("cuda"))
-    assert describe_precision("bf16", torch.device("cuda")) == "bf16 on cuda"
-    assert describe_precision("fp32", torch.device("cpu")) == "fp32 on cpu"
-    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
-    assert describe_precision("fp32", torch.device("cuda")) == "fp32 on cuda"
 
 
 def test_resizing_does_without_an_antialiased_kernel_of_the_device(monkeypatch):

@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions: for the limit alone
     torch.manual_seed(0)
     model = build_model(args.model, len(CLASS_NAMES)).to(args.device)
-    with out_of_memory_explained(args.device, "lower --batch_size or --crop_size"):
+    with out_of_memory_explained("lower --batch_size or --crop_size"):
         if args.only != "eval":
             compare_training(model, args)
         if args.only != "train":

@@ -4,12 +4,10 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils.common.progress import say_once
-
-_said: set[str] = set()
 
 
 def find_fonts(texts: Iterable[str]) -> Sequence[Path]:
@@ -41,26 +39,22 @@ def _find_fonts(letters: frozenset[str]) -> Sequence[Path]:
     from matplotlib.font_manager import findSystemFonts
 
     fonts, left = [dejavu()], missing(dejavu(), letters)
-    installed = [Path(file) for file in (findSystemFonts() if left else [])]
-    # LastResort has a box for every letter.
-    installed = [path for path in installed if not path.stem.startswith("LastResort")]
-    installed.sort(key=lambda path: ("Regular" not in path.stem, path.name))
-    while installed and left:
-        best = min(installed, key=lambda path: len(missing(path, left)))
-        if missing(best, left) == left:
-            break
-        fonts.append(best)
-        left = missing(best, left)
-    if left - _said:
+    installed = [Path(file) for file in findSystemFonts()] if left else []
+    installed.sort(key=lambda path: (len(missing(path, left)), "Regular" not in path.stem, path))
+    for path in installed:
+        # LastResort has a box for every letter.
+        if not path.stem.startswith("LastResort") and missing(path, left) < left:
+            fonts.append(path)
+            left = missing(path, left)
+    if left:
         say_once(
-            f"note: no font here has {' '.join(sorted(left - _said))}: boxes are drawn for them: "
-            "install one that has, such as Noto Sans CJK"
+            f"note: no font here has {' '.join(sorted(left))}: boxes are drawn for them: install "
+            "one that has, such as Noto Sans CJK"
         )
-        _said.update(left)
     return fonts
 
 
-def missing(path: Path, letters: Collection[str]) -> set[str]:
+def missing(path: Path, letters: Iterable[str]) -> set[str]:
     """The letters that a font has not."""
     from matplotlib.ft2font import FT2Font
 

@@ -10,7 +10,7 @@ from utils.checkpoint import require_checkpoint
 from utils.common.errors import UserError
 from utils.common.flags import SIDE, Parser, real, refuse, whole
 from utils.options import add_device_flags, add_loader_flags
-from utils.predictor import OVERLAP, WINDOW
+from utils.predictor import WINDOW
 
 # What an own checkpoint's run says about its evaluation; explicit flags win.
 STORED_SETTINGS = DATA_FLAGS - {"no_download", "voc_archive"} | {"crop_size"}
@@ -32,7 +32,6 @@ def build_parser(description: str) -> Parser:
     add("--flip", action="store_true", help="average over mirrored images as well")
     text = "images of more than twice its area go in parts"
     add("--window", type=whole(32, 2**16), default=WINDOW, help=text)
-    add("--overlap", type=whole(0, 2**16), default=OVERLAP, help="pixels that windows share")
 
     run = parser.add_argument_group("run")
     add = run.add_argument

@@ -5,19 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.colours import full_palette, has_background
-from datasets.image_files import save_png
 from utils.common.fonts import best_font, find_fonts
-from utils.predictor import AnyImage, to_tensor
 
 MIN_SHARE = 0.001  # of the pixels; a class that has less is not in the legend
-
-
-def save_pred(path: Path, pred: np.ndarray, colours: np.ndarray) -> None:
-    """Write class indices, uint8 (H, W), as a palette PNG; colours are uint8 (C, 3)."""
-    save_png(path, palette_image(pred, colours))
 
 
 def palette_image(pred: np.ndarray, colours: np.ndarray) -> Image.Image:
@@ -28,15 +22,15 @@ def palette_image(pred: np.ndarray, colours: np.ndarray) -> Image.Image:
 
 
 def draw_overlay(
-    image: AnyImage, pred: np.ndarray, class_names: Sequence[str], colours: np.ndarray
+    image: torch.Tensor, pred: np.ndarray, class_names: Sequence[str], colours: np.ndarray
 ) -> Image.Image:
     """The classes over the image, half and half with white borders, and below it their legend.
 
     A background is left as it is.
 
     Args:
-        image: whatever `Predictor.predict_image` takes.
-        pred: uint8 (H, W), class indices: what it gives.
+        image: uint8 (3, H, W).
+        pred: uint8 (H, W), class indices.
         class_names: one name per index.
         colours: uint8 (C, 3).
 
@@ -44,7 +38,7 @@ def draw_overlay(
         RGB; the upper left (H, W) is the picture. Narrow images are filled up with white, so that
         the longest name has room.
     """
-    photo = Image.fromarray(to_tensor(image).permute(1, 2, 0).numpy())
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy())
     classes = palette_image(pred, colours)
     painted = Image.fromarray(pred >= int(has_background(class_names)))
     photo.paste(Image.blend(photo, classes.convert("RGB"), 0.5), mask=painted)

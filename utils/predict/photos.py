@@ -1,14 +1,18 @@
-"""Which images the words of a command line name, and what their results are called."""
+"""Which images a command line names, how they are read, and what their results are called."""
 
 import glob
 import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from datasets.image_files import picture_suffixes
+from datasets.image_files import picture_suffixes, read_image
 from utils.common.errors import UserError
+
+THREADS = 2  # that read, or write, beside the model
+AHEAD = 2  # images that wait to be predicted, or to be written, while others are
 
 # Pictures that Pillow does not read by itself: in a folder they are counted, not passed over.
 OTHER_PICTURES = {".heic", ".heif", ".svg", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
@@ -52,9 +56,8 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     own = output_dir.resolve() if output_dir else None
     results = find_results(files) if folder.resolve() == own else set()
-    suffixes = picture_suffixes()
     kinds = {
-        file: "result of an earlier run" if file.name in results else kind_of(file, suffixes)
+        file: "result of an earlier run" if file.name in results else kind_of(file)
         for file in files
         if file.resolve() != own
     }
@@ -65,17 +68,26 @@ def list_folder(folder: Path, output_dir: Path | None) -> list[Path]:
     return [file for file, kind in kinds.items() if kind == "image"]
 
 
-def kind_of(file: Path, suffixes: set[str]) -> str | None:
+def kind_of(file: Path) -> str | None:
     """What a picture in a folder is: "image", or what it is instead; None if it is no picture."""
-    suffix = file.suffix.lower()
+    suffix, suffixes = file.suffix.lower(), picture_suffixes()
     if file.is_dir():
-        inside = (Path(name).suffix.lower() for _, _, names in os.walk(file) for name in names)
-        return None if suffixes.isdisjoint(inside) else "sub-folder with images"
-    if suffix not in suffixes | OTHER_PICTURES:
-        return None
-    if not file.is_file():
-        return "broken link"
-    return "image" if suffix in suffixes else suffix
+        inside = {Path(name).suffix.lower() for _, _, names in os.walk(file) for name in names}
+        return "sub-folder with images" if inside & suffixes else None
+    if suffix in suffixes:
+        return "image"
+    return suffix if suffix in OTHER_PICTURES else None
+
+
+def read_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, Future]]:
+    """Each path with the future of its image, uint8 (3, H, W); the next ones are being read."""
+    readings: deque[tuple[Path, Future]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path in paths:
+            readings.append((path, pool.submit(read_image, path)))
+            if len(readings) > AHEAD:
+                yield readings.popleft()
+        yield from readings
 
 
 def find_results(files: Sequence[Path]) -> set[str]:

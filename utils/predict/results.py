@@ -3,10 +3,9 @@
 import csv
 import io
 import sys
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Semaphore
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,21 +14,10 @@ from PIL import Image
 from datasets.image_files import save_png
 from utils.common.errors import UserError
 from utils.common.files import write_text
-from utils.common.threads import THREADS
 from utils.precision import is_out_of_memory
-from utils.predict.overlay import draw_overlay, save_pred
-from utils.predict.photos import output_files
+from utils.predict.overlay import draw_overlay, palette_image
+from utils.predict.photos import AHEAD, THREADS, output_files
 from utils.predictor import Predictor
-
-
-class Result(NamedTuple):
-    """What is saved of an image."""
-
-    name: str  # in predictions.csv
-    mask: Path  # the file of the classes; others lie beside it
-    classes: np.ndarray  # uint8 (H, W)
-    image: torch.Tensor | None = None  # uint8 (3, H, W), if there shall be an overlay
-    confidence: np.ndarray | None = None  # uint8 (H, W)
 
 
 class Results:
@@ -44,13 +32,30 @@ class Results:
         self.class_names, self.palette = predictor.class_names, predictor.palette
         self.shares: dict[str, list[float]] = {}
         self.failures: list[str] = []
-        self._pool, self._free = ThreadPoolExecutor(THREADS), Semaphore(2 * THREADS)
-        self._savings: list[Future] = []
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._savings: deque[tuple[str, Future]] = deque()
 
-    def add(self, result: Result) -> None:
-        """Begin to save a result, as soon as few others wait."""
-        self._free.acquire()
-        self._savings.append(self._pool.submit(self._save, result))
+    def add(
+        self,
+        name: str,
+        mask: Path,
+        classes: np.ndarray,
+        image: torch.Tensor | None = None,
+        confidence: np.ndarray | None = None,
+    ) -> None:
+        """Begin to save what is known of an image, as soon as few others wait.
+
+        Args:
+            name: in predictions.csv.
+            mask: the file of the classes; others lie beside it.
+            classes: uint8 (H, W).
+            image: uint8 (3, H, W), if there shall be an overlay.
+            confidence: uint8 (H, W), if it shall be saved.
+        """
+        if len(self._savings) > AHEAD:
+            self._finish_oldest()
+        saving = self._pool.submit(self._save, mask, classes, image, confidence)
+        self._savings.append((name, saving))
 
     def fail(self, name: str, error: Exception) -> None:
         """Note why an image failed, in one line; a fault of the program is raised again."""
@@ -64,9 +69,8 @@ class Results:
 
     def end(self, folder: Path) -> int:
         """Wait for the rest, write `predictions.csv` and say what failed; gives the exit status."""
-        for saving in self._savings:
-            saving.result()
-        self._pool.shutdown()
+        while self._savings:
+            self._finish_oldest()
         if self.shares:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
@@ -78,18 +82,27 @@ class Results:
             print(f"failed: {failure}", file=sys.stderr)
         return 1 if self.failures else 0
 
-    def _save(self, result: Result) -> None:
-        name, mask, classes, image, confidence = result
-        _, overlay, softmax = (mask.with_name(file) for file in output_files(mask.stem))
+    def _finish_oldest(self) -> None:
+        name, saving = self._savings.popleft()
         try:
-            save_pred(mask, classes, self.palette)
-            if image is not None:
-                save_png(overlay, draw_overlay(image, classes, self.class_names, self.palette))
-            if confidence is not None:
-                save_png(softmax, Image.fromarray(confidence))
-            counts = Image.fromarray(classes).histogram()  # without a copy
-            self.shares[name] = [n / classes.size for n in counts[: len(self.class_names)]]
+            self.shares[name] = saving.result()
         except Exception as error:
             self.fail(name, error)
-        finally:
-            self._free.release()
+
+    def _save(
+        self,
+        mask: Path,
+        classes: np.ndarray,
+        image: torch.Tensor | None,
+        confidence: np.ndarray | None,
+    ) -> list[float]:
+        """Write the files of an image; returns the share of each class."""
+        _, overlay, softmax = (mask.with_name(file) for file in output_files(mask.stem))
+        coloured = palette_image(classes, self.palette)
+        save_png(mask, coloured)
+        if image is not None:
+            save_png(overlay, draw_overlay(image, classes, self.class_names, self.palette))
+        if confidence is not None:
+            save_png(softmax, Image.fromarray(confidence))
+        counts = coloured.histogram()[: len(self.class_names)]
+        return [count / classes.size for count in counts]

@@ -5,7 +5,6 @@ import http.server
 import re
 import shutil
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -119,12 +118,10 @@ def test_file_is_completed_from_one_mirror_after_the_other(
     if there:
         part.write_bytes(there)
     servers = [serve(faults) for faults in mirrors]
-    start = time.monotonic()
     fetch(path, *servers)
     assert path.read_bytes() == DATA and names(path.parent) == ["weights.pth"]
     starts = [[f"bytes={number}-" for number in numbers] for numbers in asked]
     assert [server.ranges for server in servers] == starts
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
