@@ -1,6 +1,5 @@
 """Colours of classes: VOC's, and others where a data set has no background."""
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +17,17 @@ def voc_palette() -> np.ndarray:
 
 
 PALETTE = voc_palette()
+# Each is, of a grid of colours, the one that is farthest in CIE L*a*b* from all before it, from
+# black, from white and from the void's cream.
+UNLIKE = np.frombuffer(
+    bytes.fromhex(
+        "4080e0 e02020 20e020 e020e0 e0c020 a02060 206020 20e0a0 2020e0 a06020"
+        "20c0e0 e0a0e0 202060 806060 a0e060 6020a0 206080 802020 808020 e08080"
+        "60a080 e020a0 20a040 8060a0 404020 a0a0c0 e0e080 e04060 c060e0 a0e0a0"
+        "e0a040 602040 4060e0 a0e0e0 40a0e0 c0e020 e06020 c0a080 802080 204040"
+    ),
+    np.uint8,
+).reshape(-1, 3)
 
 
 def has_background(class_names: Sequence[str]) -> bool:
@@ -39,31 +49,7 @@ def full_palette(colours: np.ndarray) -> np.ndarray:
     return np.concatenate([colours, PALETTE[len(colours) :]])
 
 
-@functools.cache
 def distinct_colours() -> np.ndarray:
-    """255 colours, uint8 (255, 3), of which the first few are as unlike as can be.
-
-    Each is, of a grid of colours, the one that is farthest in CIE L*a*b* from all before it, from
-    black, from white and from the void's cream.
-    """
-    levels = range(32, 225, 32)
-    grid = np.array([(r, g, b) for r in levels for g in levels for b in levels])
-    places = lab(grid)
-    taken = lab(np.array([(0, 0, 0), (255, 255, 255), PALETTE[255]]))
-    distance = np.linalg.norm(places[:, None] - taken, axis=2).min(1)
-    chosen = [int((grid == (64, 128, 224)).all(1).argmax())]  # a friendly blue
-    while len(chosen) < 255:
-        distance = np.minimum(distance, np.linalg.norm(places - places[chosen[-1]], axis=1))
-        chosen.append(int(distance.argmax()))
-    return grid[chosen].astype(np.uint8)
-
-
-def lab(colours: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (white D65) of sRGB colours in [0, 255]: float (..., 3)."""
-    share = np.asarray(colours) / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    xyz = linear @ np.array(to_xyz).T / (0.9505, 1.0, 1.089)
-    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    x, y, z = np.moveaxis(root, -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+    """255 colours, uint8 (255, 3): those of `UNLIKE`, then the others of VOC's."""
+    rest = [colour for colour in PALETTE[1:255] if not (UNLIKE == colour).all(1).any()]
+    return np.concatenate([UNLIKE, rest])[:255]

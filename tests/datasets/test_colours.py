@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from datasets.base import SegmentationDataset
-from datasets.colours import PALETTE, default_colours, has_background, lab
+from datasets.colours import PALETTE, default_colours, has_background
 from tests.conftest import save_mask
 
 CAMVID = (
@@ -11,24 +11,21 @@ CAMVID = (
 )  # fmt: skip
 
 
+def lab(colours):
+    """CIE L*a*b* (white D65) of sRGB colours in [0, 255]: float (..., 3)."""
+    share = np.asarray(colours) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = linear @ np.array(to_xyz).T / (0.9505, 1.0, 1.089)
+    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = np.moveaxis(root, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
 def differences(colours):
     """CIE76 of each pair, which people can tell apart from about 2.3 on; far from 0 to itself."""
     places = lab(colours)
     return np.linalg.norm(places[:, None] - places, axis=2) + 1e6 * np.eye(len(places))
-
-
-@pytest.mark.parametrize(
-    ("colour", "expected"),
-    [
-        ((255, 255, 255), (100, 0, 0)),
-        ((0, 0, 0), (0, 0, 0)),
-        ((255, 0, 0), (53.24, 80.09, 67.20)),
-        ((0, 0, 255), (32.30, 79.19, -107.86)),
-        ((10, 20, 10), (5.30, -5.23, 3.74)),  # on the straight part of the curve of L*
-    ],
-)
-def test_lab_is_that_of_the_tables(colour, expected):
-    assert lab(np.array(colour)) == pytest.approx(np.array(expected), abs=0.2)
 
 
 @pytest.mark.parametrize("name", ["background", "_background_", "Background"])
@@ -45,10 +42,10 @@ def test_classes_without_a_background_have_colours_that_are_unlike():
     many = default_colours([f"class {number}" for number in range(255)])
     assert np.array_equal(many[:11], colours) and len(np.unique(many, axis=0)) == 255
     assert differences(many[:20]).min() > 30  # VOC's: 9
-    neighbours = [differences(many)[i, i + 1] for i in range(39)]
-    assert min(neighbours) > 40 and differences(many).min() > 5
+    assert differences(many[:40]).min() > 20  # VOC's: 6
+    assert min(differences(many)[i, i + 1] for i in range(39)) > 40
     for reserved in ((0, 0, 0), (255, 255, 255), PALETTE[255]):
-        assert np.linalg.norm(lab(many[:40]) - lab(np.array(reserved)), axis=1).min() > 20
+        assert np.linalg.norm(lab(many[:40]) - lab(reserved), axis=1).min() > 20
 
 
 @pytest.mark.parametrize("names", [("background", "cat"), ("sky", "road")])
