@@ -15,41 +15,7 @@ IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around 
 UNKNOWN = 254  # in a table: neither a class nor void
 
 
-class MaskReader:
-    """Reads masks by looking up each pixel in a table.
-
-    Attributes:
-        table: uint8, the class, void or `UNKNOWN` that each code of a pixel stands for.
-        hint: what could be done about a pixel that is neither a class nor void, for the error.
-    """
-
-    table: np.ndarray
-    hint: str
-
-    def codes(self, path: Path) -> np.ndarray:
-        """The places of a mask's pixels in the table: uint8 or uint32 (H, W)."""
-        raise NotImplementedError
-
-    def __call__(self, path: Path) -> Tensor:
-        """Read one mask: uint8 (H, W), classes and `IGNORE_INDEX` alone.
-
-        Raises:
-            ImageError: the file is missing, cut off, no PNG of the right kind, or has a pixel that
-                is neither a class nor void.
-        """
-        codes = self.codes(path)
-        target = self.table.take(codes, mode="clip")  # sooner than with a check of bounds
-        if (target == UNKNOWN).any():
-            unknown = codes[target == UNKNOWN]
-            first = ",".join(map(str, unknown[:1].view(np.uint8)[:3]))  # an index, or R,G,B
-            raise ImageError(
-                f"{path}: {len(unknown)} pixels are neither a class nor void, such as those of "
-                f"value {first}: {self.hint}"
-            )
-        return torch.from_numpy(target)
-
-
-class IndexMasks(MaskReader):
+class IndexMasks:
     """Reads palette PNGs, and grey ones of 1 to 8 bits, by what is stored.
 
     A mask that has VOC's colours of classes and void under other indices is refused; masks in
@@ -71,8 +37,8 @@ class IndexMasks(MaskReader):
             self.table[index] = meaning
         self.hint = f"classes are 0 to {num_classes - 1}, void is {IGNORE_INDEX}{hint}"
 
-    def codes(self, path: Path) -> np.ndarray:
-        """The indices."""
+    def __call__(self, path: Path) -> Tensor:
+        """Read one mask; see `look_up`."""
         image = open_mask(path, "P L 1")
         stored = np.array(image, dtype=np.uint8)
         if image.mode == "P":
@@ -81,10 +47,10 @@ class IndexMasks(MaskReader):
             with path.open("rb") as file:
                 bit_depth = file.read(25)[24]
             stored //= 255 // (2**bit_depth - 1)
-        return stored
+        return look_up(path, stored, self.table, self.hint)
 
 
-class ColourMasks(MaskReader):
+class ColourMasks:
     """Reads any kind of PNG by its colours, whatever their indices; a code is R + 256 G + 65536 B.
 
     Args:
@@ -102,14 +68,43 @@ class ColourMasks(MaskReader):
             "does not count), or correct the mask"
         )
 
-    def codes(self, path: Path) -> np.ndarray:
-        """The colours as numbers."""
+    def __call__(self, path: Path) -> Tensor:
+        """Read one mask; see `look_up`."""
         image = open_mask(path, "P L 1 RGB RGBA")
         if image.mode == "P":  # not all pixels need be converted, but only the colours
             stored = bytes(image.getpalette() or ()).ljust(768, b"\0")
-            return colour_codes(np.frombuffer(stored, np.uint8).reshape(256, 3))[np.array(image)]
-        rgbx = image.convert("RGB").tobytes("raw", "RGBX")
-        return np.frombuffer(rgbx, "<u4").reshape(image.height, image.width) & 0xFFFFFF
+            palette = np.frombuffer(stored, np.uint8).reshape(256, 3)
+            codes = colour_codes(palette)[np.array(image)]
+        else:
+            rgbx = image.convert("RGB").tobytes("raw", "RGBX")
+            codes = np.frombuffer(rgbx, "<u4").reshape(image.height, image.width) & 0xFFFFFF
+        return look_up(path, codes, self.table, self.hint)
+
+
+def look_up(path: Path, codes: np.ndarray, table: np.ndarray, hint: str) -> Tensor:
+    """The classes of a mask's pixels.
+
+    Args:
+        path: the mask.
+        codes: its indices uint8 or colours uint32 (H, W): places in the table.
+        table: uint8, the class, void or `UNKNOWN` that each code stands for.
+        hint: what could be done about a pixel that is neither a class nor void.
+
+    Returns:
+        uint8 (H, W), classes and `IGNORE_INDEX` alone.
+
+    Raises:
+        ImageError: a pixel is neither.
+    """
+    target = table.take(codes, mode="clip")  # sooner than with a check of bounds
+    if (target == UNKNOWN).any():
+        unknown = codes[target == UNKNOWN]
+        first = ",".join(map(str, unknown[:1].view(np.uint8)[:3]))  # an index, or R,G,B
+        raise ImageError(
+            f"{path}: {len(unknown)} pixels are neither a class nor void, such as those of value "
+            f"{first}: {hint}"
+        )
+    return torch.from_numpy(target)
 
 
 def colour_codes(colours: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
@@ -134,10 +129,10 @@ def check_palette(path: Path, image: Image.Image, expected: list[int]) -> None:
     stored = bytes(image.getpalette() or ())
     if PALETTE.tobytes().startswith(stored):
         return
-    index_of = dict(zip(map(tuple, PALETTE[expected].tolist()), expected, strict=True))
+    index_of = {PALETTE[index].tobytes(): index for index in expected}
     counts = image.histogram()[: len(stored) // 3]
     used = [index for index, count in enumerate(counts) if count]
-    meant = [index_of.get(tuple(stored[3 * index : 3 * index + 3])) for index in used]
+    meant = [index_of.get(stored[3 * index : 3 * index + 3]) for index in used]
     if None in meant or len(set(meant)) < len(meant) or meant == used:
         return
     index, other = next(pair for pair in zip(used, meant, strict=True) if pair[0] != pair[1])
