@@ -21,7 +21,7 @@ from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 from datasets.base import IGNORE_INDEX, SegmentationDataset
 from datasets.lists import read_ids
 from datasets.voc import PALETTE
-from utils.common.errors import UserError
+from utils.common.download import disk_errors
 from utils.common.locks import locked
 from utils.common.progress import progress
 
@@ -81,9 +81,7 @@ class ShapesSegmentation(SegmentationDataset):
         super().__init__(folder, ids, CLASS_NAMES, **options)
 
 
-def install_shapes(
-    root: str | Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL, seed: int = SEED
-) -> Path:
+def install_shapes(root: str | Path) -> Path:
     """Draw the data set into a folder below `root`, and return that, unless it is there.
 
     It is drawn in a temporary folder beside, and renamed: complete, or not at all. Of several
@@ -93,45 +91,42 @@ def install_shapes(
         UserError: the folder cannot be written.
     """
     folder = Path(root) / f"shapes-v{VERSION}"
-    try:
+    if folder.exists():
+        return folder
+    with disk_errors(folder.parent), locked(folder.parent / ".shapes.lock"):
         if not folder.exists():
-            with locked(folder.parent / ".shapes.lock"):
-                if not folder.exists():
-                    print(f"Drawing the data set shapes into {folder}", flush=True)
-                    with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root) as temporary:
-                        draw_set(Path(temporary, "set"), num_train, num_val, seed)
-                        Path(temporary, "set").rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}): give another --data_root"
-        ) from None
+            print(f"Drawing the data set shapes into {folder}", flush=True)
+            with tempfile.TemporaryDirectory(prefix=".shapes-", dir=root) as temporary:
+                draw_set(Path(temporary, "set"))
+                Path(temporary, "set").rename(folder)
     return folder
 
 
-def draw_set(folder: Path, num_train: int, num_val: int, seed: int) -> None:
+def draw_set(folder: Path) -> None:
     """Draw all images, masks and lists into a new folder.
 
-    Every image has its own random generator, from (seed, number): the files are a function of the
-    arguments alone (bit for bit with the same NumPy and Pillow).
+    Every image has its own random generator, from (seed, number): the files are always the same
+    (bit for bit with the same NumPy and Pillow).
     """
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / name).mkdir(parents=True)
-    rng = np.random.default_rng(seed)  # the same as (seed, 0): images count from 1
-    plan = plan_objects(num_train, rng) + plan_objects(num_val, rng)
+    images, masks, lists = (
+        folder / name for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    )
+    for part in (images, masks, lists):
+        part.mkdir(parents=True)
+    rng = np.random.default_rng(SEED)  # the same as (SEED, 0): images count from 1
+    plan = plan_objects(NUM_TRAIN, rng) + plan_objects(NUM_VAL, rng)
     ids = [f"shapes_{number:06d}" for number in range(1, len(plan) + 1)]
     for number, classes in enumerate(progress(plan, "shapes", leave=False), 1):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([SEED, number])
         size = SIZES[rng.integers(len(SIZES))]
         image, target = draw_sample(size, [(c, draw_radius(c, rng)) for c in classes], rng)
-        path = folder / "JPEGImages" / f"{ids[number - 1]}.jpg"
-        Image.fromarray(image).save(path, quality=92, subsampling=0)
+        Image.fromarray(image).save(images / f"{ids[number - 1]}.jpg", quality=92, subsampling=0)
         mask = Image.fromarray(target)
         mask.putpalette(PALETTE.tobytes())
-        mask.save(folder / "SegmentationClass" / f"{ids[number - 1]}.png")
-    lists = {"train": ids[:num_train], "val": ids[num_train:], "trainval": ids}
-    for image_set, chosen in lists.items():
-        path = folder / "ImageSets" / "Segmentation" / f"{image_set}.txt"
-        path.write_text("\n".join(chosen) + "\n")
+        mask.save(masks / f"{ids[number - 1]}.png")
+    sets = {"train": ids[:NUM_TRAIN], "val": ids[NUM_TRAIN:], "trainval": ids}
+    for image_set, chosen in sets.items():
+        (lists / f"{image_set}.txt").write_text("\n".join(chosen) + "\n")
     (folder / "class_names.txt").write_text("\n".join(CLASS_NAMES) + "\n")
 
 
