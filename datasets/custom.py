@@ -1,18 +1,24 @@
 """Any data set in VOC's layout with its own classes: labelme's VOC export, CVAT's masks."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets.base import IGNORE_INDEX, SegmentationDataset
-from datasets.labelmap import check_number, is_void, read_labelmap
+from datasets.colours import has_background
 from datasets.lists import list_files, list_lists, normalize, read_ids, read_lines
 from datasets.masks import UNKNOWN, ColourMasks, IndexMasks
 from utils.common.errors import UserError
 from utils.common.progress import say_once
 
 FOLDERS = SegmentationDataset.folders
+# A line of labelmap.txt, as CVAT writes it: name:R,G,B:parts:actions.
+LABEL = re.compile(r"([^:]+?)\s*:\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(?::.*)?")
+VOID_NAMES = {"void", "ignore", "ignored"}
 
 
 class CustomSegmentation(SegmentationDataset):
@@ -57,12 +63,11 @@ class CustomSegmentation(SegmentationDataset):
         ids = find_ids(root, image_set, val_fraction, seed)
         path, labelmap = root / "class_names.txt", root / "labelmap.txt"
         if labelmap.exists():
-            for flag, value in (("void", void_value), ("object", object_value)):
-                if value is not None:
-                    raise UserError(
-                        f"--{flag}_value: does nothing, since masks are read by the colours in "
-                        f"{labelmap}: leave it out"
-                    )
+            if void_value is not None or object_value is not None:
+                raise UserError(
+                    "--void_value and --object_value: do nothing, since masks are read by the "
+                    f"colours in {labelmap}: leave them out"
+                )
             if path.exists():
                 say_once(f"note: {labelmap} names the classes, {path} is not read")
             names, colours, void = read_labelmap(labelmap)
@@ -101,22 +106,60 @@ def index_meanings(
     return meanings
 
 
+def is_void(name: str) -> bool:
+    """Whether a label is none of a class, such as `void` or `__ignore__`."""
+    return name.strip("_").lower() in VOID_NAMES
+
+
+def check_number(path: Path, names: Sequence[str]) -> None:
+    """Raise a `UserError` if a file names too few classes or too many."""
+    if not 2 <= len(names) <= UNKNOWN:
+        raise UserError(f"{path}: {len(names)} classes, but from 2 to {UNKNOWN} are needed")
+
+
 def read_class_names(path: Path) -> list[str]:
     """The names of the classes, index 0 first."""
     names = read_lines(path)
-    for number, name in enumerate(names, 1):
-        if not name or name.startswith("#"):
+    for index, name in enumerate(names):
+        if not name or name.startswith("#") or name in names[:index]:
             raise UserError(
-                f"{path}: line {number} is {'a comment' if name else 'blank'}, which would shift "
-                "the classes behind it: take it out"
+                f"{path}: line {index + 1} is blank, a comment or a name of a line before it, but "
+                "every line stands for a class: take it out, or name it"
             )
-    if names and names[0] == "__ignore__":
-        names = names[1:]
+    names = names[1:] if names[:1] == ["__ignore__"] else names
     check_number(path, names)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path}: the class name {twice!r} stands there twice")
     return names
+
+
+def read_labelmap(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Read lines of `name:R,G,B:parts:actions`; the last two parts are not used.
+
+    Returns:
+        The names of the classes, in the order of the file but for a background, which comes first;
+        their colours, uint8 (C, 3); and those of the labels that are void, uint8 (N, 3).
+
+    Raises:
+        UserError: the file cannot be read, or a line is not as it should be.
+    """
+    colour_of: dict[str, list[int]] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line or line.startswith("#"):
+            continue
+        found = LABEL.fullmatch(line)
+        name, *words = found.groups() if found else ("", "256")
+        colour = [int(word) for word in words]
+        if max(colour) > 255 or name in colour_of or colour in colour_of.values():
+            raise UserError(
+                f"{path}: line {number} is not name:R,G,B:: with numbers up to 255, and a name "
+                "and a colour that no line before it has"
+            )
+        colour_of[name] = colour
+    names = [name for name in colour_of if not is_void(name)]
+    names.sort(key=lambda name: not has_background([name]))  # stable
+    check_number(path, names)
+    void = [name for name in colour_of if is_void(name)]
+    colours = np.array([colour_of[name] for name in names + void], np.uint8)
+    return names, colours[: len(names)], colours[len(names) :]
 
 
 def find_ids(root: Path, image_set: str, val_fraction: float, seed: int) -> list[str]:

@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.custom import CustomSegmentation
-from datasets.labelmap import read_labelmap
+from datasets.custom import CustomSegmentation, read_labelmap
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
 from utils.checkpoint import describe_model, load_checkpoint, model_from_checkpoint

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets import DataSource, add_data_args
-from datasets.custom import CustomSegmentation, read_class_names, split_ids
-from datasets.labelmap import read_labelmap
+from datasets.custom import CustomSegmentation, read_labelmap, split_ids
 from tests.conftest import save_mask, save_sample, write_list
 from utils.common.errors import UserError
 from utils.common.flags import Parser
@@ -63,7 +62,7 @@ def test_split_that_leaves_a_side_empty_names_the_flag(folder, val_fraction):
 
 def test_ignore_line_of_labelme_is_not_a_class(folder):
     (folder / "class_names.txt").write_text("__ignore__\n_background_\ncat\ndog\n\n")
-    assert read_class_names(folder / "class_names.txt") == ["_background_", "cat", "dog"]
+    assert CustomSegmentation(folder, "train").class_names == ("_background_", "cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -72,10 +71,10 @@ def test_ignore_line_of_labelme_is_not_a_class(folder):
         ("one\n\ntwo\n", "line 2 is blank"),
         ("\none\ntwo\n", "line 1 is blank"),
         ("one\ntwo\n  \nthree", "line 3 is blank"),
-        ("one\n# animals\ntwo\n", "line 2 is a comment"),
+        ("one\n# animals\ntwo\n", "line 2 is blank, a comment"),
+        ("a\nb\na\n", "line 3 is blank, a comment or a name of a line before"),
         ("", "0 classes, but from 2 to 254"),
         ("one\n", "1 classes"),
-        ("a\nb\na\n", "the class name 'a' stands there twice"),
         ("\n".join(f"c{number}" for number in range(255)), "255 classes"),
     ],
 )
@@ -189,46 +188,44 @@ def test_folder_without_masks_says_what_is_there(tmp_path, name, message):
 # Values that stand for void or for the one object.
 
 
-def one_mask(folder, names, row):
-    """A data set of one mask of one row."""
+def read_row(folder, names, row, **options):
+    """What a data set of one mask of one row reads; `names` are letters, or words."""
     save_mask(folder / "SegmentationClass" / "a.png", np.array([row]))
     (folder / "class_names.txt").write_text("\n".join(names))
-    return lambda **options: CustomSegmentation(folder, "trainval", masks_only=True, **options)
+    dataset = CustomSegmentation(folder, "trainval", masks_only=True, **options)
+    assert dataset.class_names == tuple(names)
+    return dataset.read_target(0)[0].tolist()
+
+
+@pytest.mark.parametrize(("names", "void"), [("abc", 11), ("abc", 3), (["void", "b", "c"], 0)])
+def test_void_value_counts_as_void_and_nothing_else_moves(tmp_path, names, void):
+    row = read_row(tmp_path, names, [1, void, 2, 255], void_value=void)
+    assert row == [1, 255, 2, 255]
+
+
+def test_object_value_is_class_1(tmp_path):
+    row = read_row(tmp_path, "ab", [0, 255, 128], object_value=255, void_value=128)
+    assert row == [0, 1, 255]
 
 
 @pytest.mark.parametrize(
-    ("names", "void"), [(["a", "b", "c"], 11), (["a", "b", "c"], 3), (["void", "b", "c"], 0)]
+    ("names", "values", "message"),
+    [
+        (
+            "abc",
+            {"void_value": 2},
+            r"^--void_value 2: is the class 'c', line 3 of class_names\.txt",
+        ),
+        ("ab", {}, r"a\.png: 1 pixels are neither .* value 4: .*--void_value"),
+        ("ab", {"object_value": 4}, r"a\.png: 1 pixels are neither .* value 1: "),
+        ("ab", {"object_value": 1}, "^--object_value 1: "),
+        ("ab", {"object_value": 9, "void_value": 9}, "^--object_value 9: .*void are taken"),
+        ("abc", {"object_value": 255}, "^--object_value 255: .*there are 3"),
+    ],
 )
-def test_void_value_counts_as_void_and_nothing_else_moves(tmp_path, names, void):
-    dataset = one_mask(tmp_path, names, [1, void, 2, 255])(void_value=void)
-    assert dataset.read_target(0).tolist() == [[1, 255, 2, 255]]
-    assert dataset.class_names == tuple(names)
-
-
-def test_void_value_that_is_a_class_is_refused(tmp_path):
-    make = one_mask(tmp_path, ["a", "b", "c"], [0])
-    with pytest.raises(UserError, match=r"^--void_value 2: is the class 'c', line 3 of class_name"):
-        make(void_value=2)
-
-
-def test_value_that_is_no_class_names_the_flag(tmp_path):
-    dataset = one_mask(tmp_path, ["a", "b"], [0, 1, 4])()
-    with pytest.raises(UserError, match=r"a\.png: .* neither .* value 4: .*--void_value"):
-        dataset.read_target(0)
-
-
-def test_object_value_is_class_1_and_1_is_none(tmp_path):
-    make = one_mask(tmp_path, ["ground", "wood"], [0, 255, 128])
-    dataset = make(object_value=255, void_value=128)
-    assert dataset.read_target(0).tolist() == [[0, 1, 255]]
-    save_mask(dataset.target_paths[0], np.array([[0, 1, 255]]))  # as a scaled mask has it
-    with pytest.raises(UserError, match="neither .* value 1: "):
-        dataset.read_target(0)
-    for values in ({"object_value": 1}, {"object_value": 9, "void_value": 9}):
-        with pytest.raises(UserError, match="^--object_value"):
-            make(**values)
-    with pytest.raises(UserError, match=r"^--object_value 255: .*there are 3"):
-        one_mask(tmp_path, ["a", "b", "c"], [0])(object_value=255)
+def test_values_that_make_no_sense_are_refused(tmp_path, names, values, message):
+    with pytest.raises(UserError, match=message):
+        read_row(tmp_path, names, [0, 1, 4], **values)
 
 
 # CVAT's "Segmentation mask 1.1".
@@ -273,7 +270,7 @@ def test_labelmap_comes_before_class_names_which_is_said(cvat, capsys):
     (cvat / "class_names.txt").write_text("x\ny\n")
     assert CustomSegmentation(cvat, "trainval").num_classes == 3
     assert f"{cvat / 'class_names.txt'} is not read" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"^--void_value: does nothing.*labelmap\.txt"):
+    with pytest.raises(UserError, match=r"^--void_value and --obj.*do nothing.*labelmap\.txt"):
         CustomSegmentation(cvat, "trainval", void_value=4)
 
 
@@ -285,8 +282,8 @@ def test_labelmap_comes_before_class_names_which_is_said(cvat, capsys):
         ("# x\n\ncat:1,2,256::\n", "line 3 is not"),
         ("cat:1,2,-3::\n", "line 1 is not"),
         (":1,2,3::\n", "line 1 is not"),
-        ("cat:1,2,3::\ncat:1,2,4::\n", "line 2 has a name or a colour"),
-        ("cat:1,2,3::\ndog:1,2,3::\n", "line 2 has a name or a colour"),
+        ("cat:1,2,3::\ncat:1,2,4::\n", "line 2 is not .*no line before it has"),
+        ("cat:1,2,3::\ndog:1,2,3::\n", "line 2 is not .*no line before it has"),
         ("cat:1,2,3::\nvoid:1,2,4::\n", "1 classes, but from 2 to 254"),
     ],
 )
