@@ -225,7 +225,7 @@ def build_data(args: Namespace, device: torch.device) -> Data:
     transform = train_transform(crop_size, args.resize, args.color_jitter)
     source, crop = DataSource.of(args), Evaluation.of(args).crop
     with main_first():  # what is downloaded or drawn comes once
-        train_set = build_dataset(source, args.image_set, transform, keep_doubles=True)
+        train_set = build_dataset(source, args.image_set, transform)
         val_set, sizes = build_val_set(source, args.val_image_set, crop)
     check_batch_size(train_set, args.batch_size)
     if is_main():

@@ -55,13 +55,7 @@ class DataSource:
 def build_dataset(
     source: DataSource, image_set: str, transform: Transform | None = None, **options: bool
 ) -> SegmentationDataset:
-    """Build a split of the data set that `source` names.
-
-    Args:
-        source: the data set.
-        image_set: the split.
-        transform: of each sample.
-        **options: see `SegmentationDataset`.
+    """Build a split of the data set that `source` names; for `options` see `SegmentationDataset`.
 
     Raises:
         UserError: it is not there, or not as it should be.
@@ -88,22 +82,17 @@ def build_val_set(
     Returns:
         The data set, and (height, width) of each of its samples.
     """
-    if crop is None:
-        dataset = build_dataset(source, image_set)
-        return dataset, dataset.image_sizes()
-    dataset = build_dataset(source, image_set, ShortSideCenterCrop(crop))
-    return dataset, [(crop, crop)] * len(dataset)
+    dataset = build_dataset(source, image_set, ShortSideCenterCrop(crop) if crop else None)
+    return dataset, [(crop, crop)] * len(dataset) if crop else dataset.image_sizes()
 
 
 def check_training_data(train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
     """Say what makes scores say less than they seem to; refuse what makes them meaningless.
 
     Raises:
-        UserError: a mask is not as it should be, an image has another size than its mask, or a set
-            holds fewer than two classes.
+        UserError: a mask is not as it should be, or a set holds fewer than two classes.
     """
     for name, dataset in (("training", train_set), ("validation", val_set)):
-        dataset.check_sizes()
         pixel_counts = class_statistics(dataset).pixel_counts
         present, absent = present_and_absent(pixel_counts, dataset.class_names)
         if len(present) < 2:

@@ -1,7 +1,6 @@
 """The base of all data sets: pairs of images and masks."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
@@ -11,9 +10,10 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.colours import default_colours
-from datasets.image_files import check_fit, image_size, keeps_orientation, misfit, read_image
+from datasets.image_files import check_fit, image_size, read_image
 from datasets.lists import find_files, list_files, normalize
-from datasets.masks import IGNORE_INDEX, IndexMasks, MaskReader
+from datasets.masks import IGNORE_INDEX as IGNORE_INDEX
+from datasets.masks import ColourMasks, IndexMasks
 from utils.common.progress import say_once
 
 Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -24,14 +24,12 @@ class SegmentationDataset(Dataset):
 
     Args:
         folder: the folder that holds both.
-        ids: the samples, in order.
+        ids: the samples, in order; one that is listed several times is taken once.
         class_names: one name per index.
         transform: `(image, target) -> (image, target)`, applied to each sample.
         masks_only: do not ask for images (for statistics of the masks alone).
         masks_optional: be content if no id has a mask: then there are no `target_paths`, and
-            every pixel of the targets is void.
-        keep_doubles: an id that the list holds several times is shown as often, as somebody may
-            want it for training; else it is one sample.
+            images alone.
 
     Attributes:
         folders: the folders of masks and images.
@@ -39,7 +37,7 @@ class SegmentationDataset(Dataset):
         masks: reads a mask.
 
     Raises:
-        UserError: an id has no image or no mask.
+        UserError: an id has no image or no mask, or their sizes differ.
     """
 
     folders = {"mask": "SegmentationClass", "image": "JPEGImages"}
@@ -53,26 +51,19 @@ class SegmentationDataset(Dataset):
         *,
         masks_only: bool = False,
         masks_optional: bool = False,
-        keep_doubles: bool = False,
     ) -> None:
         self.folder = folder
-        self.ids = [normalize(sample) for sample in ids]
-        unique = list(dict.fromkeys(self.ids))
-        if len(unique) < len(self.ids):
-            sample, count = Counter(self.ids).most_common(1)[0]
-            done = "each is shown as often" if keep_doubles else "each is taken once"
-            say_once(
-                f"note: {folder}: ids are listed more than once ({sample} {count} times): {done}"
-            )
-        self.ids = self.ids if keep_doubles else unique
+        self.ids = list(dict.fromkeys(map(normalize, ids)))
+        if doubles := len(ids) - len(self.ids):
+            say_once(f"note: {folder}: {doubles} ids are listed once more: each is taken once")
         self.class_names = tuple(class_names)
         self.colours = default_colours(self.class_names)
-        self.masks: MaskReader = IndexMasks(self.num_classes)
+        self.masks: IndexMasks | ColourMasks = IndexMasks(self.num_classes)
         self.transform = transform
         self.target_paths = self._find("mask", masks_optional)
         self.image_paths = [] if masks_only else self._find("image")
         with ThreadPoolExecutor() as pool:
-            are_kept = pool.map(keeps_orientation, self.image_paths, self.target_paths)
+            are_kept = pool.map(check_fit, self.image_paths, self.target_paths)
             kept = list(compress(self.image_paths, are_kept))
         if kept:
             say_once(
@@ -117,15 +108,10 @@ class SegmentationDataset(Dataset):
             UserError: a file cannot be read, the sizes differ, or the mask holds another value
                 than a class or 255.
         """
-        if self.target_paths:
-            target = self.read_target(index)
-            image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
-            if image.shape[1:] != target.shape:
-                paths = self.image_paths[index], self.target_paths[index]
-                raise misfit(*paths, tuple(image.shape[1:]), tuple(target.shape))
-        else:
-            image = read_image(self.image_paths[index])
-            target = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
+        target = self.read_target(index)
+        image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
+        if image.shape[1:] != target.shape:  # the files are others than at the start
+            check_fit(self.image_paths[index], self.target_paths[index])
         if self.transform is not None:
             image, target = self.transform(image, target)
         return image, target
@@ -135,16 +121,5 @@ class SegmentationDataset(Dataset):
         return self.masks(self.target_paths[index])
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every sample, from headers: of the masks, which images must fit."""
-        if self.target_paths:
-            return [image_size(path) for path in self.target_paths]
-        return [image_size(path, upright=True) for path in self.image_paths]
-
-    def check_sizes(self) -> None:
-        """Compare the sizes of all images and masks, from their headers alone.
-
-        Raises:
-            UserError: an image and its mask differ, or one has no header.
-        """
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(check_fit, self.image_paths, self.target_paths))
+        """(height, width) of every sample, from the headers of the masks."""
+        return [image_size(path) for path in self.target_paths]

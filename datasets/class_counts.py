@@ -54,9 +54,7 @@ def present_and_absent(
 ) -> tuple[list[str], list[str]]:
     """The names of the classes that have pixels, and of those that have none.
 
-    Args:
-        pixel_counts: (C,), of all targets; the rows of a confusion matrix sum up to them.
-        class_names: (C,).
+    `pixel_counts` (C,) are of all targets; the rows of a confusion matrix sum up to them.
     """
     counts = list(zip(class_names, pixel_counts.tolist(), strict=True))
     return [name for name, count in counts if count], [name for name, count in counts if not count]

@@ -1,14 +1,13 @@
 """Reading images and masks, with errors that name the file."""
 
 import contextlib
-import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from utils.common.errors import UserError
@@ -18,17 +17,6 @@ from utils.common.files import write_atomically
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 # Formats that Pillow recognises but cannot draw by itself; a folder may hold such files.
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# What brings the stored pixels of each EXIF orientation upright.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SIDEWAYS = {5, 6, 7, 8}  # of them
 
 
 class ImageError(UserError):
@@ -66,44 +54,43 @@ def read_image(path: Path, target_size: tuple[int, int] | None = None) -> Tensor
         ImageError: the file is missing, empty, cut off, no image, or above the pixel limit.
     """
     with open_image(path) as image:
+        if target_size != (image.height, image.width):
+            # Broken tags turn nothing; in place, those that cannot be written again do no harm.
+            with contextlib.suppress(Exception):
+                ImageOps.exif_transpose(image, in_place=True)
         rgb = to_rgb(image)
-        if target_size != (rgb.height, rgb.width):
-            turn = TURNS.get(exif_orientation(image))
-            rgb = rgb if turn is None else rgb.transpose(turn)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def image_size(path: Path, upright: bool = False) -> tuple[int, int]:
-    """Height and width, from the file's header alone.
-
-    Args:
-        path: the file.
-        upright: of the image as a viewer shows it; else of the stored pixels.
-    """
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the stored pixels, from the file's header alone."""
     with open_image(path, load=False) as image:
-        turned = upright and exif_orientation(image) in SIDEWAYS
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return image.height, image.width
 
 
-def check_fit(path: Path, target_path: Path) -> None:
+def check_fit(path: Path, target_path: Path) -> bool:
     """Compare the sizes of an image and its mask, from their headers alone.
 
+    Returns:
+        Whether EXIF tells to turn the image, which `read_image` passes over, since the mask fits
+        the stored pixels.
+
     Raises:
-        ImageError: they differ, or one of the two cannot be read.
+        ImageError: the mask fits neither these nor the turned ones, or a file cannot be read.
     """
-    size, target_size = image_size(path), image_size(target_path)
-    if target_size != size and target_size != image_size(path, upright=True):
-        raise misfit(path, target_path, size, target_size)
-
-
-def misfit(
-    path: Path, target_path: Path, size: tuple[int, ...], target_size: tuple[int, ...]
-) -> ImageError:
-    """What is to be said of an image and a mask whose sizes (height, width) differ."""
-    return ImageError(
-        f"{target_path}: the mask is {target_size[1]}x{target_size[0]}, but its image {path} is "
-        f"{size[1]}x{size[0]}: they must be of one size"
-    )
+    target_size, turn = image_size(target_path), 1
+    with open_image(path, load=False) as image:
+        size = image.height, image.width
+        # Pillow turns a TIFF by itself, and asks for all of a PNG to see whether it has tags.
+        if image.format != "TIFF" and ("exif" in image.info or size != target_size):
+            with contextlib.suppress(Exception):  # as broken as they may be, the pixels are not
+                turn = image.getexif()[ExifTags.Base.Orientation]
+    if target_size != size and (target_size != size[::-1] or turn not in (5, 6, 7, 8)):
+        raise ImageError(
+            f"{target_path}: the mask is {target_size[1]}x{target_size[0]}, but its image {path} "
+            f"is {size[1]}x{size[0]}: they must be of one size"
+        )
+    return target_size == size and turn in range(2, 9)
 
 
 def open_image(path: Path, load: bool = True) -> Image.Image:
@@ -119,60 +106,12 @@ def open_image(path: Path, load: bool = True) -> Image.Image:
             "(in predict.py --max_pixels raises the limit)"
         ) from None
     except Image.UnidentifiedImageError:
-        reason = unidentified(path)
+        is_empty = path.stat().st_size == 0
+        reason = "the file is empty" if is_empty else "not an image that Pillow reads"
     except Exception as error:  # Pillow's formats raise whatever a broken file leads them to
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         reason = f"cannot be read ({reason or type(error).__name__})"
-    with contextlib.suppress(Exception):  # perhaps the pixels are whole, and only their profile not
-        image = Image.open(io.BytesIO(strip_metadata(path.read_bytes())))
-        image.load()
-        return image
     raise ImageError(f"{path}: {reason}: replace it, or leave it out")
-
-
-def unidentified(path: Path) -> str:
-    """Why Pillow does not know a file."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    if head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "a TIFF whose kind of pixels Pillow does not read: save it with 8 bits a channel"
-    return "not an image" if head else "the file is empty"
-
-
-def strip_metadata(file: bytes) -> bytes:
-    """A JPEG whose colour profile is not read, a PNG with nothing but its pixels, or nothing."""
-    if file.startswith(b"\xff\xd8"):
-        return file.replace(b"\xff\xe2", b"\xff\xec")  # another marker, which nobody reads
-    if not file.startswith(b"\x89PNG"):
-        return b""
-    start, kept = 8, [file[:8]]
-    while start < len(file):
-        end = start + 12 + int.from_bytes(file[start : start + 4], "big")
-        if file[start + 4 : start + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            kept.append(file[start:end])
-        start = end
-    return b"".join(kept)
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or it cannot be read."""
-    if image.format == "TIFF":  # Pillow turns it while it decodes it
-        return 1
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # as broken as the tags may be, the pixels are not
-        return 1
-
-
-def keeps_orientation(path: Path, target_path: Path) -> bool:
-    """Whether `read_image` passes an orientation over, since the mask fits the stored pixels.
-
-    Headers alone are read. A file that cannot be read says so when its pixels are.
-    """
-    with contextlib.suppress(Exception), Image.open(path) as image:
-        if "exif" in image.info and exif_orientation(image) in TURNS:
-            return (image.height, image.width) == image_size(target_path)
-    return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -187,8 +126,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = (grey * np.float32(255 / most)).round().clip(0, 255)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")

@@ -10,11 +10,6 @@ from datasets.image_files import picture_suffixes
 from utils.common.errors import UserError
 from utils.common.progress import say_once
 
-FILES = {
-    "mask": "PNG files in the folder itself",
-    "image": "images that Pillow reads, in the folder itself,",
-}
-
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, stripped, in Unicode's NFC; no empty ones at its end."""
@@ -57,11 +52,7 @@ def normalize(name: str) -> str:
 def list_files(folder: Path, kind: str) -> dict[str, list[Path]]:
     """The files of each id in a folder, sorted: masks are PNGs, images whatever Pillow reads.
 
-    Hidden files, folders and other files are left out.
-
-    Args:
-        folder: to list.
-        kind: "image" or "mask".
+    Hidden files, folders and other files are left out. `kind` is "image" or "mask".
 
     Raises:
         UserError: the folder cannot be read.
@@ -93,7 +84,7 @@ def find_files(
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
             f"{folder / missing[0]}{'.png' if kind == 'mask' else '.jpg'}: the {kind} of an id is "
-            f"missing{more}: {_remedy(folder, missing[0], kind, files)}"
+            f"missing{more}: {_remedy(folder, missing[0], files)}"
         )
     several = [files[sample] for sample in ids if len(files[sample]) > 1]
     if several:
@@ -105,12 +96,15 @@ def find_files(
     return [files[sample][0] for sample in ids]
 
 
-def _remedy(folder: Path, sample: str, kind: str, files: Mapping[str, list[Path]]) -> str:
+def _remedy(folder: Path, sample: str, files: Mapping[str, list[Path]]) -> str:
     """What to do about an id without a file, from what lies in the folder instead."""
-    for known in (sample.partition(" ")[0], sample.partition("\t")[0], Path(sample).stem):
+    for known in (sample.split()[0], Path(sample).stem):
         if known in files:
             return f"a list holds ids alone: {known!r} has a file, take off what follows it"
     pattern = f"{glob.escape(sample)}.*"
     for path in (*sorted(folder.glob(pattern)), *sorted(folder.glob(f"*/{pattern}"))):
-        return f"there is {path.relative_to(folder)}, but {FILES[kind]} are needed"
+        return (
+            f"there is {path.relative_to(folder)}, but masks must be PNG files, images such as "
+            "Pillow reads, and both lie in the folder itself"
+        )
     return "add it, or take the id out of the list (without lists: its mask out of the folder)"

@@ -18,9 +18,11 @@ from utils.common.processes import get_rank, get_world_size
 Key = tuple[int, int]  # the seed of a sample's random choices, and its index
 Sample = tuple[torch.Tensor, torch.Tensor, int]  # image, target and index
 
-# What torch and Python say if /dev/shm is full, too small, or missing.
-NO_SHARED_MEMORY = (
-    "Bus error", "shared memory", "</torch_", "No space left on device", "Read-only file system",
+# What torch and Python say of a worker that was killed, or of a /dev/shm that is full, too small or
+# missing.
+WORKER_FAULTS = (
+    "DataLoader worker", "shared memory", "</torch_", "No space left on device",
+    "Read-only file system",
 )  # fmt: skip
 
 
@@ -119,13 +121,12 @@ def default_num_workers() -> int:
 def check_batch_size(dataset: SegmentationDataset, batch_size: int) -> None:
     """Raise a `UserError` if the batch is smaller than 2 a process, or larger than the set."""
     world_size = get_world_size()
-    if batch_size < 2 * world_size:
+    if batch_size < 2 * world_size or batch_size % world_size:
         raise UserError(
             f"--batch_size {batch_size}: at least 2 images for each process are needed, because "
-            "ASPP's pooling branch normalises one value per image and channel over the batch"
+            "ASPP's pooling branch normalises one value per image and channel over the batch, and "
+            f"a multiple of the processes, of which there are {world_size}"
         )
-    if batch_size % world_size:
-        raise UserError(f"--batch_size {batch_size}: not a multiple of the {world_size} processes")
     if len(dataset) < batch_size:
         raise UserError(
             f"--batch_size {batch_size}: the training set in {dataset.folder} has only "
@@ -146,7 +147,7 @@ def build_loader(
 
     Args:
         dataset: the samples.
-        batches: which of them an iteration sees: `TrainBatches`, or `size_batches`.
+        batches: `TrainBatches`, or `size_batches`.
         num_workers: processes that read samples; 0: the calling process reads them.
         pin_memory: for a GPU.
     """
@@ -180,18 +181,14 @@ def worker_faults_explained() -> Iterator[None]:
         name = f"{type(error).__module__}.{type(error).__name__}: "
         raise type(error)(str(error).strip().rpartition(name)[-1]) from None
     except (RuntimeError, OSError, EOFError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        if any(sign in str(error) for sign in NO_SHARED_MEMORY):
-            raise WorkerError(
-                f"/dev/shm: full, too small or unusable ({said}), but data workers "
-                "pass batches through it: make it larger, or use --num_workers 0"
-            ) from None
         is_cut = isinstance(error, ConnectionResetError | EOFError)  # amid a batch
-        if is_cut or str(error).startswith("DataLoader worker"):
-            raise WorkerError(
-                f"a data worker was killed ({said}): give a smaller --num_workers if memory ran out"
-            ) from None
-        raise
+        if not is_cut and not any(sign in str(error) for sign in WORKER_FAULTS):
+            raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise WorkerError(
+            f"a data worker was killed, or /dev/shm, through which workers pass batches, is full "
+            f"or unusable ({said}): give a smaller --num_workers (0 needs neither), or make room"
+        ) from None
 
 
 def _collate(samples: Sequence[Sample]) -> list[torch.Tensor]:

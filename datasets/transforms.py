@@ -8,7 +8,6 @@ here and elsewhere: it takes as long as torch, and `--help` needs neither its tr
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ MEAN_COLOR = tuple(round(255 * value) for value in MEAN)  # of padding: 0 when n
 def resize(image: Tensor, target: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Resize to (height, width): bilinear with antialiasing, the target by nearest neighbour.
 
-    The image comes out channels last. Targets are on the CPU.
+    The image comes out channels last.
     """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as F
@@ -29,14 +28,7 @@ def resize(image: Tensor, target: Tensor, size: Sequence[int]) -> tuple[Tensor, 
     # Dense and channels last, as torch's kernel for bytes computes: it need not change the layout.
     image = image[None].contiguous(memory_format=torch.channels_last)
     image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)[0]
-    rows, columns = map(nearest_indices, target.shape, size)
-    # NumPy's take is several times as fast as torch's index_select.
-    return image, torch.from_numpy(target.numpy().take(columns, axis=1).take(rows, axis=0))
-
-
-def nearest_indices(old: int, new: int) -> np.ndarray:
-    """For each of `new` pixels that of `old` which holds its centre (torch's "nearest-exact")."""
-    return ((torch.arange(new) + 0.5) * (old / new)).long().numpy()
+    return image, F.resize(target[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
 class RandomScaleCrop:

@@ -52,7 +52,6 @@ class VOCSegmentation(SegmentationDataset):
         root: holds `VOCdevkit/VOC2012` (or is that folder, or `VOCdevkit`).
         image_set: `train` (1,464), `val` (1,449), `trainval` (2,913), or `trainaug`: every mask in
             `SegmentationClassAug/` (Hariharan et al., ICCV 2011) that is not in `val` (10,582).
-        year: "2012"; the other years have no archive here, but are read where they lie.
         download: fetch the archive (2 GB) if the data set is not there.
         archive: a VOC archive already on disk, to extract in place of a download.
         options: transform and others, see `SegmentationDataset`.
@@ -65,55 +64,40 @@ class VOCSegmentation(SegmentationDataset):
         self,
         root: str | Path,
         image_set: str = "train",
-        year: str = "2012",
         download: bool = False,
         archive: str | Path | None = None,
         **options: Any,
     ) -> None:
-        part = "JPEGImages" if options.get("masks_optional") else "SegmentationClass"
-        folder = find_voc(Path(root), year, part)
+        folder = find_voc(Path(root))
         if folder is None:
-            if year != "2012" or not (download or archive):
+            if not (download or archive):
                 raise UserError(
-                    f"{root}: no VOCdevkit/VOC{year} there: give --data_root where it is, or "
+                    f"{root}: no VOCdevkit/VOC2012 there: give --data_root where it is, or "
                     f"--voc_archive FILE with {VOC2012_NAME}, or leave out --no_download "
                     f"({VOC2012_SIZE / 1e9:.1f} GB), or try --dataset shapes"
                 )
             folder = install_voc2012(Path(root), archive)
-        for name in ("class_names.txt", "labelmap.txt"):
-            if (folder / name).exists():
-                say_once(
-                    f"note: {folder / name}: not read, since the classes of --dataset voc are "
-                    "VOC's: for other ones there is --dataset custom"
-                )
+        names, lists = folder / "class_names.txt", folder / "ImageSets" / "Segmentation"
+        if names.exists():
+            say_once(
+                f"note: {names}: not read, since the classes of --dataset voc are VOC's: for other "
+                "ones there is --dataset custom"
+            )
         if image_set == "trainaug":
             self.folders = {**self.folders, "mask": "SegmentationClassAug"}
-            ids = list_trainaug(folder)
+            augmented = list_files(folder / self.folders["mask"], "mask")
+            ids = sorted(augmented.keys() - set(read_ids(lists / "val.txt")))
         else:
-            ids = read_ids(folder / "ImageSets" / "Segmentation" / f"{image_set}.txt")
+            ids = read_ids(lists / f"{image_set}.txt")
         super().__init__(folder, ids, CLASS_NAMES, **options)
 
     decode_target = staticmethod(decode_target)
 
 
-def find_voc(root: Path, year: str, part: str = "SegmentationClass") -> Path | None:
-    """The folder `VOC<year>` in or at `root`, known by a part of it; None if there is none."""
-    for folder in (root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root):
-        if (folder / part).is_dir() and (folder / "ImageSets").is_dir():
-            return folder
-    return None
-
-
-def list_trainaug(folder: Path) -> list[str]:
-    """The ids of `trainaug`: all masks of `SegmentationClassAug/` less `val`, sorted."""
-    masks = folder / "SegmentationClassAug"
-    if not masks.is_dir():
-        raise UserError(
-            f"{masks}: not there: --image_set trainaug needs the augmented masks "
-            "(SegmentationClassAug) in this folder"
-        )
-    val = set(read_ids(folder / "ImageSets" / "Segmentation" / "val.txt"))
-    return sorted(list_files(masks, "mask").keys() - val)
+def find_voc(root: Path) -> Path | None:
+    """The folder `VOC2012` in or at `root`, known by its lists; None if there is none."""
+    folders = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
+    return next((folder for folder in folders if (folder / "ImageSets").is_dir()), None)
 
 
 def install_voc2012(root: Path, archive: str | Path | None = None) -> Path:

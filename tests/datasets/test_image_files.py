@@ -4,21 +4,17 @@ import struct
 import zlib
 
 import numpy as np
-import PIL
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.base import SegmentationDataset
-from datasets.image_files import ImageError, image_size, pixel_limit, read_image
+from datasets.image_files import ImageError, pixel_limit, read_image
 from datasets.loader import worker_faults_explained
 from tests.conftest import save_mask
 
 RED, GREEN = (220, 30, 20), (10, 200, 60)
-writes_ycbcr = pytest.mark.skipif(
-    int(PIL.__version__.partition(".")[0]) < 13, reason="this Pillow cannot read its own YCbCr TIFF"
-)
 
 
 def two_colours(size=(6, 4)):
@@ -45,7 +41,6 @@ def close(photo, x, y, colour, tolerance=3):
         ("a.JPG", "RGB"),
         ("a.jpeg", "CMYK"),
         ("a.tif", "CMYK"),
-        pytest.param("a.tif", "YCbCr", marks=writes_ycbcr),
         ("a.bmp", "RGB"),
         ("a.gif", "P"),
         ("a.webp", "RGB"),
@@ -61,13 +56,15 @@ def test_colours_survive_every_mode_and_format(tmp_path, name, mode):
     assert close(photo, 8, 20, RED, 12) and close(photo, 56, 20, GREEN, 12)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "LA"])
-def test_grey_images_have_three_equal_channels(tmp_path, mode):
-    image = Image.new("L", (4, 3))
-    image.paste(255, (2, 0, 4, 3))
-    photo = read_image(save(tmp_path / "a.png", image.convert(mode)))
-    expected = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).expand(3, 3, 4)
-    assert torch.equal(photo, expected)
+def save_turned(folder, suffix, orientation, size):
+    """A green image (width, height) whose stored upper left corner is red, and an EXIF tag."""
+    image = Image.new("RGB", size, GREEN)
+    image.paste(RED, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = folder / "JPEGImages" / f"a.{suffix}"
+    path.parent.mkdir(exist_ok=True)
+    return save(path, image, exif=exif)
 
 
 # For each EXIF orientation: where the stored image's upper left pixel is seen, (right?, bottom?).
@@ -76,43 +73,28 @@ CORNERS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: 
 
 @pytest.mark.parametrize("orientation", CORNERS)
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    image = Image.new("RGB", (64, 32), GREEN)
-    image.paste(RED, (0, 0, 16, 16))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    photo = read_image(save(tmp_path / "a.jpg", image, exif=exif, quality=95))
+    photo = read_image(save_turned(tmp_path, "jpg", orientation, (64, 32)))
     height, width = (32, 64) if orientation < 5 else (64, 32)
     assert photo.shape == (3, height, width)
     corners = {
-        (right, bottom): close(photo, [4, width - 4][right], [4, height - 4][bottom], RED, 25)
+        (right, bottom): close(photo, [4, width - 4][right], [4, height - 4][bottom], RED, 40)
         for right in (0, 1)
         for bottom in (0, 1)
     }
     assert [corner for corner, is_red in corners.items() if is_red] == [CORNERS[orientation]]
 
 
-def three_floats():
-    """A TIFF of one pixel in three floats, by the specification: entries of an IFD, then values."""
-    entries = {
-        256: (3, 1, 1), 257: (3, 1, 1), 258: (3, 3, 134), 259: (3, 1, 1), 262: (3, 1, 2),
-        273: (4, 1, 146), 277: (3, 1, 3), 278: (3, 1, 1), 279: (4, 1, 12), 339: (3, 3, 140),
-    }  # fmt: skip
-    ifd = b"".join(struct.pack("<HHII", tag, *entry) for tag, entry in entries.items())
-    values = struct.pack("<6H3f", 32, 32, 32, 3, 3, 3, 0.1, 0.5, 1.0)
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + ifd + bytes(4) + values
-
-
 def test_unreadable_files_say_why(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    whole = {
-        suffix: save(tmp_path / f"whole.{suffix}", noise).read_bytes() for suffix in ("jpg", "png")
+    cut = {
+        suffix: save(tmp_path / f"whole.{suffix}", noise).read_bytes()[:1500]
+        for suffix in ("jpg", "png")
     }
     cases = {
         "empty.jpg": (b"", "the file is empty"),
-        "text.jpg": (b"hello", "not an image"),
-        "deep.tif": (three_floats(), "a TIFF whose kind of pixels Pillow does not read: save it"),
-        "cut.jpg": (whole["jpg"][:1500], "cannot be read"),
-        "cut.png": (whole["png"][:1500], "cannot be read"),
+        "text.jpg": (b"hello", "not an image that Pillow reads"),
+        "cut.jpg": (cut["jpg"], "cannot be read"),
+        "cut.png": (cut["png"], "cannot be read"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -134,22 +116,22 @@ def test_pixel_limit_is_exact_and_given_back(tmp_path):
 
 
 def palette_image():
-    """A transparent pixel, and a green one."""
+    """A transparent pixel, and a dark one."""
     image = Image.new("P", (2, 1), 1)
-    image.putpalette([0, 0, 0, *GREEN])
+    image.putpalette([0, 0, 0, 10, 10, 10])
     image.putpixel((0, 0), 0)
     return image
 
 
-def one_pair(folder, image_name, mask_size, **options):
-    """A data set of one image, which is there, and a mask of a size (height, width)."""
-    save_mask(folder / "SegmentationClass" / f"{image_name}.png", np.zeros(mask_size))
-    return SegmentationDataset(folder, [image_name], ["background", "cat"], **options)
+GREY = Image.fromarray(np.uint8([[0, 0, 255, 255]]))
 
 
 @pytest.mark.parametrize(
     ("name", "image", "options", "expected"),
     [
+        ("a.png", GREY, {}, [0, 0, 255, 255]),
+        ("a.png", GREY.convert("1"), {}, [0, 0, 255, 255]),
+        ("a.png", GREY.convert("LA"), {}, [0, 0, 255, 255]),
         # 16 bits, also stored as 32, are scaled and clipped; floats are shares, or bytes
         ("a.png", Image.fromarray(np.uint16([[0, 257, 25700, 65535]])), {}, [0, 1, 100, 255]),
         ("a.tif", Image.fromarray(np.uint16([[0, 257, 25700, 65535]])), {}, [0, 1, 100, 255]),
@@ -158,26 +140,24 @@ def one_pair(folder, image_name, mask_size, **options):
         ("a.tif", Image.fromarray(np.float32([[-5.0, 100.2, 300.0]])), {}, [0, 100, 255]),
         ("a.png", Image.fromarray(np.uint8([[[9, 9, 9, 0], [7, 7, 7, 255]]])), {}, [255, 7]),
         ("a.png", Image.fromarray(np.uint8([[[9, 0], [8, 255]]]), "LA"), {}, [255, 8]),
-        ("a.png", palette_image(), {"transparency": 0}, [255, GREEN[0]]),
+        ("a.png", palette_image(), {"transparency": 0}, [255, 10]),
     ],
 )
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-def test_data_sets_and_photos_have_the_same_pixels(tmp_path, name, image, options, expected):
-    (tmp_path / "JPEGImages").mkdir()
-    photo = read_image(save(tmp_path / "JPEGImages" / name, image, **options))
-    assert photo[0].tolist() == [expected] and photo.dtype == torch.uint8
-    sample, _ = one_pair(tmp_path, "a", (1, len(expected)))[0]
-    assert torch.equal(sample, photo)
+def test_grey_deep_and_transparent_pixels_are_bytes_in_three_channels(
+    tmp_path, name, image, options, expected
+):
+    photo = read_image(save(tmp_path / name, image, **options))
+    assert photo.tolist() == [[expected]] * 3 and photo.dtype == torch.uint8
 
 
-def save_turned(path, orientation, size):
-    """A green image (width, height) whose stored upper left corner is red, and an EXIF tag."""
-    image = Image.new("RGB", size, GREEN)
-    image.paste(RED, (0, 0, 16, 16))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path.parent.mkdir(exist_ok=True)
-    return save(path, image, exif=exif)
+# An image and its mask.
+
+
+def one_pair(folder, mask_size):
+    """A data set of one image, which is there, and a mask of a size (height, width)."""
+    save_mask(folder / "SegmentationClass" / "a.png", np.zeros(mask_size))
+    return SegmentationDataset(folder, ["a"], ["background", "cat"])
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(3, (64, 32)), (6, (64, 64))])
@@ -185,26 +165,42 @@ def save_turned(path, orientation, size):
 def test_stored_pixels_that_fit_the_mask_are_kept_and_it_is_said_once(
     tmp_path, capsys, orientation, size, suffix
 ):
-    path = save_turned(tmp_path / "JPEGImages" / f"a.{suffix}", orientation, size)
-    image, _ = one_pair(tmp_path, "a", size[::-1])[0]
+    path = save_turned(tmp_path, suffix, orientation, size)
+    image, _ = one_pair(tmp_path, size[::-1])[0]
     assert close(image, 4, 4, RED, 40) and close(image, size[0] - 4, size[1] - 4, GREEN, 40)
-    corner = (4, 4) if orientation == 3 else (size[0] - 4, 4)
-    assert not close(read_image(path), 4, 4, RED, 40)  # without a mask it is turned
-    assert orientation == 3 or close(read_image(path), *corner, RED, 40)
-    one_pair(tmp_path, "a", size[::-1])[0]
+    corner = (size[0] - 4, 4) if orientation == 6 else (size[0] - 4, size[1] - 4)
+    assert close(read_image(path), *corner, RED, 40)  # without a mask it is turned
+    one_pair(tmp_path, size[::-1])
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"note: {path}: EXIF") and "1 such" in said[0]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_image_is_turned_where_only_its_turned_size_fits_the_mask(tmp_path, capsys, suffix):
-    save_turned(tmp_path / "JPEGImages" / f"a.{suffix}", 6, (64, 32))
-    dataset = one_pair(tmp_path, "a", (64, 32))
-    image, target = dataset[0]
-    assert image.shape == (3, 64, 32) and dataset.image_sizes() == [tuple(target.shape)]
+    save_turned(tmp_path, suffix, 6, (64, 32))
+    image, target = one_pair(tmp_path, (64, 32))[0]
+    assert image.shape[1:] == target.shape == (64, 32)
     assert close(image, 28, 4, RED, 40) and close(image, 4, 4, GREEN, 40)
-    dataset.check_sizes()
     assert "EXIF" not in capsys.readouterr().err
+
+
+def test_sizes_are_compared_from_headers(tmp_path):
+    path = save_turned(tmp_path, "jpg", 6, (20, 30))  # 30 wide and 20 high for a viewer
+    path.write_bytes(path.read_bytes()[:-20])  # the pixels are not looked at
+    assert one_pair(tmp_path, (20, 30)).image_sizes() == [(20, 30)]
+    with pytest.raises(ImageError, match=rf"a\.png: the mask is 21x20, .* {path} is 20x30: they"):
+        one_pair(tmp_path, (20, 21))
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match=rf"^{path}: the file is empty"):
+        one_pair(tmp_path, (20, 30))
+
+
+def test_image_that_no_longer_fits_its_mask_is_named(tmp_path):
+    path = save_turned(tmp_path, "png", 1, (20, 30))
+    dataset = one_pair(tmp_path, (30, 20))
+    save(path, two_colours((20, 31)))
+    with pytest.raises(ImageError, match=rf"a\.png: the mask is 20x30, .* {path} is 20x31"):
+        dataset[0]
 
 
 def chunk(kind, data):
@@ -222,64 +218,50 @@ def png(values, bit_depth, colour_type, *others):
 
 
 BROKEN_CHUNKS = {
-    "profile of 2 MB": chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2_000_000))),
-    "profile cut off": chunk(b"iCCP", b""),
     "profile not compressed": chunk(b"iCCP", b"x\0\0garbage"),
-    "profile with a wrong checksum": chunk(b"iCCP", b"x\0\0" + zlib.compress(b"a"))[:-1] + b"?",
     "EXIF of garbage": chunk(b"eXIf", b"garbage"),
     "EXIF in hexadecimals": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nzzzz"),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN_CHUNKS)
-def test_png_with_broken_metadata_is_read(tmp_path, broken):
+def test_png_with_broken_tags_is_read(tmp_path, broken):
     (tmp_path / "a.png").write_bytes(png([3, 200, 77], 8, 0, BROKEN_CHUNKS[broken]))
     assert read_image(tmp_path / "a.png")[0].tolist() == [[3, 200, 77]]
 
 
-def segment(marker, data):
-    """A segment of a JPEG."""
-    return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+def segment(data):
+    """A segment of a JPEG that holds EXIF."""
+    return b"\xff\xe1" + struct.pack(">H", len(data) + 8) + b"Exif\0\0" + data
 
 
 UNREADABLE_IFD = b"II*\0\x08\0\0\0\x01\0\x69\x87\4\0\1\0\0\0\xff\xff\xff\xff\0\0\0\0"
-BROKEN_SEGMENTS = {
-    "profile cut off": segment(0xE2, b"ICC_PROFILE\0"),
-    "profile of garbage": segment(0xE2, b"ICC_PROFILE\0\1\1garbage"),
-    "EXIF of garbage": segment(0xE1, b"Exif\0\0garbage garbage"),
-    "EXIF that leads nowhere": segment(0xE1, b"Exif\0\0" + UNREADABLE_IFD),
-    "orientation of text": segment(
-        0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\2\0\4\0\0\0abc\0\0\0\0\0"
-    ),
-    "orientation 9": segment(
-        0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0"
-    ),
+BROKEN_EXIF = {
+    "garbage": b"garbage garbage",
+    "leads nowhere": UNREADABLE_IFD,
+    "orientation of text": b"II*\0\x08\0\0\0\1\0\x12\1\2\0\4\0\0\0abc\0\0\0\0\0",
+    "orientation 9": b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0",
 }
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("broken", BROKEN_SEGMENTS)
-def test_jpeg_with_broken_metadata_is_read(tmp_path, broken):
+@pytest.mark.parametrize("broken", BROKEN_EXIF)
+def test_jpeg_with_broken_exif_is_read(tmp_path, broken):
+    (tmp_path / "JPEGImages").mkdir()
     whole = save(tmp_path / "whole.jpg", two_colours((64, 48)))
-    file = whole.read_bytes()
-    (tmp_path / "a.jpg").write_bytes(file[:2] + BROKEN_SEGMENTS[broken] + file[2:])
-    assert torch.equal(read_image(tmp_path / "a.jpg"), read_image(whole))
-
-
-def test_image_size_is_read_from_the_header(tmp_path):
-    file = png([1] * 40, 8, 0)
-    (tmp_path / "a.png").write_bytes(file[: file.index(b"IDAT") + 8])
-    assert image_size(tmp_path / "a.png") == (1, 40)
+    file, path = whole.read_bytes(), tmp_path / "JPEGImages" / "a.jpg"
+    path.write_bytes(file[:2] + segment(BROKEN_EXIF[broken]) + file[2:])
+    assert torch.equal(read_image(path), read_image(whole))
+    assert torch.equal(one_pair(tmp_path, (48, 64))[0][0], read_image(whole))
 
 
 def test_unreadable_image_in_a_worker_is_one_line(run, tmp_path):
-    (tmp_path / "JPEGImages").mkdir()
-    (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"hello")
-    dataset = one_pair(tmp_path, "a", (2, 2))
+    path = save_turned(tmp_path, "png", 1, (20, 30))
+    dataset = one_pair(tmp_path, (30, 20))
+    path.write_bytes(b"hello")
 
     def main(_):
         with worker_faults_explained():
             next(iter(DataLoader(dataset, num_workers=1)))
 
-    path = tmp_path / "JPEGImages" / "a.jpg"
     assert run(main).error.startswith(f"error: {path}: not an image")

@@ -86,26 +86,19 @@ def test_trainaug_is_every_augmented_mask_that_is_not_in_val(voc_root):
     folder = voc_root / "VOCdevkit" / "VOC2012"
     for path in (folder / "SegmentationClass").glob("*.png"):
         save_mask(folder / "SegmentationClassAug" / path.name, np.full((48, 64), 7))
-    dataset = VOCSegmentation(voc_root, "trainaug")
+    dataset = VOCSegmentation(voc_root, "trainaug", masks_only=True)
     assert dataset.ids == [f"2007_{number:06d}" for number in range(6)]
     assert dataset.read_target(0).unique().tolist() == [7]
 
 
 def test_trainaug_without_its_folder_names_it(voc_root):
-    with pytest.raises(UserError, match=r"SegmentationClassAug.*trainaug"):
+    with pytest.raises(UserError, match=r"SegmentationClassAug: cannot be read .*holds the masks"):
         VOCSegmentation(voc_root, "trainaug")
 
 
 def test_missing_data_set_names_the_ways_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"--data_root.*--voc_archive.*--dataset shapes"):
         VOCSegmentation(tmp_path, "train")
-
-
-def test_mask_of_another_size_is_named(voc_root):
-    mask = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000000.png"
-    save_mask(mask, np.zeros((48, 63)))
-    with pytest.raises(UserError, match=r"2007_000000\.png.*63x48.*64x48"):
-        VOCSegmentation(voc_root, "train")[0]
 
 
 @pytest.mark.parametrize("line", ["../../etc/passwd", "a\\b"])
