@@ -19,7 +19,6 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -134,7 +133,10 @@ def train(
     device = state.model.mean.device
     network = wrap_model(state.model, device, args.compile)
     criterion = build_loss(args, data.train_set).to(device)
-    batches = build_batches(args, data.train_set, state.cur_itrs, device)
+    planned = TrainBatches(
+        len(data.train_set), args.batch_size, state.cur_itrs, args.total_itrs, args.seed
+    )
+    batches = iter(build_loader(data.train_set, planned, args.num_workers, device.type == "cuda"))
     began = time.perf_counter() - state.seconds
     saved = state.seconds if state.cur_itrs else -math.inf
     with progress(None, "train", args.total_itrs, initial=state.cur_itrs, bar_format=BAR) as bar:
@@ -233,15 +235,6 @@ def build_data(args: Namespace, device: torch.device) -> Data:
     batches = size_batches(sizes, args.val_batch_size)
     val_loader = build_loader(val_set, batches, args.num_workers, device.type == "cuda")
     return Data(train_set, val_set, val_loader, len(train_set) // args.batch_size)
-
-
-def build_batches(
-    args: Namespace, train_set: SegmentationDataset, first: int, device: torch.device
-) -> Iterator[list[torch.Tensor]]:
-    """Those of iteration `first` to the last; see `build_loader`."""
-    samples = len(train_set), args.batch_size
-    planned = TrainBatches(*samples, first, args.total_itrs, args.seed)
-    return iter(build_loader(train_set, planned, args.num_workers, device.type == "cuda"))
 
 
 def build_network(args: Namespace, train_set: SegmentationDataset) -> DeepLab:

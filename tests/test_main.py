@@ -15,7 +15,7 @@ from tqdm import tqdm
 from main import BAR, main, train_step
 from tests.conftest import make_voc, save_mask, write_list
 from utils.options import parse_args
-from utils.run_folder import RunFolder, read_log
+from utils.run_folder import read_log
 from utils.training_state import TrainingState
 
 SMALL = (
@@ -71,11 +71,6 @@ def assert_same_run(one, other):
     assert logs[0] == logs[1]
 
 
-def test_run_leaves_its_four_files(finished):
-    names = sorted(path.name for path in finished.iterdir())
-    assert names == [".lock", "args.json", "best.pth", "last.pth", "log.jsonl"]
-
-
 def test_log_has_a_line_per_evaluation(finished):
     records = read_log(finished)
     assert [record["iteration"] for record in records] == [3, 6, 7]
@@ -90,7 +85,9 @@ def test_log_has_a_line_per_evaluation(finished):
         assert list(record["class_iou"])[15] == "person"
 
 
-def test_last_holds_a_resume_and_best_what_predicts_and_both_plain_values_alone(finished):
+def test_run_leaves_four_files_of_which_last_holds_a_resume_and_best_what_predicts(finished):
+    names = sorted(path.name for path in finished.iterdir())
+    assert names == [".lock", "args.json", "best.pth", "last.pth", "log.jsonl"]
     records = read_log(finished)
     best, last = load(finished / "best.pth"), load(finished / "last.pth")
     shared = {"format", "model_state", "class_names", "palette", "mean", "std", "args"}
@@ -179,15 +176,6 @@ def test_test_only_repeats_the_logged_scores(run, finished, data, tmp_path):
     assert ended.status == 0 and f"mIoU {100 * record['miou']:.2f}" in ended.stdout
     assert scores["miou"] == record["miou"] and scores["class_iou"] == record["class_iou"]
     assert scores["protocol"] == "whole images at native size"
-
-
-def test_test_only_takes_data_and_output_stride_from_the_run(run, data, tmp_path):
-    argv = flags(data, tmp_path, "--output_stride", 8, "--run_name", "eight")
-    assert run(main, *argv, "--total_itrs", 1).status == 0
-    ended = run(main, "--test_only", "--ckpt", tmp_path / "eight" / "last.pth", "--device", "cpu")
-    assert ended.status == 0, ended.stderr
-    scores = json.loads((tmp_path / "eight" / "scores_val_last.json").read_text())
-    assert scores["miou"] == read_log(tmp_path / "eight")[-1]["miou"]
 
 
 @pytest.mark.parametrize("num_workers", WITH_AND_WITHOUT)
@@ -287,20 +275,12 @@ def test_a_run_is_never_overwritten_unasked(run, finished, data):
 
 
 def test_overwrite_starts_again_once_the_new_run_can_start(run, finished, data, folder):
-    mine, old = (
-        folder / "notes.txt",
-        [folder / "scores.json", folder / "predictions_test" / "a.png"],
-    )
-    for path in (mine, *old):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
     argv = [*flags(data, folder.parent, "--overwrite"), "--total_itrs", 1]
     assert "nowhere" in run(main, *argv, "--image_set", "nowhere").error
-    assert read_log(folder) == read_log(finished) and all(path.exists() for path in old)
+    assert read_log(folder) == read_log(finished)
     del argv[2:4]  # --backbone_weights
     assert run(main, *argv, "--ckpt", folder / "best.pth").status == 0
     assert [record["iteration"] for record in read_log(folder)] == [1]
-    assert mine.exists() and not any(path.exists() for path in old)
 
 
 def test_resume_refuses_other_classes(run, tmp_path):
@@ -325,15 +305,6 @@ def test_resume_says_that_the_images_are_others(run, folder):
     assert ended.status == 0
     assert "other val images (3, now 4)" in ended.stdout
     assert "other train images" not in ended.stdout
-
-
-def test_second_run_in_one_folder_is_refused(run, finished, data, folder):
-    with RunFolder(folder).held(resume=True, overwrite=False):
-        for how in ("--resume", "--overwrite"):
-            error = run(main, *flags(data, folder.parent, how)).error
-            assert str(folder) in error and "another process" in error
-    assert read_log(folder) == read_log(finished)
-    assert run(main, *flags(data, folder.parent, "--resume")).status == 0
 
 
 def test_end_shows_scores_best_epoch_and_what_to_type_next(run, data, tmp_path):
@@ -434,9 +405,11 @@ def test_everything_that_a_recipe_can_add_resumes_to_the_same_weights(run, data,
     resume = ("--runs_dir", tmp_path, "--run_name", "parts", "--resume", "--total_itrs", 7)
     assert run(main, *resume).status == 0
     one, other = (load(tmp_path / name / "last.pth") for name in ("whole", "parts"))
-    for states in ((one, other), (one["average"], other["average"])):
-        state, other_state = (item.get("model_state", item.get("trained_state")) for item in states)
-        assert all(torch.equal(value, other_state[key]) for key, value in state.items())
+    for state, same in (
+        (one["model_state"], other["model_state"]),
+        (one["average"]["trained_state"], other["average"]["trained_state"]),
+    ):
+        assert all(torch.equal(value, same[key]) for key, value in state.items())
     assert one["average"]["updates"] == other["average"]["updates"]
 
 
@@ -444,26 +417,27 @@ def run_out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+TRAINING = ("--batch_size", "--crop_size", "--val_batch_size", "--precision")
+
+
 @pytest.mark.parametrize(
-    "step",
+    ("step", "more", "named"),
     [
-        "main.train_step", "network._deeplab.DeepLab.to", "main.build_data",
+        ("main.train_step", [], TRAINING),
+        ("main.build_data", [], TRAINING),
+        ("network._deeplab.DeepLab.to", [], TRAINING),
+        ("network._deeplab.DeepLab.to", ["--test_only"], TRAINING[2:]),
+        ("utils.predictor.Predictor.__call__", ["--test_only"], TRAINING[2:]),
     ],
-)  # fmt: skip
-def test_out_of_memory_names_the_flags_that_lower_it(run, data, tmp_path, monkeypatch, step):
-    monkeypatch.setattr(step, run_out_of_memory)
-    error = run(main, *flags(data, tmp_path)).error
-    for flag in ("--batch_size", "--crop_size", "--precision", "--val_batch_size"):
-        assert flag in error
-
-
-@pytest.mark.parametrize(
-    "step", ["utils.predictor.Predictor.__call__", "network._deeplab.DeepLab.to"]
 )
-def test_out_of_memory_of_an_evaluation_names_its_flags(run, finished, data, monkeypatch, step):
+def test_out_of_memory_names_the_flags_that_lower_it(
+    run, finished, data, tmp_path, monkeypatch, step, more, named
+):
     monkeypatch.setattr(step, run_out_of_memory)
-    argv = (*SMALL, "--data_root", data, "--test_only", "--ckpt", finished / "best.pth")
-    assert "out of memory: lower --val_batch_size, or use --pre" in run(main, *argv).error
+    ckpt = ["--ckpt", finished / "best.pth"] if more else []
+    error = run(main, *flags(data, tmp_path), *more, *ckpt).error
+    assert "out of memory: lower" in error
+    assert [flag for flag in TRAINING if flag in error] == list(named)
 
 
 # What bad input gets: one line, status 2.

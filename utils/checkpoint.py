@@ -265,8 +265,6 @@ def start_from(
         note += f"; the last layer is new: {difference}"
     elif not checkpoint.class_names:
         note += f"; it names no classes: its {len(class_names)} are taken to be the data set's"
-    if checkpoint.kind == "VainF-style" and "mobilenet" in name:
-        note += "; its MobileNetV2 padded otherwise, so that borders look new to it"
     load_weights(model, checkpoint.state_dict | {key: own[key] for key in is_new}, checkpoint.path)
     set_normalisation(model, checkpoint.mean, checkpoint.std)
     return note

@@ -162,16 +162,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """The evaluations of a run, oldest first; a last line that is cut off is left out, and said.
 
     Raises:
-        UserError: the log cannot be read, or another line than the last is no record.
+        UserError: another line than the last is no record.
     """
     path = folder / LOG_FILE
     if not path.exists():
         return []
-    try:
-        # -sig: an editor may have put a byte-order mark in front.
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -129,7 +129,6 @@ def test_run_goes_from_two_processes_to_one_and_back(pair, data, run):
     assert ended.status == 0 and "at iteration 3" in ended.stdout, ended.stderr
     ended = torchrun("main.py", *resume, "--total_itrs", 6)
     assert ended.returncode == 0 and "at iteration 5" in ended.stdout, ended.stderr
-    assert ended.stdout.count("began with 1 processes, now 2") == 1
     iterations = [record["iteration"] for record in read_log(folder(pair))]
     assert iterations == [3, 4, 5, 6] and ended.stdout.count("resumed") == 1
 

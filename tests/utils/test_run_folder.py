@@ -1,6 +1,5 @@
 """Who may enter a run's folder, and what is read of a log that somebody touched."""
 
-import json
 import sqlite3
 from unittest.mock import Mock
 
@@ -18,7 +17,8 @@ def folder(tmp_path):
 def fill(folder):
     folder.path.mkdir()
     names = ("args.json", "log.jsonl", "best.pth", "last.pth", "scores.json", "scores_test.json")
-    for name in (*names, ".last.pth.77.partial", "notes.txt"):
+    (folder.path / "predictions_test").mkdir()
+    for name in (*names, "predictions_test/a.png", ".last.pth.77.partial", "notes.txt"):
         (folder.path / name).write_text("")
 
 
@@ -44,7 +44,8 @@ def test_resume_needs_a_checkpoint(folder):
 def test_overwrite_removes_the_run_and_its_scores_and_nothing_else(folder):
     fill(folder)
     with folder.held(resume=False, overwrite=True):
-        assert names(folder) == ["notes.txt"]
+        assert names(folder) == ["notes.txt", "predictions_test"]
+        assert not list((folder.path / "predictions_test").iterdir())
 
 
 def test_resume_removes_what_a_kill_left_half_written_alone(folder):
@@ -92,17 +93,9 @@ def test_folder_without_locks_is_said(folder, monkeypatch, capsys):
     assert "no locks there (disk I/O error)" in capsys.readouterr().out
 
 
-RECORD = {"iteration": 5, "miou": 0.5}
-
-
-def test_byte_order_mark_of_an_editor_is_no_fault(tmp_path):
-    (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8-sig")
-    assert read_log(tmp_path) == [RECORD]
-
-
 @pytest.mark.parametrize("line", ['{"miou": 0.5}', '{"iteration": null}', "3", "[]"])
 def test_record_without_an_iteration_is_named_with_its_line(tmp_path, line):
-    (tmp_path / "log.jsonl").write_text(json.dumps(RECORD) + "\n" + line + "\n")
+    (tmp_path / "log.jsonl").write_text('{"iteration": 5}\n' + line + "\n")
     with pytest.raises(UserError, match=r"log\.jsonl: line 2 .* iteration"):
         read_log(tmp_path)
 

@@ -31,7 +31,7 @@ class Affine(nn.Module):
         return self.conv(image / 255)
 
 
-def build(precision="fp32", names=("a", "b"), decay=0.0, model=None, lr=0.1):
+def build(precision="fp32", decay=0.0, model=None, lr=0.1):
     torch.manual_seed(0)
     model = model or Affine()
     optimizer = build_optimizer(model, lr, 1.0, precision, momentum=0.0, weight_decay=0.0)
@@ -43,8 +43,8 @@ def build(precision="fp32", names=("a", "b"), decay=0.0, model=None, lr=0.1):
         WeightAverage(model, decay) if decay else None,
         LossMeter(),
         settings={"model": "deeplabv3_resnet50", "output_stride": 16, "precision": precision},
-        class_names=names,
-        colours=np.zeros((len(names), 3), np.uint8),
+        class_names=("a", "b"),
+        colours=np.zeros((2, 3), np.uint8),
     )
 
 
@@ -143,7 +143,10 @@ def test_fp16_whose_first_step_is_skipped_does_not_start_from_garbage(monkeypatc
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_state_goes_on_from_its_file_bit_for_bit(tmp_path, decay):
-    whole = steps(build(decay=decay), 3)
+    whole = build(decay=decay)
+    for model in (whole.model, whole.evaluated_model):
+        model.mean.fill_(51.0)  # as --ckpt may bring them
+    steps(whole, 3)
     whole.best_score, whole.evaluated_itrs, whole.seconds = 0.7, 3, 12.5
     steps(whole, 2, first=3)
     whole.save(tmp_path / "last.pth")
@@ -152,6 +155,8 @@ def test_state_goes_on_from_its_file_bit_for_bit(tmp_path, decay):
     for name in ("cur_itrs", "evaluated_itrs", "best_score", "seconds", "lrs"):
         assert getattr(resumed, name) == getattr(whole, name)
     assert resumed.losses.total == whole.losses.total
+    for model in (resumed.model, resumed.evaluated_model):
+        assert torch.allclose(model.mean, torch.tensor(51.0))
     for state in (whole, resumed):
         steps(state, 3, first=5)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -159,18 +164,6 @@ def test_state_goes_on_from_its_file_bit_for_bit(tmp_path, decay):
     one, other = (s.evaluated_model.conv.weight for s in (whole, resumed))
     assert torch.equal(one, other)
     assert torch.equal(one, whole.model.conv.weight) == (decay == 0)
-
-
-def test_mean_and_std_come_back_with_the_weights(tmp_path):
-    state = build(decay=0.5)
-    for model in (state.model, state.evaluated_model):
-        model.mean.fill_(51.0)
-    state.save(tmp_path / "last.pth")
-    resumed = build(decay=0.5)
-    resumed.load(tmp_path / "last.pth")
-    for model in (resumed.model, resumed.evaluated_model):
-        assert torch.allclose(model.mean, torch.tensor(51.0))
-        assert torch.allclose(model.std, torch.tensor(51.0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -183,19 +176,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
     with pytest.raises(NonFiniteError, match="are not finite after iteration 1: lower --lr"):
         state.save(tmp_path / "last.pth")
     assert (tmp_path / "last.pth").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (("a", "c"), "class 'c', where it was 'b'"),
-        (("a", "b", "c"), "3 classes, not 2"),
-    ],
-)
-def test_other_classes_are_refused(tmp_path, names, words):
-    build().save(tmp_path / "last.pth")
-    with pytest.raises(UserError, match=words):
-        build(names=names).load(tmp_path / "last.pth")
 
 
 def test_file_without_what_a_resume_needs_is_named(tmp_path):
