@@ -25,13 +25,7 @@ RUN_FILES = (ARGS_FILE, LOG_FILE, BEST_FILE, LAST_FILE)
 
 
 class RunFolder:
-    """Everything below `runs/<run_name>/`; of several processes, the first one writes.
-
-    Attributes:
-        path: the folder.
-        best: the weights with the best score.
-        last: what a resume needs.
-    """
+    """Everything below `runs/<run_name>/`; of several processes, the first one writes."""
 
     def __init__(self, path: Path, tensorboard: bool = False) -> None:
         self.path = path

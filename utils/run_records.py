@@ -19,24 +19,14 @@ from utils.run_folder import ARGS_FILE, BEST_FILE, read_log
 
 @dataclasses.dataclass
 class Run:
-    """A run as its files tell it.
+    """A run as its files tell it."""
 
-    Attributes:
-        folder: `runs/<run_name>`.
-        args: the settings in `args.json`.
-        class_names: of its data set.
-        environment: versions and machine, as in `args.json`.
-        lists: `images` (their number) and `ids` (a hash) of its lists "train" and "val"; empty if
-            the run does not say.
-        log: one record per evaluation, oldest first; a number that is missing is NaN.
-    """
-
-    folder: Path
-    args: dict[str, Any]
+    folder: Path  # runs/<run_name>
+    args: dict[str, Any]  # the settings in args.json
     class_names: list[str]
-    environment: dict[str, Any]
-    lists: dict[str, dict[str, Any]]
-    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    environment: dict[str, Any]  # versions and machine
+    lists: dict[str, dict[str, Any]]  # of "train" and "val": "images", their number, and "ids"
+    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # oldest first, None is NaN
 
     @property
     def name(self) -> str:
@@ -71,11 +61,6 @@ class Run:
         names = {field.name for field in dataclasses.fields(DataSource)} & self.args.keys()
         return DataSource(**{name: self.args[name] for name in names})
 
-    @property
-    def list_hashes(self) -> set[str]:
-        """The hashes of its lists of images."""
-        return {part["ids"] for part in self.lists.values()}
-
     def setting(self, name: str) -> Any:
         """One of the settings; None if the run does not say."""
         return self.args.get(name)
@@ -97,11 +82,12 @@ class Run:
         if source.dataset != "custom" or own.resolve() == other.resolve():
             return True
         were_moved = not (own.exists() and other.exists())
-        return were_moved and not self.list_hashes.isdisjoint(lists)
+        return were_moved and any(part["ids"] in lists for part in self.lists.values())
 
     def is_on_data_of(self, other: "Run") -> bool:
         """Whether both are on one data set."""
-        return self.is_on(other.source, other.class_names, other.list_hashes)
+        lists = [part["ids"] for part in other.lists.values()]
+        return self.is_on(other.source, other.class_names, lists)
 
     def compares_with(self, other: "Run") -> bool:
         """Whether their scores do: on the same data, list of images and protocol."""
@@ -125,10 +111,7 @@ def load_run(
 ) -> Run:
     """Read a run's settings and log.
 
-    Args:
-        folder: of the run.
-        dataset_name: what it must be on, as `--dataset` names it; None for any.
-        dataset: that data set; None: not at hand.
+    It must be on `dataset_name`, as `--dataset` has it, and on the very `dataset`; None for any.
 
     Raises:
         UserError: it is no run, on other data, has no evaluation yet, or its files are broken.
@@ -205,12 +188,9 @@ def best_run(runs: Sequence[Run]) -> Run | None:
 def default_checkpoint(
     runs_dir: Path, dataset_name: str | None = None, dataset: SegmentationDataset | None = None
 ) -> tuple[Path | None, str]:
-    """The weights to use where none are named: the best run of a data set.
+    """The weights to use where none are named: the best run of a data set, as in `load_run`.
 
-    Args:
-        runs_dir: the folder of the runs.
-        dataset_name: as in `load_run`; None: the data set of the newest run.
-        dataset: the same.
+    Without a data set it is that of the newest run.
 
     Returns:
         The file, None if there is no run; and why, in words that follow the file's name.

@@ -78,7 +78,7 @@ def score_checkpoint(
             prediction: class indices uint8 (H, W).
 
     Returns:
-        The file of the scores, as `scores_file` names it.
+        The file of the scores.
 
     Raises:
         UserError: the data set or the checkpoint is not as it should be, or they do not fit.
