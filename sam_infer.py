@@ -15,14 +15,11 @@ import utils  # noqa: F401  # before torch, which reads what it sets
 
 # isort: split
 import argparse
-import contextlib
-import dataclasses
 import sys
 import time
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -43,39 +40,20 @@ from utils.run_records import default_checkpoint
 from utils.sam.mask_files import Masks, draw_masks, is_done, load_masks, save_masks
 from utils.sam.options import MASK_FLAGS, parse_args
 from utils.sam.region_scores import RegionScores, format_comparison
-from utils.sam.regions import component_prompts
+from utils.sam.regions import Prompts, component_prompts
 from utils.sam.weights import file_checksum, find_weights, load_sam
 from utils.scores import check_classes
 
-if TYPE_CHECKING:  # it needs the package segment_anything
-    from utils.sam.mask_maker import MaskMaker
-
-
-@dataclasses.dataclass
-class Job:
-    """An image, the file of its masks, what decides on them, and whether they are there."""
-
-    name: str
-    image: Path
-    masks: Path
-    made_with: dict[str, Any]
-    is_done: bool
-
-
-@dataclasses.dataclass
-class Models:
-    """What looks at each image."""
-
-    device: torch.device
-    deeplab: Predictor | None = None  # gives classes; None for masks alone
-    first_class: int | None = None  # the lowest whose regions SAM is asked about; None: a grid
-    sam: "MaskMaker | None" = None  # None if all masks are there already
+REMEDY = "take a smaller --sam_model, --points_per_batch or image"
 
 
 def find_samples(
     args: argparse.Namespace, source: DataSource
-) -> tuple[SegmentationDataset, str, dict[str, Path]]:
-    """The data set, the name of its split, and the images to segment, by id."""
+) -> tuple[SegmentationDataset | None, str, dict[str, Path]]:
+    """The data set and the name of its split, if images have one; the images to segment, by id."""
+    if args.images:
+        images = find_images(args.images, Path(args.output_dir))
+        return None, "", dict(zip(name_outputs(images, Path(args.output_dir)), images, strict=True))
     image_set, ids = args.split, None
     if image_set is None:  # the report's five
         path, fixed = Path(args.report_dir) / "picks.json", parse_wishes(args.pick or ())
@@ -96,6 +74,8 @@ def load_deeplab(
     Raises:
         UserError: it is needed and not there, or has other classes than the data set.
     """
+    if dataset is None and args.prompts == "grid":
+        return None
     path, reason = args.ckpt, "--ckpt"
     if path is None:
         name = source.dataset if dataset else None
@@ -109,103 +89,101 @@ def load_deeplab(
     checkpoint = load_checkpoint(path)
     if dataset:
         check_classes(checkpoint, dataset, source.dataset)
+        checkpoint.class_names = list(dataset.class_names)  # a foreign file may not say
     say(f"DeepLab: {checkpoint.model} from {path} ({reason})")
     return Predictor.from_checkpoint(checkpoint, args.device, args.precision, args.output_stride)
 
 
+def settings_of_masks(
+    args: argparse.Namespace, weights: Path, deeplab: Predictor | None
+) -> dict[str, Any]:
+    """What decides on the masks of an image, beside the image."""
+    settings = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
+    settings |= {name: getattr(args, name) for name in ("prompts", *MASK_FLAGS)}
+    if deeplab and args.prompts == "deeplab":
+        file = deeplab.checkpoint.path
+        checksum = file_checksum(file) if file.is_file() else str(file)  # "torchvision" is none
+        settings |= {"deeplab_sha256": checksum, "output_stride": deeplab.output_stride}
+    return settings
+
+
 def plan(
-    paths: Mapping[str, Path], output_dir: Path, made_with: Mapping[str, Any], overwrite: bool
-) -> list[Job]:
-    """What is to be done for each image, by its name."""
-    jobs = []
-    for name, path in paths.items():
-        masks, settings = output_dir / f"{name}.npz", dict(made_with)
-        with contextlib.suppress(OSError):  # reading the image will say why
-            settings["image_crc32"] = zlib.crc32(path.read_bytes())
-        jobs.append(Job(name, path, masks, settings, not overwrite and is_done(masks, settings)))
-    if done := sum(job.is_done for job in jobs):
-        say(f"{done} of {len(jobs)} images are done: not done again")
-    return jobs
+    args: argparse.Namespace, paths: Mapping[str, Path], settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The images without masks yet, and what decides on those of each: settings and the image.
 
-
-def segment_all(
-    jobs: Sequence[Job], dataset: SegmentationDataset | None, models: Models
-) -> tuple[RegionScores, dict[str, float], list[str]]:
-    """Do each image by itself; not `utils.engine.evaluate`, which ends where one cannot be read.
-
-    Returns:
-        The scores of images with ground truth; seconds by image; and one line for each that could
-        not be done.
+    Raises:
+        UserError: an image has masks of other settings.
     """
-    scores = RegionScores(dataset.num_classes if dataset else 0)
-    seconds, failures = {}, []
-    remedy = "take a smaller --sam_model, --points_per_batch or image"
-    for job in progress(jobs, "SAM"):
-        try:
-            with out_of_memory_explained(remedy):
-                image, target = read_image(job.image), None
-                if dataset:
-                    image, target = dataset[dataset.ids.index(job.name)]
-                pred = None
-                if models.deeplab:
-                    pred = torch.from_numpy(models.deeplab.predict_image(image))
-                masks = load_masks(job.masks) if job.is_done else segment(job, image, pred, models)
-                if target is not None:
-                    scores.update(target, masks, pred)
-            seconds[job.name] = masks.settings["seconds"]
-        except (UserError, OSError) as error:
-            failures.append(f"{job.name}: {error}")
-    return scores, seconds, failures
+    todo = {}
+    for name, path in paths.items():
+        made_with = {**settings, "image_sha256": file_checksum(path)}
+        if args.overwrite or not is_done(Path(args.output_dir, f"{name}.npz"), made_with):
+            todo[name] = made_with
+    if len(todo) < len(paths):
+        say(f"{len(paths) - len(todo)} of {len(paths)} images are done: not done again")
+    return todo
 
 
-def segment(job: Job, image: torch.Tensor, pred: torch.Tensor | None, models: Models) -> Masks:
-    """Make the masks of an image, and leave the two files; the picture comes first."""
-    assert models.sam is not None  # it is there as soon as an image is not done
-    start, prompts = time.perf_counter(), None
-    if pred is not None and models.first_class is not None:
-        prompts = component_prompts(pred, models.first_class)
-    masks = models.sam(image, prompts)
-    masks.settings = {"made_with": job.made_with, "seconds": time.perf_counter() - start}
+def segment(
+    image: torch.Tensor,
+    deeplab: Predictor | None,
+    maker: Callable[[torch.Tensor, Prompts | None], Masks],
+    made_with: dict[str, Any],
+    path: Path,
+) -> None:
+    """Make the masks of an image, a grid's or of what `deeplab` finds, and leave the two files."""
+    prompts = None
+    if deeplab:
+        pred = torch.from_numpy(deeplab.predict_image(image))
+        prompts = component_prompts(pred, first_class=int(has_background(deeplab.class_names)))
+    start = time.perf_counter()
+    masks = maker(image, prompts)
+    masks.settings = {"made_with": made_with, "seconds": time.perf_counter() - start}
     if not len(masks):
-        say(f"{job.name}: SAM found no mask in it")
-    save_png(job.masks.with_suffix(".png"), draw_masks(image, masks))
-    save_masks(job.masks, masks)
-    return masks
+        say(f"{path.stem}: SAM found no mask in it")
+    save_png(path.with_suffix(".png"), draw_masks(image, masks))
+    save_masks(path, masks)  # last: an image with masks is done
 
 
 def main(argv: list[str] | None = None) -> int:
     """Segment the images that the flags name, score the masks; returns the exit status."""
     args = parse_args(__doc__, argv)
-    models = Models(choose_device(args.device))
-    choose_precision(args.precision, models.device)  # refused before all work
-    source, output_dir, dataset, image_set = DataSource.of(args), Path(args.output_dir), None, ""
-    if args.images:
-        images = find_images(args.images, output_dir)
-        paths = dict(zip(name_outputs(images, output_dir), images, strict=True))
-    else:
-        dataset, image_set, paths = find_samples(args, source)
+    device, output_dir = choose_device(args.device), Path(args.output_dir)
+    choose_precision(args.precision, device)  # refused before all work
+    source = DataSource.of(args)
+    dataset, image_set, paths = find_samples(args, source)
     paths = dict(list(paths.items())[: args.limit])
     weights = find_weights(args.sam_model, args.sam_checkpoint)
-
-    settings = {name: getattr(args, name) for name in MASK_FLAGS}
-    made_with = {"sam_model": args.sam_model, "sam_sha256": file_checksum(weights)}
-    made_with |= {"prompts": args.prompts, **settings}
-    if dataset or args.prompts == "deeplab":
-        models.deeplab = load_deeplab(args, source, dataset)
-    if models.deeplab and args.prompts == "deeplab":
-        file = models.deeplab.checkpoint.path
-        checksum = file_checksum(file) if file.is_file() else str(file)  # "torchvision" is none
-        made_with |= {"deeplab_sha256": checksum, "output_stride": models.deeplab.output_stride}
-        names = dataset.class_names if dataset else models.deeplab.checkpoint.class_names
-        models.first_class = int(names is None or has_background(names))
-
-    jobs = plan(paths, output_dir, made_with, args.overwrite)
-    if not all(job.is_done for job in jobs):
+    deeplab = load_deeplab(args, source, dataset)
+    settings = settings_of_masks(args, weights, deeplab)
+    todo = plan(args, paths, settings)
+    if todo:
         from utils.sam.mask_maker import MaskMaker
 
-        sam, batch = load_sam(args.sam_model, weights), args.points_per_batch
-        models.sam = MaskMaker(sam, settings, batch, models.device, args.precision)
-    scores, seconds, failures = segment_all(jobs, dataset, models)
+        flags = {name: getattr(args, name) for name in ("points_per_batch", *MASK_FLAGS)}
+        maker = MaskMaker(load_sam(args.sam_model, weights), device, args.precision, **flags)
+
+    asked = deeplab if args.prompts == "deeplab" else None
+    scores, seconds, failures = RegionScores(dataset.num_classes if dataset else 0), {}, {}
+    for name, path in progress(paths.items(), "SAM", len(paths)):
+        file = output_dir / f"{name}.npz"
+        try:
+            with out_of_memory_explained(REMEDY):
+                if dataset:
+                    image, target = dataset[dataset.ids.index(name)]
+                else:
+                    image = read_image(path)
+                if name in todo:
+                    segment(image, asked, maker, todo[name], file)
+                masks = load_masks(file)
+                if dataset:
+                    pred = torch.from_numpy(deeplab.predict_image(image)) if deeplab else None
+                    scores.update(target, masks, pred)
+            seconds[name] = masks.settings["seconds"]
+        except UserError as error:
+            failures[name] = error
+
     print(f"masks of {len(seconds)} images in {output_dir}")
     if dataset is None:
         print("images given as files have no ground truth: no scores")
@@ -215,16 +193,16 @@ def main(argv: list[str] | None = None) -> int:
             "image_set": image_set,
             "images": list(seconds),
             "masks": dict(zip(seconds, scores.mask_counts, strict=True)),
-            "checkpoint": str(models.deeplab.checkpoint.path) if models.deeplab else None,
+            "checkpoint": str(deeplab.checkpoint.path) if deeplab else None,
             **scores.compute(dataset.class_names, is_split=len(seconds) == len(dataset)),
             "seconds_per_image": sum(seconds.values()) / len(seconds),
-            "sam": made_with,
+            "sam": settings,
         }
         write_json(output_dir / "scores.json", found)
         print(f"scores on {len(seconds)} images of {args.dataset} {image_set}")
         print(format_comparison(found))
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+    for name, reason in failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
 
 

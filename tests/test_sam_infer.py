@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import sys
 from functools import partial
@@ -32,7 +31,6 @@ from utils.sam.mask_maker import MaskMaker
 from utils.sam.regions import Prompts, component_prompts
 from utils.sam.weights import WIDTH_KEY, SamModel, file_checksum, find_weights, load_sam
 
-CPU = torch.device("cpu")
 WIDTH, SIDE = 32, 64  # of the small SAM: channels, and pixels of what it sees
 EVERYTHING = ("--pred_iou_thresh", 0, "--stability_score_thresh", 0, "--points_per_side", 3)
 CLASS_NAMES = ["background", "disc", "square"]
@@ -124,8 +122,9 @@ def infer(run, home, tmp_path):
 
 
 def make_maker(sam, side=4, batch=8, precision="fp32"):
-    settings = {"points_per_side": side, "pred_iou_thresh": 0, "stability_score_thresh": 0}
-    return MaskMaker(sam, settings, batch, CPU, precision)
+    thresholds = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
+    points = {"points_per_side": side, "points_per_batch": batch}
+    return MaskMaker(sam, torch.device("cpu"), precision, **points, **thresholds)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +162,8 @@ def test_prompts_give_one_mask_each_with_its_class(sam, photo):
         points=torch.tensor([[10, 12], [40, 20], [30, 4], [11, 12]]),
         classes=torch.tensor([5, 3, 4, 7]),
     )
-    masks = make_maker(sam, batch=3)(photo, prompts)  # in two batches
+    maker = make_maker(sam, batch=3)  # in two batches
+    masks = maker(photo, prompts)
     assert sorted(masks.classes.tolist()) == [3, 4, 5, 7]  # also where boxes are the same
     predictor = SamPredictor(sam)
     predictor.set_image(photo.permute(1, 2, 0).numpy())
@@ -178,19 +178,7 @@ def test_prompts_give_one_mask_each_with_its_class(sam, photo):
         )
         assert (mask.numpy() != expected[0]).mean() < 1e-3
         assert masks.predicted_iou[index] == pytest.approx(iou[0], abs=1e-4)
-
-
-def test_no_prompt_gives_no_mask_and_asks_nothing(photo):
-    nothing = torch.zeros(0, 2, dtype=torch.int64)
-    prompts = Prompts(torch.zeros(0, 4, dtype=torch.int64), nothing, nothing[:, 0])
-    assert len(make_maker(build_small_sam())(photo, prompts)) == 0
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (300, 1), (7, 400)])
-def test_images_of_every_shape_give_masks_of_their_size(sam, size):
-    masks = make_maker(sam)(torch.full((3, *size), 128, dtype=torch.uint8))
-    assert masks.size == size
-    assert all(mask.shape == size for mask in masks)
+    assert len(maker(photo, Prompts(*(part[:0] for part in prompts)))) == 0
 
 
 def test_large_image_takes_fewer_points_at_a_time(sam, photo, monkeypatch):
@@ -226,7 +214,7 @@ def test_precision_is_that_of_the_image_encoder_alone(photo, precision, dtype):
     assert found == {"encoder": dtype, "decoder": torch.float32}
 
 
-@pytest.mark.parametrize("prompts", [None, component_prompts(torch.eye(60)[:40])])
+@pytest.mark.parametrize("prompts", [None, component_prompts(torch.eye(60).int()[:40])])
 def test_points_and_boxes_are_in_fp32_as_a_device_may_lack_float64(photo, prompts):
     sam = build_small_sam().eval()
     types = []
@@ -264,8 +252,8 @@ def test_loaded_weights_are_those_of_the_file(tmp_path, sam, wrap):
     ("name", "change", "message"),
     [
         ("vit_b", None, "cannot be read.*--sam_checkpoint"),
-        ("vit_l", lambda state: state, "is a SAM vit_b, not vit_l: .*--sam_model"),
-        ("vit_b", lambda state: {WIDTH_KEY: torch.zeros(1, 4, 4, 5)}, "a SAM of 5 channels"),
+        ("vit_l", lambda state: state, "a SAM vit_b, not vit_l: .*--sam_model"),
+        ("vit_b", lambda state: {WIDTH_KEY: torch.zeros(1, 4, 4, 5)}, "no weights of a SAM"),
         ("vit_b", lambda state: dict(list(state.items())[:-1]), "does not fit"),
         ("vit_b", lambda state: {"weight": torch.zeros(3)}, "no weights of a SAM"),
         ("vit_b", lambda state: {WIDTH_KEY: print}, "refused"),
@@ -341,8 +329,6 @@ def test_picked_images_are_among_the_five(infer, home, tmp_path):
     assert wish in read_scores(tmp_path)["images"]
     after = json.loads(picks.read_text())["classes"]
     assert after[name_of[wish]] == wish  # visualize.py shows it too
-    assert "give CLASS=ID" in infer("--pick", "nothing").error
-    assert "--pick: has no use with --split" in infer("--pick", "a=b", "--split", "val").error
 
 
 def test_second_run_does_what_is_missing_and_scores_the_same(infer, tmp_path, monkeypatch):
@@ -378,7 +364,7 @@ def test_masks_of_other_settings_weights_or_images_are_not_mixed_in(infer, home,
     assert "another sam_sha256: --overwrite" in infer(*first, checkpoint=other).error
     Image.new("RGB", (64, 48)).save(tmp_path / "image_0.jpg")
     error = infer(images=[tmp_path / "image_0.jpg"]).error
-    assert "made with another image_crc32: --overwrite" in error
+    assert "made with another image_sha256: --overwrite" in error
     assert path.read_bytes() == before
     assert infer("--overwrite", images=[tmp_path / "image_0.jpg"]).status == 0
     assert path.read_bytes() != before
@@ -468,40 +454,27 @@ def test_without_a_deeplab_the_masks_are_counted_alone(infer, tmp_path):
     assert "--prompts deeplab" in infer(*words, everything=()).error
 
 
-def test_checkpoint_of_other_classes_is_refused(infer, tmp_path):
-    save_run(tmp_path / "other", 0.5, ["background", "cat", "dog"])
-    error = infer("--split", "val", "--ckpt", tmp_path / "other" / "best.pth").error
-    assert "best.pth: --dataset custom has other classes" in error
-
-
 def test_what_cannot_work_is_refused_before_all_work(infer, home, tmp_path, monkeypatch):
     assert "test.txt" in infer("--split", "test").error
     assert "--device cuda:77" in infer("--device", "cuda:77").error
     assert "none.pth: cannot be read" in infer(checkpoint=tmp_path / "none.pth").error
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    error = infer("--min_mask_region_area", 9).error
-    assert "--min_mask_region_area 9: needs OpenCV" in error and "pip install" in error
+    save_run(tmp_path / "other", 0.5, ["background", "cat", "dog"])
+    error = infer("--split", "val", "--ckpt", tmp_path / "other" / "best.pth").error
+    assert "best.pth: --dataset custom has other classes" in error
     shutil.copytree(home / "data", tmp_path / "data")
     for path in (tmp_path / "data" / "SegmentationClass").iterdir():
         Image.new("L", Image.open(path).size).save(path)
     assert "holds an object: give --split" in infer("--data_root", tmp_path / "data").error
+
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "segment_anything", None)
+        assert "segment_anything is missing: pip install" in infer("--split", "val").error
 
     def refuse(name, device):
         raise UserError(f"--precision {name}: {device} does not have it")
 
     monkeypatch.setattr(sam_infer, "choose_precision", refuse)
     assert "--precision fp32: cpu does not have it" in infer("--split", "val").error
-
-
-def test_bad_images_are_named(infer, tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    (tmp_path / "empty").mkdir()
-    finished = infer(images=[tmp_path / "text.jpg"])
-    assert finished.status == 1 and "no image" not in finished.stdout
-    assert re.search(r"failed: text.*: .*not an image", finished.stderr)
-    assert "no image in this folder" in infer(images=[tmp_path / "empty"]).error
-    assert "no such file" in infer(images=[tmp_path / "none.jpg"]).error
-    assert "--split: has no use" in infer("--split", "val", images=[tmp_path / "text.jpg"]).error
 
 
 def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):
@@ -536,7 +509,7 @@ def test_scores_are_of_the_images_that_could_be_done(infer, home, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(home / "data", data)
     path = next((data / "JPEGImages").glob("image_0.*"))
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:1000])  # its header can be read
     ckpt = home / "runs" / "best" / "best.pth"
     finished = infer("--split", "val", "--data_root", data, "--ckpt", ckpt)
     assert finished.status == 1 and "failed: image_0: " in finished.stderr
@@ -547,9 +520,3 @@ def test_scores_are_of_the_images_that_could_be_done(infer, home, tmp_path):
     true = [iou for iou in scores["deeplab"]["class_iou"].values() if iou is not None]
     assert scores["deeplab"]["miou"] == pytest.approx(sum(true) / 2)
     assert scores["classes"] == 2 and "mIoU of 2 true classes" in finished.stdout
-
-
-def test_a_missing_package_is_asked_for(infer, monkeypatch):
-    monkeypatch.setitem(sys.modules, "segment_anything", None)
-    error = infer("--split", "val").error
-    assert "package segment_anything" in error and "pip install segment-anything" in error

@@ -123,12 +123,7 @@ def is_done(path: Path, made_with: dict[str, Any]) -> bool:
 
 
 def draw_masks(image: torch.Tensor, masks: Masks) -> Image.Image:
-    """Lay the masks over the image: distinct colours, light borders; smaller masks on top.
-
-    Args:
-        image: uint8 (3, H, W), RGB; the picture has its size.
-        masks: of this image; after 255 of them the colours come again.
-    """
+    """Lay masks over their image, uint8 (3, H, W): colours, light borders; smaller ones on top."""
     indices = index_map(masks, masks.size)
     colours = torch.from_numpy(np.resize(distinct_colours(), (len(masks) + 1, 3)))
     picture = image.permute(1, 2, 0).float()

@@ -1,11 +1,6 @@
-"""SAM's masks of an image, from a grid of points or from prompts.
-
-`sam_infer.py` imports this file when there are masks to make: nothing else needs the package
-`segment_anything`.
-"""
+"""SAM's masks of an image, from a grid of points or from prompts."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,12 +24,7 @@ MASK_BYTES = 2**31  # what the logits of one batch of points may take at the ima
 
 
 class _Resize(ResizeLongestSide):
-    """For images of every shape, and for devices without float64."""
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(height, 1), max(width, 1)
+    """For devices without float64."""
 
     def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
         return super().apply_coords(coords, original_size).astype(np.float32)
@@ -62,42 +52,29 @@ class MaskMaker:
 
     Args:
         sam: the model.
-        settings: arguments of `SamAutomaticMaskGenerator`.
-        batch: points at a time, fewer for large images.
         device: where it runs.
         precision: of the image encoder, a name in `utils.precision.PRECISIONS`.
+        settings: arguments of `SamAutomaticMaskGenerator`; `points_per_batch` is less for large
+            images.
     """
 
-    def __init__(
-        self,
-        sam: Sam,
-        settings: Mapping[str, Any],
-        batch: int,
-        device: torch.device,
-        precision: str,
-    ) -> None:
+    def __init__(self, sam: Sam, device: torch.device, precision: str, **settings: Any) -> None:
         chosen = choose_precision(precision, device)
         if precision == "auto" and chosen == "fp16":
             chosen = "fp32"  # SAM's attention overflows in fp16
-        self.batch, self.device = batch, device
-        self.predictor = _Predictor(sam, chosen)
+        self.device, self.predictor = device, _Predictor(sam, chosen)
         self.generator = SamAutomaticMaskGenerator(sam, output_mode="uncompressed_rle", **settings)
         self.generator.predictor = self.predictor
+        self.batch = self.generator.points_per_batch
 
     def __call__(self, image: torch.Tensor, prompts: Prompts | None = None) -> Masks:
-        """The masks of an image.
-
-        Args:
-            image: uint8 (3, H, W), RGB.
-            prompts: what to segment, a mask each; None for a grid of points.
-        """
+        """The masks of an image, uint8 (3, H, W): one for each prompt, or those of a grid."""
         self.predictor.model.to(self.device)
         _, height, width = image.shape
         fitting = MASK_BYTES // (3 * 4 * height * width)  # three float masks a point
         self.generator.points_per_batch = max(min(self.batch, fitting), 1)
         array = image.permute(1, 2, 0).numpy()
-        make = self.generator.generate
-        records = make(array) if prompts is None else self._ask(array, prompts)
+        records = self.generator.generate(array) if prompts is None else self._ask(array, prompts)
         return masks_from_records(records, (height, width))
 
     def _ask(self, image: np.ndarray, prompts: Prompts) -> list[dict[str, Any]]:
@@ -122,8 +99,10 @@ class MaskMaker:
             stability = calculate_stability_score(logits[:, 0], threshold, 1.0)
             masks = (logits[:, 0] > threshold).cpu()
             rles, around = mask_to_rle_pytorch(masks), batched_mask_to_box(masks)
-            for row, number in enumerate(numbers.tolist()):
-                record = {
+            is_kept = (ious[:, 0] >= least_iou) & (stability >= least_stability)
+            for row in is_kept.nonzero()[:, 0].tolist():
+                number = int(numbers[row])
+                records.append({
                     "segmentation": rles[row],
                     "area": area_from_rle(rles[row]),
                     "bbox": box_xyxy_to_xywh(around[row]).tolist(),
@@ -132,9 +111,7 @@ class MaskMaker:
                     "point_coords": [prompts.points[number].tolist()],
                     "prompt_box": prompts.boxes[number].tolist(),
                     "class": int(prompts.classes[number]),
-                }
-                if ious[row] >= least_iou and stability[row] >= least_stability:
-                    records.append(record)
+                })  # fmt: skip
         return records
 
 
@@ -142,19 +119,18 @@ def masks_from_records(records: list[dict[str, Any]], size: tuple[int, int]) -> 
     """Sort the records of an image of (H, W) by area, largest first; empty masks are dropped."""
     records = sorted((record for record in records if record["area"]), key=lambda r: -r["area"])
 
-    def column(name: str, dtype: type, width: int = 1, missing: Any = None) -> np.ndarray:
-        values = [record.get(name, missing) for record in records]
-        return np.array(values, dtype).reshape(len(records), width)
+    def column(name: str, dtype: type, missing: Any = None) -> np.ndarray:
+        return np.array([record.get(name, missing) for record in records], dtype)
 
-    boxes = column("bbox", np.int32, 4)
+    boxes = column("bbox", np.int32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2] + 1  # the package's width is last pixel less first pixel
     return Masks(
         size=size,
         counts=[np.array(record["segmentation"]["counts"], np.int32) for record in records],
         boxes=boxes,
-        predicted_iou=column("predicted_iou", np.float32)[:, 0],
-        stability=column("stability_score", np.float32)[:, 0],
-        points=column("point_coords", np.float32, 2),
-        prompt_boxes=column("prompt_box", np.float32, 4, missing=[np.nan] * 4),
-        classes=column("class", np.int64, missing=-1)[:, 0],
+        predicted_iou=column("predicted_iou", np.float32),
+        stability=column("stability_score", np.float32),
+        points=column("point_coords", np.float32).reshape(-1, 2),
+        prompt_boxes=column("prompt_box", np.float32, [np.nan] * 4).reshape(-1, 4),
+        classes=column("class", np.int64, -1),
     )

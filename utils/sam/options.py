@@ -1,19 +1,15 @@
 """The flags of `sam_infer.py`."""
 
 import argparse
-import importlib.util
 
 from datasets import DATA_FLAGS, add_data_args
 from utils.checkpoint import require_checkpoint
-from utils.common.errors import UserError
 from utils.common.flags import SHARE, Parser, refuse, whole
 from utils.options import add_device_flags
 from utils.sam.weights import SAM_MODELS
 
 # Those that decide on the masks, as `SamAutomaticMaskGenerator` names them.
-MASK_FLAGS = (
-    "points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area"
-)  # fmt: skip
+MASK_FLAGS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
 
 
 def build_parser(description: str) -> Parser:
@@ -27,26 +23,17 @@ def build_parser(description: str) -> Parser:
     data.add_argument("--split", help="take the images of this split, such as val")
     data.add_argument("--limit", type=whole(1), help="take the first so many images alone")
 
-    of_grid = ("prompts", "grid")
-    parser.needs |= {"points_per_side": of_grid, "min_mask_region_area": of_grid}
+    parser.needs["points_per_side"] = ("prompts", "grid")
     add = parser.add_argument_group("SAM").add_argument
     add("--sam_model", choices=list(SAM_MODELS), default="vit_b", help="its size")
     add("--sam_checkpoint", help="its weights, if not the official ones")
-    text = (
-        "what SAM is asked about: a grid of points, or a box and a point for each connected "
-        "region of an object class in DeepLab's prediction"
-    )
+    text = "a grid of points, or a box and a point for each object region that DeepLab predicts"
     add("--prompts", choices=["grid", "deeplab"], default="grid", help=text)
     # Thresholds and numbers are the package's own defaults.
     add("--points_per_side", type=whole(1, 256), default=32, help="of the grid")
-    text = "prompts at a time, fewer for large images"
-    add("--points_per_batch", type=whole(1, 4096), default=64, help=text)
-    text = "lowest predicted IoU of a mask, 0 for all"
-    add("--pred_iou_thresh", type=SHARE, default=0.88, help=text)
-    text = "lowest stability of a mask, 0 for all"
-    add("--stability_score_thresh", type=SHARE, default=0.95, help=text)
-    text = "remove smaller holes and islands, in pixels; needs OpenCV"
-    add("--min_mask_region_area", type=whole(), default=0, help=text)
+    add("--points_per_batch", type=whole(1, 4096), default=64, help="fewer for large images")
+    add("--pred_iou_thresh", type=SHARE, default=0.88, help="lowest predicted IoU, 0 for all")
+    add("--stability_score_thresh", type=SHARE, default=0.95, help="lowest stability, 0 for all")
 
     add = parser.add_argument_group("DeepLab").add_argument
     add("--ckpt", help="checkpoint, if not that of the data set's best run")
@@ -62,7 +49,7 @@ def build_parser(description: str) -> Parser:
 
 
 def parse_args(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the flags; what cannot work, or would do nothing, is refused before anything is read.
+    """Parse the flags; what would do nothing is refused before anything is read.
 
     Raises:
         UserError: flags that cannot work, or not together.
@@ -72,19 +59,13 @@ def parse_args(description: str, argv: list[str] | None = None) -> argparse.Name
     args = argparse.Namespace(**parser.defaults() | given)
     parser.check_needs(args, given)
     if args.images:
-        useless = DATA_FLAGS | {"split", "report_dir", "pick"}
-        refuse(useless, given, "has no use with images: leave it out")
-        if args.prompts == "grid":
-            useless = {"ckpt", "output_stride", "runs_dir"}
-            refuse(useless, given, "images have no scores: give --prompts deeplab with it")
+        refuse(DATA_FLAGS | {"split", "report_dir", "pick"}, given, "has no use with images")
+    if args.images and args.prompts == "grid":
+        useless = {"ckpt", "output_stride", "runs_dir"}
+        refuse(useless, given, "images have no scores: give --prompts deeplab with it")
     if args.split:
         refuse({"report_dir", "pick"}, given, "has no use with --split: give one of them")
     if args.ckpt:
         refuse({"runs_dir"}, given, "has no use with --ckpt: give one of them")
     require_checkpoint(args.ckpt)
-    if args.min_mask_region_area and importlib.util.find_spec("cv2") is None:
-        raise UserError(
-            f"--min_mask_region_area {args.min_mask_region_area}: needs OpenCV, which is not "
-            "installed: pip install opencv-python-headless, or leave the flag out"
-        )
     return args

@@ -1,5 +1,6 @@
 """How masks without classes compare with a prediction."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,30 +23,22 @@ class RegionScores:
 
     The oracle counts what later masks leave to be seen of a mask, not what they cover: so no other
     choice of classes gets more pixels right, and it is the ceiling of these masks.
-
-    Args:
-        num_classes: C.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        # By the width of the band around borders that is looked at; 0 for all pixels.
-        self.metrics = {
-            width: {name: StreamSegMetrics(num_classes) for name in COLUMNS}
-            for width in (0, *BAND_WIDTHS)
-        }
+        # By class map, and by the width of the band around borders; 0 for all pixels.
+        keys = itertools.product(COLUMNS, (0, *BAND_WIDTHS))
+        self.metrics = {key: StreamSegMetrics(num_classes) for key in keys}
         self.mask_counts: list[int] = []  # of the images
         self.num_regions = 0
 
     def update(
         self, target: torch.Tensor, masks: Sequence[torch.Tensor], pred: torch.Tensor | None
     ) -> None:
-        """Add an image.
+        """Add an image: target and pred are integers (H, W), masks bool (H, W) each.
 
-        Args:
-            target: integer (H, W), classes and 255 for void, which does not count.
-            masks: bool (H, W) each; later ones lie over earlier ones.
-            pred: integer (H, W), classes; None to count masks and regions alone.
+        Later masks lie over earlier ones. Without a pred masks and regions are counted alone.
         """
         self.mask_counts.append(len(masks))
         regions = connected_components(target)[target != IGNORE_INDEX]
@@ -59,18 +52,16 @@ class RegionScores:
             "sam_deeplab": paint_classes(masks, pred, pred, self.num_classes),
             "oracle": paint_classes(seen, target, pred, self.num_classes),
         }
-        for width, by_name in self.metrics.items():
-            inside = border_band(target, width) if width else target != IGNORE_INDEX
-            for name, metrics in by_name.items():
-                metrics.update(target[inside], preds[name][inside])
+        bands = {width: border_band(target, width) for width in BAND_WIDTHS}
+        bands[0] = target != IGNORE_INDEX
+        for (name, width), metrics in self.metrics.items():
+            metrics.update(target[bands[width]], preds[name][bands[width]])
 
     def compute(self, class_names: Sequence[str], is_split: bool = True) -> dict[str, Any]:
         """All scores so far, in [0, 1]; without a prediction the counts alone.
 
-        Args:
-            class_names: of the C classes.
-            is_split: the images are a whole split. Of fewer images the mIoU is the mean over the
-                classes of their ground truth; see `utils.metrics.target_miou`.
+        If the images are no whole split, the mIoU is the mean over the classes of their ground
+        truth; see `utils.metrics.target_miou`.
 
         Returns:
             `deeplab`, `sam_deeplab` and `oracle`: {`miou`, `class_iou`: {name: number or None}};
@@ -78,45 +69,36 @@ class RegionScores:
             mean over, None for a split; `masks_per_image`; `masks_per_region`: masks per connected
             region of one class in the target, background included; None if there is no region.
         """
-
-        def miou(metrics: StreamSegMetrics) -> float:
-            return metrics.compute()["miou"] if is_split else target_miou(metrics.confusion)[0]
-
         scores: dict[str, Any] = {}
-        whole, total = self.metrics[0], sum(self.mask_counts)
-        if whole["deeplab"].confusion.any():
-            for name, metrics in whole.items():
-                class_iou = zip(class_names, metrics.compute()["class_iou"], strict=True)
-                scores[name] = {"miou": miou(metrics), "class_iou": dict(class_iou)}
+        if self.metrics["deeplab", 0].confusion.any():
+            found = {key: metrics.compute() for key, metrics in self.metrics.items()}
+            true = {key: target_miou(metrics.confusion) for key, metrics in self.metrics.items()}
+            miou = {key: found[key]["miou"] if is_split else true[key][0] for key in found}
+            for name in COLUMNS:
+                class_iou = zip(class_names, found[name, 0]["class_iou"], strict=True)
+                scores[name] = {"miou": miou[name, 0], "class_iou": dict(class_iou)}
             scores["borders"] = {
-                str(width): {name: miou(metrics) for name, metrics in self.metrics[width].items()}
-                for width in BAND_WIDTHS
+                str(width): {name: miou[name, width] for name in COLUMNS} for width in BAND_WIDTHS
             }
-            scores["classes"] = None if is_split else target_miou(whole["deeplab"].confusion)[1]
+            scores["classes"] = None if is_split else true["deeplab", 0][1]
+        total = sum(self.mask_counts)
         scores["masks_per_image"] = total / max(len(self.mask_counts), 1)
         scores["masks_per_region"] = total / self.num_regions if self.num_regions else None
         return scores
 
 
 def format_comparison(scores: dict[str, Any]) -> str:
-    """The scores of `compute()`, with `seconds_per_image`, as a table in percent, for people."""
+    """The mIoUs and counts of `compute()`, with `seconds_per_image`, for people."""
     counts = f"{scores['masks_per_image']:.1f} masks per image"
     if scores["masks_per_region"] is not None:
         counts += f", {scores['masks_per_region']:.2f} per ground-truth region"
     counts += f"; {scores['seconds_per_image']:.1f} s per image"
     if "deeplab" not in scores:
         return counts
-    rows = {
-        name: [scores[key]["class_iou"][name] for key in COLUMNS]
-        for name in scores["deeplab"]["class_iou"]
-    }
     miou = f"mIoU of {scores['classes']} true classes" if scores["classes"] else "mIoU"
-    rows[miou] = [scores[key]["miou"] for key in COLUMNS]
-    for pixels, mious in scores["borders"].items():
-        rows[f"mIoU, {pixels} px at borders"] = [mious[key] for key in COLUMNS]
-    width, heads = max(map(len, rows)), "".join(f"{head:>15}" for head in COLUMNS.values())
-    lines = [f"IoU by class, in percent:\n  {'':<{width}}{heads}"]
-    for name, values in rows.items():
-        cells = ("-" if value is None else f"{100 * value:.2f}" for value in values)
-        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+    rows = {f"{miou}, in percent": {name: scores[name]["miou"] for name in COLUMNS}}
+    rows |= {f"{width} px at borders": mious for width, mious in scores["borders"].items()}
+    lines = [" " * 34 + "".join(f"{head:>15}" for head in COLUMNS.values())]
+    for text, mious in rows.items():
+        lines.append(f"{text:<34}" + "".join(f"{100 * mious[name]:>15.2f}" for name in COLUMNS))
     return "\n".join([*lines, counts])

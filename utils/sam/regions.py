@@ -1,7 +1,7 @@
 """Regions of a class map: components, borders, and classes for masks that have none."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -12,9 +12,6 @@ def connected_components(classes: torch.Tensor) -> torch.Tensor:
 
     Horizontal runs of equal value are the nodes of a graph. Each round hangs the root of a run
     under the smallest root among its neighbours, then flattens the trees, until neighbours agree.
-
-    Args:
-        classes: integer (H, W).
 
     Returns:
         int64 (H, W), from 0 on, in the order of the regions' first pixels.
@@ -40,52 +37,35 @@ def connected_components(classes: torch.Tensor) -> torch.Tensor:
     return roots.unique(return_inverse=True)[1][runs]
 
 
-@dataclasses.dataclass
-class Prompts:
-    """A box and a point for each mask that is wanted, and its class.
+class Prompts(NamedTuple):
+    """A box and a point for each of N masks that are wanted, and its class: int64."""
 
-    Attributes:
-        boxes: int64 (N, 4), left, top, right and bottom pixel.
-        points: int64 (N, 2), column and row.
-        classes: int64 (N,).
-    """
-
-    boxes: torch.Tensor
-    points: torch.Tensor
-    classes: torch.Tensor
+    boxes: torch.Tensor  # (N, 4), left, top, right and bottom pixel
+    points: torch.Tensor  # (N, 2), column and row
+    classes: torch.Tensor  # (N,)
 
 
 def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
     """A box around each connected component and a point deep inside it.
 
     The point is the pixel from which the component goes on farthest in all four directions of the
-    axes; of several, the one farthest from both ends of its row and of its column.
-
-    Args:
-        classes: integer (H, W), for instance a prediction.
-        first_class: components of lower classes are left out.
+    axes; of several, the one farthest from both ends of its row and of its column. Classes, integer
+    (H, W), that are below `first_class` are left out.
     """
     components = connected_components(classes)
-    height, width = components.shape
-    count = int(components.max()) + 1
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-
-    def reduce(values: torch.Tensor, how: str) -> torch.Tensor:
-        start = torch.zeros(count, dtype=torch.int64)
-        flat = values.flatten()
-        return start.scatter_reduce(0, components.flatten(), flat, how, include_self=False)
-
     up_down = torch.minimum(*(_to_end(components, turns) for turns in (0, 2)))
     left_right = torch.minimum(*(_to_end(components, turns) for turns in (1, 3)))
     depth, spread = torch.minimum(up_down, left_right), up_down * left_right
-    rating = depth * (height * width + 1) + spread  # the spread decides among equals
-    is_best = rating == reduce(rating, "amax")[components]
-    points = reduce(torch.where(is_best, rows * width + columns, height * width), "amin")
-    boxes = [reduce(values, how) for how in ("amin", "amax") for values in (columns, rows)]
-    classes = classes.flatten()[points].long()
-    points = torch.stack([points % width, points // width], dim=1)
-    wanted = classes >= first_class
-    return Prompts(torch.stack(boxes, dim=1)[wanted], points[wanted], classes[wanted])
+    rating = depth * classes.numel() + spread  # the spread decides among equals
+    found = []  # left, top, right, bottom, column, row and class
+    for number in components[classes >= first_class].unique():
+        rows, columns = torch.nonzero(components == number, as_tuple=True)
+        best = rating[rows, columns].argmax()
+        row, column = rows[best], columns[best]
+        box = [columns.min(), rows.min(), columns.max(), rows.max()]
+        found.append([int(value) for value in (*box, column, row, classes[row, column])])
+    table = torch.tensor(found, dtype=torch.int64).reshape(-1, 7)
+    return Prompts(table[:, :4], table[:, 4:6], table[:, 6])
 
 
 def _to_end(components: torch.Tensor, turns: int) -> torch.Tensor:
@@ -103,11 +83,6 @@ def border_band(values: torch.Tensor, width: int, ignore_index: int = 255) -> to
     Void is another value too, but no part of the band. So where void covers the borders, as in
     VOC, this is the trimap of Kohli et al. (2009) and DeepLab (V3+, section 4.4); where classes
     touch, the band has `width` pixels on each side of their common border.
-
-    Args:
-        values: integer (H, W), for instance a target.
-        width: of the band on one side of a border, in pixels.
-        ignore_index: the value of void.
     """
     planes = torch.stack([values, -values.long()]).float()  # maximum, and minimum with other sign
     highest, lowest = F.max_pool2d(planes, 2 * width + 1, stride=1, padding=width)
@@ -127,14 +102,8 @@ def paint_classes(
 ) -> torch.Tensor:
     """Give each mask the class of most of its pixels in `source`, and lay it over a copy of `base`.
 
-    Of two classes with as many pixels the lower index wins. A mask without a class in `source`
-    (void alone) is left out.
-
-    Args:
-        masks: bool (H, W) each; later ones lie over earlier ones.
-        source: integer (H, W), classes; other values do not count.
-        base: integer (H, W), what pixels outside all masks keep.
-        num_classes: C.
+    Masks are bool (H, W), source and base integer (H, W). Of two classes with as many pixels the
+    lower index wins; a mask without a class in `source` (void alone) is left out.
     """
     painted = base.clone()
     for mask in masks:

@@ -1,14 +1,10 @@
-"""SAM's weights: where they are, and the model that they belong to.
+"""SAM's weights: where they are, and the model that they belong to."""
 
-The package `segment_anything` is imported where it is needed: `--help` does without.
-"""
-
-import dataclasses
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,8 +19,7 @@ URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 WIDTH_KEY = "image_encoder.pos_embed"  # (1, h, w, width): the width tells the sizes apart
 
 
-@dataclasses.dataclass(frozen=True)
-class SamModel:
+class SamModel(NamedTuple):
     """A published size: channels of its image encoder, name and bytes of its official weights."""
 
     width: int
@@ -43,8 +38,7 @@ def find_weights(name: str, checkpoint: str | None = None) -> Path:
     """`checkpoint`, or else the official weights in torch's hub folder, downloaded if need be.
 
     Raises:
-        UserError: they cannot be downloaded, the file there is cut off, or the package that they
-            are for is missing.
+        UserError: they cannot be downloaded, or the package is missing.
     """
     if importlib.util.find_spec("segment_anything") is None:
         raise UserError("the package segment_anything is missing: pip install segment-anything")
@@ -70,17 +64,14 @@ def load_sam(name: str, path: Path) -> nn.Module:
     Raises:
         UserError: the file is missing, broken, of another size or no SAM.
     """
-    from segment_anything import sam_model_registry
+    from segment_anything import sam_model_registry  # slow
 
     state_dict, note = find_state_dict(path, read_file(path, flag="--sam_checkpoint"))
-    if WIDTH_KEY not in state_dict:
-        raise UserError(f"{path}: holds no weights of a SAM: give another --sam_checkpoint")
-    width = state_dict[WIDTH_KEY].shape[-1]
-    sizes = {model.width: key for key, model in SAM_MODELS.items()}
-    if (found := sizes.get(width, f"of {width} channels")) != name:
-        raise UserError(
-            f"{path}: is a SAM {found}, not {name}: give its --sam_model or another file"
-        )
+    width = state_dict[WIDTH_KEY].shape[-1] if WIDTH_KEY in state_dict else None
+    if width != SAM_MODELS[name].width:
+        sizes = [key for key, model in SAM_MODELS.items() if model.width == width]
+        found = f"a SAM {sizes[0]}" if sizes else "no weights of a SAM"
+        raise UserError(f"{path}: holds {found}, not {name}: give another file, or its --sam_model")
     if note:
         say(f"{path}: {note}")
     sam = sam_model_registry[name]()
@@ -89,13 +80,12 @@ def load_sam(name: str, path: Path) -> nn.Module:
 
 
 def file_checksum(path: Path) -> str:
-    """SHA-256 of a file: tells weights apart, whatever the file's name.
+    """SHA-256 of a file, which tells weights and images apart, whatever their names.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        return hashlib.sha256(np.memmap(path, mode="r").data).hexdigest()
-    except (OSError, ValueError) as error:  # the second one of an empty file
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}): give another file") from None
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give another file") from None
