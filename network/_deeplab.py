@@ -134,7 +134,7 @@ class DeepLabHead(nn.Module):
     ancestor's and torchvision's, and their weights need it.
 
     Args:
-        low_level_channels: not used; the heads have one signature.
+        low_level_channels: channels of "low_level", which only V3+ uses.
         in_channels: channels of "out".
         num_classes: channels of the logits.
         atrous_rates: ASPP's dilations.
@@ -169,14 +169,7 @@ class DeepLabHeadPlus(nn.Module):
 
     Low-level features are reduced to 48 channels (section 4.1) and joined with the upsampled output
     of ASPP. The paper refines with two 3x3 convolutions; here it is one, as in the public ancestor,
-    whose weights are to load.
-
-    Args:
-        low_level_channels: channels of "low_level".
-        in_channels: channels of "out".
-        num_classes: channels of the logits.
-        atrous_rates: ASPP's dilations.
-        separable: separable 3x3 convolutions.
+    whose weights are to load. The arguments are those of `DeepLabHead`.
     """
 
     def __init__(

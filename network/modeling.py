@@ -55,10 +55,6 @@ def build_model(
         raise UserError(f"--model {name}: unknown: choose from {', '.join(MODELS)}")
     if output_stride not in ATROUS_RATES:
         raise UserError(f"--output_stride {output_stride}: must be 8 or 16")
-    if num_classes < 2:
-        raise UserError(f"--num_classes {num_classes}: must be at least 2, background included")
-    if bn_momentum is not None and not 0 <= bn_momentum <= 1:
-        raise UserError(f"--bn_momentum {bn_momentum}: must be between 0 and 1")
     head, backbone_name = MODELS[name]
     backbone = build_backbone(backbone_name, output_stride, backbone_weights)
     classifier = head(
