@@ -85,29 +85,28 @@ def undrawn(monkeypatch):
     return drawn
 
 
-def make_sam_results(folder, data, ids, **scores):
+@pytest.fixture
+def sam_dir(show, data, tmp_path):
+    """SAM's results on the five images."""
+    assert show("classes").status == 0
+    five = json.loads((tmp_path / "report" / "picks.json").read_text())["five"]
+    folder = tmp_path / "sam"
     folder.mkdir()
-    for sample in ids:
+    for sample in five:
         image = Image.open(data / "VOCdevkit/VOC2012/JPEGImages" / f"{sample}.jpg")
         Image.new("RGB", image.size, "red").save(folder / f"{sample}.png")
         save_full_masks(folder / f"{sample}.npz", image.size[::-1], 3)
-    (folder / "scores.json").write_text(json.dumps({"dataset": "voc", **scores}))
-
-
-def make_all_sam_results(show, folder, data):
-    """SAM's results on the five images."""
-    assert show("classes").status == 0
-    five = json.loads((folder / "report" / "picks.json").read_text())["five"]
-    sam = {
-        "image_set": "train", "images": five, "deeplab": {"miou": 0.5}, "oracle": {"miou": 0.8},
-        "sam_deeplab": {"miou": 0.55}, "borders": {"3": {"deeplab": 0.31}}, "masks_per_image": 40.0,
+    scores = {
+        "dataset": "voc", "image_set": "train", "images": five, "deeplab": {"miou": 0.5},
+        "sam_deeplab": {"miou": 0.55}, "oracle": {"miou": 0.8}, "masks_per_image": 40.0,
+        "borders": {"3": {"deeplab": 0.31}},
     }  # fmt: skip
-    make_sam_results(folder / "sam", data, five, **sam)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return folder
 
 
-def test_report_is_the_default_and_has_everything(show, undrawn, data, tmp_path):
-    make_all_sam_results(show, tmp_path, data)
-    ended = show("", "--sam_dir", tmp_path / "sam")
+def test_report_is_the_default_and_has_everything(show, undrawn, sam_dir, tmp_path):
+    ended = show("", "--sam_dir", sam_dir)
     assert ended.status == 0, ended.stderr
     assert "missing" not in ended.stdout
     folder = tmp_path / "report"
@@ -129,11 +128,10 @@ def test_report_is_the_default_and_has_everything(show, undrawn, data, tmp_path)
 
 
 @pytest.mark.slow
-def test_report_is_the_same_every_time(show, data, tmp_path):
-    make_all_sam_results(show, tmp_path, data)
+def test_report_is_the_same_every_time(show, sam_dir, tmp_path):
     contents = []
     for _ in range(2):
-        assert show("", "--sam_dir", tmp_path / "sam", "--limit", 2).status == 0
+        assert show("", "--sam_dir", sam_dir, "--limit", 2).status == 0
         contents.append({p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()})
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
@@ -257,12 +255,15 @@ def test_errors_shows_worst_and_best(show, tmp_path):
     }
 
 
-def test_sam_results_of_other_data_are_not_shown(show, undrawn, data, tmp_path):
-    ids = [f"2007_{number:06d}" for number in range(12)]
-    make_sam_results(tmp_path / "sam", data, ids, dataset="custom")
-    ended = show("compare", "--sam_dir", tmp_path / "sam")
+@pytest.mark.parametrize(
+    ("gone", "reason"),
+    [("scores.json", "scores.json: not there"), ("*.npz", "does not hold masks of all the images")],
+)
+def test_a_column_of_sam_is_there_as_a_whole_or_missing(show, undrawn, sam_dir, gone, reason):
+    next(sam_dir.glob(gone)).unlink()
+    ended = show("compare", "--sam_dir", sam_dir)
+    assert undrawn[-1][3] == [] and reason in ended.stdout
     assert "missing: the column of SAM: " in ended.stdout
-    assert "scores.json: not of voc with these classes. To make it: " in ended.stdout
 
 
 def test_a_report_shows_no_run_of_other_data_with_equal_class_names(run, undrawn, tmp_path):

@@ -29,30 +29,50 @@ def make_set(folder, masks, names=NAMES):
     return SegmentationDataset(folder, list(masks), names, masks_only=True)
 
 
-def test_pick_is_large_whole_and_alone(tmp_path):
-    large = box(1, 5, 5, 30, 30)
-    masks = {
-        "small": box(1, 10, 10, 8, 8),
-        "cut": box(1, 0, 0, 30, 30),
-        "crowded": box(2, 5, 5, 30, 15, large),
-        "good": large,
-        "dog": box(2, 5, 5, 20, 20),
-    }
-    picks = pick_images(make_set(tmp_path, masks), {})
-    assert picks["classes"] == {"cat": "good", "dog": "dog"}  # no image holds a cow
+BOTH = box(2, 5, 22, 30, 12, box(1, 5, 5, 30, 16))
+DOG = box(2, 0, 0, 9, 9)
+VOID = box(1, 5, 5, 12, 12, np.full((40, 40), 255, np.uint8))  # all that is labelled is cat
+FIFTH_VOID = np.full((40, 40), 255, np.uint8)
+FIFTH_VOID[:, :31] = 0
+SIZES = {"tall": (60, 40), "wide": (30, 80), "usual": (45, 60)}
 
 
-def test_each_image_is_used_once_and_the_rarest_class_chooses_first(tmp_path):
-    both = box(2, 5, 22, 30, 12, box(1, 5, 5, 30, 16))
-    masks = {"both": both, "cat": box(1, 15, 15, 5, 5)}
-    picks = pick_images(make_set(tmp_path, masks), {})
-    assert picks["classes"] == {"cat": "cat", "dog": "both"}
-
-
-def test_a_class_for_which_no_image_is_left_is_left_out(tmp_path):
-    both = box(2, 5, 22, 30, 12, box(1, 5, 5, 30, 16))
-    picks = pick_images(make_set(tmp_path, {"both": both}), {})
-    assert picks["classes"] == {"cat": "both"}
+@pytest.mark.parametrize(
+    ("masks", "classes"),
+    [
+        pytest.param(
+            {
+                "small": box(1, 10, 10, 8, 8), "cut": box(1, 0, 0, 30, 30),
+                "crowded": box(2, 5, 5, 30, 15, box(1, 5, 5, 30, 30)),
+                "good": box(1, 5, 5, 30, 30), "dog": box(2, 5, 5, 20, 20),
+            },
+            {"cat": "good", "dog": "dog"},
+            id="large, whole and alone; no image holds a cow",
+        ),
+        pytest.param(
+            {"both": BOTH, "cat": box(1, 15, 15, 5, 5)}, {"cat": "cat", "dog": "both"},
+            id="each image once, and the rarest class chooses first",
+        ),
+        pytest.param({"both": BOTH}, {"cat": "both"}, id="no image is left for a class"),
+        pytest.param(
+            {"void": VOID, "small": box(1, 15, 15, 3, 3), "dog": DOG},
+            {"cat": "small", "dog": "dog"}, id="mostly void is the last choice",
+        ),
+        pytest.param(
+            {"void": VOID, "dog": DOG}, {"cat": "void", "dog": "dog"}, id="there is no other"
+        ),
+        pytest.param(
+            {"fifth": box(1, 5, 5, 20, 20, FIFTH_VOID), "whole": box(1, 5, 5, 20, 21)},
+            {"cat": "whole"}, id="the share is of all pixels",
+        ),
+        pytest.param(
+            {name: box(1, 5, 5, 20, 20, np.zeros(size)) for name, size in SIZES.items()},
+            {"cat": "usual"}, id="the proportions of a camera",
+        ),
+    ],
+)  # fmt: skip
+def test_the_image_of_a_class_is(tmp_path, masks, classes):
+    assert pick_images(make_set(tmp_path, masks), {})["classes"] == classes
 
 
 def test_without_background_class_0_is_an_object(tmp_path):
@@ -62,11 +82,13 @@ def test_without_background_class_0_is_an_object(tmp_path):
         assert pick_images(make_set(tmp_path, masks, names), {})["classes"] == classes
 
 
+WISHED = {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 20, 20, box(1, 30, 30, 4, 4))}
+
+
 def test_fixed_pick_wins_and_is_not_used_again(tmp_path):
-    masks = {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 20, 20, box(1, 30, 30, 4, 4))}
-    dataset = make_set(tmp_path, masks)
+    dataset = make_set(tmp_path, WISHED)
     assert pick_images(dataset, {})["classes"] == {"cat": "a", "dog": "b"}
-    assert pick_images(dataset, fixed={"cat": "b"})["classes"] == {"cat": "b"}
+    assert pick_images(dataset, {"cat": "b"})["classes"] == {"cat": "b"}
 
 
 @pytest.mark.parametrize(
@@ -80,9 +102,8 @@ def test_fixed_pick_wins_and_is_not_used_again(tmp_path):
     ],
 )
 def test_impossible_picks_are_named(tmp_path, fixed, words):
-    masks = {"a": box(1, 5, 5, 9, 9), "b": box(2, 5, 5, 20, 20, box(1, 30, 30, 4, 4))}
     with pytest.raises(UserError, match=words):
-        pick_images(make_set(tmp_path, masks), fixed=fixed)
+        pick_images(make_set(tmp_path, WISHED), fixed)
 
 
 def test_five_are_spread_over_the_classes():
@@ -99,31 +120,6 @@ def test_images_that_a_person_wants_are_among_the_five():
         f"id_{name}" for name in ("aeroplane", "car", "cat", "motorbike", "sofa")
     ]  # of 18 others those at 0, 6 and 12
     assert pick_five(ids, CLASS_NAMES[3:8]) == [f"id_{name}" for name in CLASS_NAMES[3:8]]
-
-
-def test_an_image_that_is_mostly_void_is_the_last_choice(tmp_path):
-    void = box(1, 5, 5, 12, 12, np.full((40, 40), 255, np.uint8))  # all that is labelled is cat
-    masks = {"void": void, "small": box(1, 15, 15, 3, 3), "dog": box(2, 0, 0, 9, 9)}
-    picks = pick_images(make_set(tmp_path, masks), {})
-    assert picks["classes"] == {"cat": "small", "dog": "dog"}
-    del masks["small"]
-    picks = pick_images(make_set(tmp_path, masks), {})
-    assert picks["classes"] == {"cat": "void", "dog": "dog"}  # there is no other
-
-
-def test_share_is_of_all_pixels(tmp_path):
-    half = np.full((40, 40), 255, np.uint8)
-    half[:, :31] = 0  # 22 % void
-    masks = {"half": box(1, 5, 5, 20, 20, half), "whole": box(1, 5, 5, 20, 21)}
-    assert pick_images(make_set(tmp_path, masks), {})["classes"] == {"cat": "whole"}
-
-
-def test_landscape_images_of_a_cameras_proportions_are_preferred(tmp_path):
-    masks = {
-        name: box(1, 5, 5, 20, 20, np.zeros(size, np.uint8))
-        for name, size in (("tall", (60, 40)), ("wide", (30, 80)), ("usual", (45, 60)))
-    }
-    assert pick_images(make_set(tmp_path, masks), {})["classes"] == {"cat": "usual"}
 
 
 @pytest.mark.slow
