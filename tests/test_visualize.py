@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+import visualize
 from datasets.voc import CLASS_NAMES
 from network.modeling import build_model
 from tests.conftest import make_voc, save_sample
@@ -223,27 +224,14 @@ def test_curves_need_neither_data_nor_weights(run, runs_dir, tmp_path, monkeypat
         assert "not on the same data set" in run(main, *argv, *choice).error
 
 
-def test_pick_is_stored_and_used_again(show, undrawn, tmp_path):
-    picks = tmp_path / "report" / "picks.json"
-    show("classes")
-    first = json.loads(picks.read_text())
-    name = next(iter(first["classes"]))
-    other = next(i for n, i in first["classes"].items() if n != name)
-    error = show("classes", "--pick", f"{name}={other}").error
-    assert f"the image holds no {name}" in error
-    assert json.loads(picks.read_text()) == first
-    assert show("classes", "--pick", f"{name}={first['classes'][name]}").status == 0
-    stored = picks.read_text()
-    assert show("classes").status == 0 and picks.read_text() == stored
-
-
-def test_the_five_images_of_a_comparison_can_be_picked(show, undrawn, tmp_path):
+def test_the_five_images_of_a_comparison_can_be_picked_and_stay(show, undrawn, tmp_path):
     show("classes")
     stored = json.loads((tmp_path / "report" / "picks.json").read_text())
     name, sample = next(pick for pick in stored["classes"].items() if pick[1] not in stored["five"])
-    assert show("compare", "--pick", f"{name}={sample}").status == 0
-    five = undrawn[-1][1]
-    assert len(five) == 5 and sample in five
+    for flags in (("--pick", f"{name}={sample}"), ()):
+        assert show("compare", *flags).status == 0
+        five = undrawn[-1][1]
+        assert len(five) == 5 and sample in five
 
 
 def test_errors_shows_worst_and_best(show, tmp_path):
@@ -307,12 +295,10 @@ def test_bad_input_is_named(show, argv, words):
     assert re.search(words, error), error
 
 
-def test_too_many_runs_to_compare(show, runs_dir, tmp_path):
-    for number in range(5):
-        write_run(tmp_path / "runs" / f"r{number}")
-    names = [f"r{number}" for number in range(5)]
-    error = show("compare", "--runs_dir", tmp_path / "runs", "--runs", *names).error
-    assert "--runs: 5 given: compare has room for 4" in error
+def test_too_many_runs_to_compare(show, monkeypatch):
+    monkeypatch.setattr(visualize, "MAX_COMPARED", 1)
+    error = show("compare", "--runs", "voc_ce", "voc_focal").error
+    assert "--runs: 2 given: compare has room for 1" in error
 
 
 def test_runs_evaluated_otherwise_are_not_compared(show, undrawn, runs_dir, tmp_path):

@@ -1,6 +1,5 @@
 """Curves: how runs went."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -44,38 +43,33 @@ def loss_name(run: Run) -> str:
 def plot_curves(runs: Sequence[Run], x: str = "epochs") -> Figure:
     """Validation mIoU of runs with the best point marked, training loss, and learning rate.
 
-    Losses of different kinds have a panel each; a panel that no run has numbers for is left out.
-    Runs that differ in the seed alone share a colour and an entry of the legend. Later lines are
-    thinner, and broken: of equal ones both are seen. `x` is "epochs" or "iterations".
+    Losses of different kinds have a panel each. Runs that differ in the seed alone share a colour
+    and an entry of the legend. Later lines are thinner, and broken: of equal ones both are seen.
+    `x` is "epochs" or "iterations".
     """
     if not all(run.log[0]["epoch"] >= 1 for run in runs):
         x = "iterations"  # a run is shorter than an epoch
-    kinds = list(dict.fromkeys(loss_name(run) for run in runs if _has(run, "train_loss")))
-    panels = ["miou", *kinds, *(["lr"] if any(_has(run, "lr") for run in runs) else [])]
+    panels = ["miou", *dict.fromkeys(map(loss_name, runs)), "lr"]
     groups = group_runs(runs)
     names = _legend_entries(groups, x)
     with drawing(names):
         height = min(2.3 + (len(panels) - 1) + 0.16 * len(names), MAX_HEIGHT)
         figure = Figure((PAGE_WIDTH, height), layout="constrained")
         ratios = [2] + [1] * (len(panels) - 1)
-        grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=ratios)
-        by_name = dict(zip(panels, grid[:, 0], strict=True))
+        axes = figure.subplots(len(panels), sharex=True, height_ratios=ratios)
+        by_name = dict(zip(panels, axes, strict=True))
         handles = [
             [_draw_run(by_name, run, x, number) for run in group][0]
             for number, group in enumerate(groups)
         ]
         _label_panels(by_name, x, any(run.setting("lr_policy") == "step" for run in runs))
         if all(run.setting("dataset") == "voc" for run in runs):
-            axes, text = by_name["miou"], f"the course asks for {COURSE_MIOU}"
-            axes.axhline(COURSE_MIOU, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
-            axes.annotate(text, (0, COURSE_MIOU), (3, 1), textcoords="offset points", size=SMALL)
+            miou, text = by_name["miou"], f"the course asks for {COURSE_MIOU}"
+            miou.axhline(COURSE_MIOU, color="0.3", linestyle=(0, (1, 2)), linewidth=1)
+            miou.annotate(text, (0, COURSE_MIOU), (3, 1), textcoords="offset points", size=SMALL)
         fitting = [fit(name, PAGE_WIDTH - 0.9) for name in names]
         figure.legend(handles, fitting, loc="outside lower left", frameon=False, handlelength=4)
     return figure
-
-
-def _has(run: Run, column: str) -> bool:
-    return any(map(math.isfinite, run.column(column)))
 
 
 def _legend_entries(groups: Sequence[Sequence[Run]], x: str) -> list[str]:
@@ -110,13 +104,11 @@ def _draw_run(by_name: dict[str, Axes], run: Run, x: str, number: int) -> Line2D
         places[best], mious[best], "*", color=style["color"], markersize=11,
         markeredgecolor="black", markeredgewidth=0.6, zorder=5,
     )  # fmt: skip
-    if loss_name(run) in by_name:
-        by_name[loss_name(run)].plot(places, run.column("train_loss"), **style)
-    if "lr" in by_name:
-        head, backbone = run.column("lr"), run.column("backbone_lr")
-        by_name["lr"].plot(places, head, **style)
-        if head != backbone:
-            by_name["lr"].plot(places, backbone, **style, alpha=0.45)
+    by_name[loss_name(run)].plot(places, run.column("train_loss"), **style)
+    head, backbone = run.column("lr"), run.column("backbone_lr")
+    by_name["lr"].plot(places, head, **style)
+    if head != backbone:
+        by_name["lr"].plot(places, backbone, **style, alpha=0.45)
     return line
 
 
@@ -127,16 +119,14 @@ def _label_panels(by_name: dict[str, Axes], x: str, is_stepped: bool) -> None:
         axes.grid(alpha=0.3)
         if name not in labels:
             axes.set_title(fit(name, PAGE_WIDTH - 1, SMALL), loc="right", pad=2, fontsize=SMALL)
-    if "lr" in by_name:
-        axes = by_name["lr"]
-        if is_stepped:
-            axes.set_yscale("log", nonpositive="mask")  # older logs end at 0
-            axes.yaxis.set_major_formatter("{x:.0e}")
-            axes.minorticks_off()
-        if any(line.get_alpha() for line in axes.lines):
-            text = "full colour: head, pale: backbone"
-            axes.set_title(text, loc="right", pad=2, fontsize=SMALL)
-    last = list(by_name.values())[-1]
-    last.set_xlabel(x.removesuffix("s"))
-    last.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    last.set_xlim(left=0)
+    rates = by_name["lr"]
+    if is_stepped:
+        rates.set_yscale("log", nonpositive="mask")  # older logs end at 0
+        rates.yaxis.set_major_formatter("{x:.0e}")
+        rates.minorticks_off()
+    if any(line.get_alpha() for line in rates.lines):
+        text = "full colour: head, pale: backbone"
+        rates.set_title(text, loc="right", pad=2, fontsize=SMALL)
+    rates.set_xlabel(x.removesuffix("s"))
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    rates.set_xlim(left=0)

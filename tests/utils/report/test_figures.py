@@ -10,11 +10,10 @@ from datasets.colours import PALETTE
 from datasets.voc import CLASS_NAMES, VOCSegmentation
 from tests.conftest import make_voc, save_mask
 from tests.utils.report.test_image_grid import LONG, check_layout
-from tests.utils.report.test_runs import write_run
+from tests.utils.report.test_runs import make_run
 from utils.common.errors import UserError
 from utils.report import figures
 from utils.report.image_grid import WRONG_COLOR, color_map, photo
-from utils.run_records import load_run
 from utils.sam.mask_files import Masks, save_masks
 
 CPU = torch.device("cpu")
@@ -29,7 +28,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    return load_run(write_run(tmp_path / LONG, (0.1, 0.6612)))
+    return make_run(tmp_path / LONG, (0.1, 0.6612))
 
 
 class AllBackground:
@@ -100,8 +99,8 @@ def test_comparison_shows_images_targets_and_predictions(dataset, run):
 def test_heads_are_lettered_and_name_the_loss_over_its_miou(dataset, tmp_path):
     settings = {"loss": "focal", "focal_gamma": 2, "model": "deeplabv3plus_resnet50"}
     runs = [
-        load_run(write_run(tmp_path / "first", (0.1, 0.6512))),
-        load_run(write_run(tmp_path / "second", (0.7,), **settings)),
+        make_run(tmp_path / "first", (0.1, 0.6512)),
+        make_run(tmp_path / "second", (0.7,), **settings),
     ]
     models = [(run, nothing) for run in runs]
     figure = figures.draw_comparison(dataset, dataset.ids[:1], models)

@@ -8,11 +8,10 @@ import torch
 from datasets import DataSource
 from datasets.class_counts import ClassStatistics
 from datasets.voc import CLASS_NAMES
-from tests.utils.report.test_runs import write_run
+from tests.utils.report.test_runs import make_run
 from utils.report.contents import Findings, Picture
 from utils.report.markdown import to_markdown
 from utils.report.sections import build_report, read_answers
-from utils.run_records import load_run
 
 LOSSES = ("ce", "focal", "ce", "focal", "ce_lovasz", "dice")
 PICTURES = ("distribution", "classes", "heads", "curves", "compare", "errors", "confusion")
@@ -40,7 +39,7 @@ def make_findings(folder, number, class_names=CLASS_NAMES):
         stored = {"data": lists, "environment": machine}
         args = {**SETTINGS, "loss": LOSSES[place], "seed": place}
         mious = (0.4, 0.5 + place / 100)
-        found.runs.append(load_run(write_run(path, mious, class_names, stored, **args)))
+        found.runs.append(make_run(path, mious, class_names, stored, **args))
     found.sam = {
         "images": ["a"] * 5, "image_set": "train", "deeplab": {"miou": 0.9}, "oracle": None,
         "sam": {"sam_model": "vit_b"}, "checkpoint": "runs/voc/best.pth", "masks_per_image": 31.2,

@@ -4,14 +4,13 @@ import pytest
 
 from datasets import DataSource
 from datasets.voc import CLASS_NAMES
-from tests.utils.report.test_runs import write_run
+from tests.utils.report.test_runs import make_run
 from tests.utils.report.test_sections import SETTINGS
 from utils.loss import LOSSES
 from utils.report.contents import Findings
 from utils.report.markdown import to_markdown
 from utils.report.sections import read_answers
 from utils.report.training import training
-from utils.run_records import load_run
 
 
 @pytest.fixture
@@ -22,8 +21,7 @@ def told(tmp_path):
         found = Findings(DataSource("voc"), "")
         for number, (mious, args) in enumerate(runs):
             name = f"r_s{args['seed']}" if "seed" in args else f"r{number}"
-            run = write_run(tmp_path / name, mious, class_names, **{**SETTINGS, **args})
-            found.runs.append(load_run(run))
+            found.runs.append(make_run(tmp_path / name, mious, class_names, **SETTINGS | args))
         for run, ious in zip(found.runs, class_iou, strict=False):
             run.best["class_iou"] = ious
         for run, megabytes in zip(found.runs, memory, strict=False):
