@@ -79,7 +79,7 @@ def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int
     """The name in `MODELS` and the number of classes, from the names of the weights.
 
     Raises:
-        UserError: it is no DeepLab that is built here, or has no classes to tell apart.
+        UserError: it is no DeepLab that is built here, or has too few or too many classes.
     """
     head, last_layer = "deeplabv3", "classifier.classifier.4.weight"
     if "classifier.project.0.weight" in state_dict:
@@ -87,16 +87,11 @@ def recognise(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[str, int
     backbone = next(
         (n for key, size, n in _BACKBONES if len(state_dict.get(key, ())) == size), None
     )
-    if backbone is None or last_layer not in state_dict:
+    num_classes = len(state_dict.get(last_layer, ()))
+    if backbone is None or not 2 <= num_classes <= MAX_CLASSES:
         raise UserError(
-            f"{path}: holds no DeepLabV3 or V3+ with a ResNet-50, ResNet-101, MobileNetV2 or "
-            "EfficientNet-Lite: give another --ckpt (for ImageNet's weights of a backbone there is "
-            "--backbone_weights)"
-        )
-    num_classes = len(state_dict[last_layer])
-    if not 2 <= num_classes <= MAX_CLASSES:
-        raise UserError(
-            f"{path}: its last layer has {num_classes} channels; from 2 to {MAX_CLASSES} classes "
-            "can be told apart: give another --ckpt"
+            f"{path}: holds no DeepLabV3 or V3+ of 2 to {MAX_CLASSES} classes with a ResNet-50, "
+            "ResNet-101, MobileNetV2 or EfficientNet-Lite: give another --ckpt (for ImageNet's "
+            "weights of a backbone there is --backbone_weights)"
         )
     return f"{head}_{backbone}", num_classes

@@ -70,11 +70,15 @@ def build_parser(description: str) -> Parser:
     add = add_data_args(parser).add_argument
     add("--image_set", default="train", help="split to train on")
     add("--val_image_set", default="val", help="split to evaluate on")
-    text = "training crop: side, or height width"
-    add("--crop_size", type=SIDE, nargs="+", default=[513], help=text)
+    add(
+        "--crop_size",
+        type=SIDE,
+        nargs="+",
+        default=[513],
+        help="of training: side, or height width",
+    )
     add("--crop_val", action="store_true", help="evaluate centre crops (the public ancestor's way)")
-    text = "factor that images are resized by at first"
-    add("--resize", type=real(0.01, 16), default=1.0, help=text)
+    add("--resize", type=real(0.01, 16), default=1.0, help="factor of all images, before all else")
     add("--color_jitter", type=SHARE, default=0.0, help="strength, from 0 to 1")
     _add_model_args(parser)
     _add_optimization_args(parser)
@@ -88,8 +92,7 @@ def _add_model_args(parser: Parser) -> None:
     text = "of the backbone (default: 16; with --test_only what the checkpoint says)"
     add("--output_stride", type=int, choices=[8, 16], help=text)
     add("--separable_conv", action="store_true", help="separable head convolutions")
-    text = "imagenet1k_v1, imagenet1k_v2, none, or a file with torchvision's weights"
-    add("--backbone_weights", default="imagenet1k_v1", help=text)
+    add("--backbone_weights", default="imagenet1k_v1", help="or imagenet1k_v2, none, a file")
     add("--bn_momentum", type=SHARE, default=0.01, help="of the backbone's BN")
     add("--aux_weight", type=real(), default=0.0, help="of an auxiliary head's loss; 0 for no head")
     add("--ckpt", help="start from these weights (with --test_only: evaluate them)")
@@ -105,15 +108,13 @@ def _add_optimization_args(parser: Parser) -> None:
     choices = ["none", "median_frequency"]
     add("--class_weights", choices=choices, default="none", help="for ce and focal")
     add("--lr", type=real(1e-12), default=0.01, help="learning rate of the head")
-    text = "backbone's learning rate / --lr"
-    add("--backbone_lr_factor", type=real(), default=0.1, help=text)
+    add("--backbone_lr_factor", type=real(), default=0.1, help="backbone's rate / --lr")
     add("--momentum", type=real(0, 0.9999), default=0.9, help="of SGD")
     add("--weight_decay", type=real(), default=1e-4, help="of SGD")
     add("--lr_policy", choices=LR_POLICIES, default="step", help="schedule")
     add("--step_size", type=whole(1), default=1000, help="step: iterations per x0.1")
     add("--warmup_itrs", type=whole(), default=0, help="iterations of rising lr")
-    text = "evaluate an average of the weights; 0: do not"
-    add("--ema_decay", type=real(0, 0.99999), default=0.0, help=text)
+    add("--ema_decay", type=real(0, 0.99999), default=0.0, help="of averaged weights; 0: none")
     add("--total_itrs", type=whole(1), default=5000, help="iterations in all")
     # ASPP's pooling branch normalises one value per image.
     add("--batch_size", type=whole(2, 4096), default=8, help="images per iteration")
