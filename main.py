@@ -62,7 +62,6 @@ from utils.signals import Stopped, StopSignals
 from utils.training_state import TrainingState, kept_at_the_end
 
 SAVE_SECONDS = 300  # of training between two saves of last.pth that nobody asked for
-BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +138,7 @@ def train(
     batches = iter(build_loader(data.train_set, planned, args.num_workers, device.type == "cuda"))
     began = time.perf_counter() - state.seconds
     saved = state.seconds if state.cur_itrs else -math.inf
-    with progress(None, "train", args.total_itrs, initial=state.cur_itrs, bar_format=BAR) as bar:
+    with progress(None, "train", args.total_itrs, initial=state.cur_itrs) as bar:
         while True:
             at_end = state.cur_itrs == args.total_itrs
             is_due = at_end or state.cur_itrs % (data.per_epoch * args.val_interval) == 0
