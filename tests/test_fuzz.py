@@ -37,7 +37,6 @@ damages = st.one_of(
         st.just("overwrite"),
         st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12),
     ),
-    st.tuples(st.just("insert"), st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40))),
 )
 
 
@@ -48,9 +47,6 @@ def damage(content: bytes, how) -> bytes:
         return detail
     if kind == "cut":
         return content[: int(detail * len(content))]
-    if kind == "insert":
-        place = int(detail[0] * len(content))
-        return content[:place] + detail[1] + content[place:]
     changed = bytearray(content)
     for place, value in detail:
         changed[int(place * len(content))] = value
@@ -153,14 +149,8 @@ values = st.recursive(
     max_leaves=6,
 )
 KEYS = (
-    "format",
-    "model_state",
-    "args",
-    "class_names",
-    "model",
-    "state_dict",
-    "classifier.4.weight",
-)
+    "format", "model_state", "args", "class_names", "model", "state_dict", "classifier.4.weight",
+)  # fmt: skip
 
 
 @fuzz

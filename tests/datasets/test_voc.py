@@ -9,26 +9,13 @@ from tests.conftest import save_mask, write_list
 from utils.common.errors import UserError
 
 
-def test_palette_is_vocs():
+def test_names_and_palette_are_vocs():
     # From the table of the VOC development kit.
-    expected = {
-        0: (0, 0, 0),
-        1: (128, 0, 0),
-        2: (0, 128, 0),
-        3: (128, 128, 0),
-        8: (64, 0, 0),
-        15: (192, 128, 128),
-        20: (0, 64, 128),
-        255: (224, 224, 192),
-    }
-    for index, color in expected.items():
-        assert tuple(PALETTE[index]) == color
+    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (64, 0, 0), (192, 128, 128)]
+    assert PALETTE[[0, 1, 2, 3, 8, 15]].tolist() == [list(colour) for colour in expected]
+    assert PALETTE[[20, 255]].tolist() == [[0, 64, 128], [224, 224, 192]]
     assert len({tuple(color) for color in PALETTE}) == 256
-
-
-def test_class_names_are_vocs_21():
-    assert len(CLASS_NAMES) == 21
-    assert CLASS_NAMES[0] == "background"
+    assert len(CLASS_NAMES) == 21 and CLASS_NAMES[0] == "background"
     assert CLASS_NAMES[1:] == tuple(sorted(CLASS_NAMES[1:]))
     assert CLASS_NAMES[11::4] == ("diningtable", "person", "train")
 
