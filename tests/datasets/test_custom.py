@@ -12,6 +12,9 @@ from tests.conftest import save_mask, save_sample, write_list
 from utils.common.errors import UserError
 from utils.common.flags import Parser
 
+REAL_DATA = Path(os.environ.get("DEEPLAB_TEST_DATA", ""))
+needs_real_data = pytest.mark.skipif(REAL_DATA == Path(), reason="needs DEEPLAB_TEST_DATA")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -27,8 +30,14 @@ def test_lists_decide_where_there_are_lists(folder):
     dataset = CustomSegmentation(folder, "train")
     assert dataset.ids == ["photo 3", "photo 1"]
     assert dataset.class_names == ("_background_", "cat", "dog")
-    with pytest.raises(UserError, match=r"val\.txt"):
-        CustomSegmentation(folder, "val")
+
+
+@pytest.mark.parametrize("there", ["val", "Train"])
+def test_list_that_is_missing_beside_others_is_named_with_them(folder, there):
+    write_list(folder, there, ["photo 3"])
+    message = rf"Segmentation/train\.txt: there is no such list, but {there}\.txt: name"
+    with pytest.raises(UserError, match=message):
+        CustomSegmentation(folder, "train")
 
 
 def test_without_lists_train_and_val_share_nothing_and_miss_nothing(folder):
@@ -68,7 +77,6 @@ def test_ignore_line_of_labelme_is_not_a_class(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("one\n\ntwo\n", "line 2 is blank"),
         ("\none\ntwo\n", "line 1 is blank"),
         ("one\ntwo\n  \nthree", "line 3 is blank"),
         ("one\n# animals\ntwo\n", "line 2 is blank, a comment"),
@@ -92,20 +100,6 @@ def test_missing_class_names_and_folder_are_named(folder):
         CustomSegmentation(folder / "nowhere", "train")
 
 
-@pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
-@pytest.mark.parametrize(
-    ("name", "image_set", "size", "num_classes"),
-    [("camvid", "train", 367, 11), ("camvid", "test", 233, 11), ("labelme_voc", "val", 1, 21)],
-)
-def test_real_data_sets_are_read_as_they_are(name, image_set, size, num_classes):
-    root = Path(os.environ["DEEPLAB_TEST_DATA"]) / name
-    dataset = CustomSegmentation(root, image_set, val_fraction=0.3)
-    assert (len(dataset), dataset.num_classes) == (size, num_classes)
-    for index in range(0, size, 50):
-        image, target = dataset[index]
-        assert image.shape[1:] == target.shape
-
-
 def test_a_source_names_itself_on_a_command_line():
     parser = Parser()
     add_data_args(parser)
@@ -114,18 +108,28 @@ def test_a_source_names_itself_on_a_command_line():
         assert DataSource.of(parser.parse_args(source.flags())) == source
 
 
-@pytest.mark.skipif("DEEPLAB_TEST_DATA" not in os.environ, reason="needs real data")
+@needs_real_data
+@pytest.mark.parametrize(
+    ("name", "image_set", "size", "num_classes"),
+    [("camvid", "train", 367, 11), ("camvid", "test", 233, 11), ("labelme_voc", "val", 1, 21)],
+)
+def test_real_data_sets_are_read_as_they_are(name, image_set, size, num_classes):
+    dataset = CustomSegmentation(REAL_DATA / name, image_set, val_fraction=0.3)
+    assert (len(dataset), dataset.num_classes) == (size, num_classes)
+    for index in range(0, size, 50):
+        image, target = dataset[index]
+        assert image.shape[1:] == target.shape
+
+
+@needs_real_data
 @pytest.mark.parametrize("mode", ["RGB", "P"])
 def test_camvids_masks_in_colours_are_its_masks(tmp_path, mode):
-    root = Path(os.environ["DEEPLAB_TEST_DATA"]) / "camvid"
-    dataset = CustomSegmentation(root, "val")
+    dataset = CustomSegmentation(REAL_DATA / "camvid", "val")
     shown = np.full((256, 3), 9, np.uint8)
     shown[:11] = dataset.colours
-    lines = [
-        f"{name}:{r},{g},{b}::"
-        for name, (r, g, b) in zip(dataset.class_names, shown[:11], strict=True)
-    ]
-    (tmp_path / "labelmap.txt").write_text("\n".join([*lines, "void:9,9,9::"]))
+    labels = [*zip(dataset.class_names, dataset.colours.tolist(), strict=True), ("void", [9] * 3)]
+    lines = [f"{name}:{','.join(map(str, colour))}::" for name, colour in labels]
+    (tmp_path / "labelmap.txt").write_text("\n".join(lines))
     (tmp_path / "SegmentationClass").mkdir()
     for index, sample in enumerate(dataset.ids[:10]):
         image = Image.fromarray(shown[dataset.read_target(index)])
@@ -151,14 +155,6 @@ def test_ids_of_other_lists_are_split_and_that_is_said(folder, capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "no train.txt or val.txt: the ids of default.txt are split" in said[0]
     assert said[1] == f"note: {folder}: 1 of 10 images are unused: no mask"
-
-
-@pytest.mark.parametrize("there", ["val", "Train"])
-def test_list_that_is_missing_beside_others_is_named_with_them(folder, there):
-    write_list(folder, there, ["photo 3"])
-    message = rf"Segmentation/train\.txt: there is no such list, but {there}\.txt: name"
-    with pytest.raises(UserError, match=message):
-        CustomSegmentation(folder, "train")
 
 
 def test_images_without_a_mask_are_said(folder, capsys):
@@ -241,16 +237,15 @@ __ignore__:10,10,10::
 @pytest.fixture
 def cvat(tmp_path):
     """An export as it is unpacked: twelve images in colours, all in one list."""
-    rng = np.random.default_rng(0)
+    colours = np.uint8([(0, 0, 0), (250, 50, 83), (51, 221, 255), (10, 10, 10)])
+    ids = [f"frame_{number:06d}" for number in range(12)]
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
         (tmp_path / folder).mkdir()
-    for number in range(12):
-        target = rng.integers(0, 4, (20, 30)).astype(np.uint8)
-        colours = np.uint8([(0, 0, 0), (250, 50, 83), (51, 221, 255), (10, 10, 10)])
-        path = tmp_path / "SegmentationClass" / f"frame_{number:06d}.png"
-        Image.fromarray(colours[target]).save(path)
-        Image.fromarray(colours[target]).save(tmp_path / "JPEGImages" / f"{path.stem}.jpg")
-    write_list(tmp_path, "default", [f"frame_{number:06d}" for number in range(12)])
+    for number, sample in enumerate(ids):
+        image = Image.fromarray(colours[np.full((2, 3), number % 4)])
+        image.save(tmp_path / "SegmentationClass" / f"{sample}.png")
+        image.save(tmp_path / "JPEGImages" / f"{sample}.jpg")
+    write_list(tmp_path, "default", ids)
     (tmp_path / "labelmap.txt").write_text(LABELMAP)
     return tmp_path
 
@@ -260,10 +255,10 @@ def test_cvats_export_is_read_as_it_is_unpacked(cvat):
     assert len(train) + len(val) == 12
     assert train.class_names == ("background", "cat", "dog")
     assert train.colours.tolist() == [[0, 0, 0], [250, 50, 83], [51, 221, 255]]
-    expected = np.random.default_rng(0).integers(0, 4, (20, 30))  # of frame 0
-    expected[expected == 3] = 255
-    first = train if "frame_000000" in train.ids else val
-    assert np.array_equal(first.read_target(first.ids.index("frame_000000")), expected)
+    for dataset in (train, val):
+        for index, sample in enumerate(dataset.ids):
+            expected = [0, 1, 2, 255][int(sample[-2:]) % 4]
+            assert dataset[index][1].tolist() == [[expected] * 3] * 2
 
 
 def test_labelmap_comes_before_class_names_which_is_said(cvat, capsys):

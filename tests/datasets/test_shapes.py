@@ -195,17 +195,15 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, small_set, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".shapes.lock"]
 
 
-def test_half_a_set_beside_is_not_taken_for_a_complete_one(tmp_path, small_set):
-    left_behind = tmp_path / ".shapes-killed" / "shapes" / "JPEGImages"
-    left_behind.mkdir(parents=True)  # as after SIGKILL, when nothing can tidy up
-    assert len(ShapesSegmentation(tmp_path)) == 3
-
-
-def test_set_of_another_version_is_neither_read_nor_touched(tmp_path, small_set, monkeypatch):
+def test_another_version_and_half_a_set_are_neither_read_nor_touched(
+    tmp_path, small_set, monkeypatch
+):
+    (tmp_path / ".shapes-killed" / "set" / "JPEGImages").mkdir(parents=True)  # as after SIGKILL
     old = install_shapes(tmp_path)
     before = read_files(old)
     monkeypatch.setattr(shapes, "VERSION", shapes.VERSION + 1)
-    assert ShapesSegmentation(tmp_path).folder != old and read_files(old) == before
+    dataset = ShapesSegmentation(tmp_path)
+    assert len(dataset) == 3 and dataset.folder != old and read_files(old) == before
 
 
 def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, small_set, monkeypatch):
@@ -231,14 +229,6 @@ def test_unknown_image_set_names_those_that_are_there(tmp_path, small_set):
     message = r"trainaug\.txt: there is no such list, but train\.txt, trainval\.txt, val\.txt:"
     with pytest.raises(UserError, match=message):
         ShapesSegmentation(tmp_path, "trainaug")
-
-
-def test_file_in_place_of_the_folder_is_left_alone(tmp_path):
-    file = tmp_path / f"shapes-v{shapes.VERSION}"
-    file.write_text("all of it")
-    with pytest.raises(UserError, match="shapes-v"):
-        ShapesSegmentation(tmp_path)
-    assert file.read_text() == "all of it"
 
 
 def test_root_that_cannot_be_written_is_a_user_error(tmp_path):
