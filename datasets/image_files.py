@@ -19,10 +19,6 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-class ImageError(UserError):
-    """One file cannot be read; the message names it and says why. Others may still be done."""
-
-
 @contextlib.contextmanager
 def pixel_limit(max_pixels: int) -> Iterator[None]:
     """Let Pillow refuse images of more than `max_pixels`, and be silent about smaller ones."""
@@ -51,7 +47,7 @@ def read_image(path: Path, target_size: tuple[int, int] | None = None) -> Tensor
         uint8 (3, H, W), RGB, channels last in memory.
 
     Raises:
-        ImageError: the file is missing, empty, cut off, no image, or above the pixel limit.
+        UserError: the file is missing, empty, cut off, no image, or above the pixel limit.
     """
     with open_image(path) as image:
         if target_size != (image.height, image.width):
@@ -76,7 +72,7 @@ def check_fit(path: Path, target_path: Path) -> bool:
         the stored pixels.
 
     Raises:
-        ImageError: the mask fits neither these nor the turned ones, or a file cannot be read.
+        UserError: the mask fits neither these nor the turned ones, or a file cannot be read.
     """
     target_size, turn = image_size(target_path), 1
     with open_image(path, load=False) as image:
@@ -86,7 +82,7 @@ def check_fit(path: Path, target_path: Path) -> bool:
             with contextlib.suppress(Exception):  # as broken as they may be, the pixels are not
                 turn = image.getexif()[ExifTags.Base.Orientation]
     if target_size != size and (target_size != size[::-1] or turn not in (5, 6, 7, 8)):
-        raise ImageError(
+        raise UserError(
             f"{target_path}: the mask is {target_size[1]}x{target_size[0]}, but its image {path} "
             f"is {size[1]}x{size[0]}: they must be of one size"
         )
@@ -94,14 +90,14 @@ def check_fit(path: Path, target_path: Path) -> bool:
 
 
 def open_image(path: Path, load: bool = True) -> Image.Image:
-    """Open (and decode) with Pillow; every failure becomes an `ImageError`."""
+    """Open (and decode) with Pillow; every failure becomes a `UserError`."""
     try:
         image = Image.open(path)
         if load:
             image.load()
         return image
     except Image.DecompressionBombError:
-        raise ImageError(
+        raise UserError(
             f"{path}: has more pixels than the limit against decompression bombs: scale it down "
             "(in predict.py --max_pixels raises the limit)"
         ) from None
@@ -111,7 +107,7 @@ def open_image(path: Path, load: bool = True) -> Image.Image:
     except Exception as error:  # Pillow's formats raise whatever a broken file leads them to
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         reason = f"cannot be read ({reason or type(error).__name__})"
-    raise ImageError(f"{path}: {reason}: replace it, or leave it out")
+    raise UserError(f"{path}: {reason}: replace it, or leave it out")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

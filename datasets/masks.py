@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.colours import PALETTE
-from datasets.image_files import ImageError, open_image
+from datasets.image_files import open_image
+from utils.common.errors import UserError
 
 IGNORE_INDEX = 255  # void: the borders of objects, and what a crop adds around an image
 UNKNOWN = 254  # in a table: neither a class nor void
@@ -94,13 +95,13 @@ def look_up(path: Path, codes: np.ndarray, table: np.ndarray, hint: str) -> Tens
         uint8 (H, W), classes and `IGNORE_INDEX` alone.
 
     Raises:
-        ImageError: a pixel is neither.
+        UserError: a pixel is neither.
     """
     target = table.take(codes, mode="clip")  # sooner than with a check of bounds
     if (target == UNKNOWN).any():
         unknown = codes[target == UNKNOWN]
         first = ",".join(map(str, unknown[:1].view(np.uint8)[:3]))  # an index, or R,G,B
-        raise ImageError(
+        raise UserError(
             f"{path}: {len(unknown)} pixels are neither a class nor void, such as those of value "
             f"{first}: {hint}"
         )
@@ -117,7 +118,7 @@ def open_mask(path: Path, modes: str) -> Image.Image:
     image = open_image(path)
     if image.format == "PNG" and image.mode in modes.split():
         return image
-    raise ImageError(
+    raise UserError(
         f"{path}: the mask is stored as {image.mode} in a {image.format} file, but class indices "
         "are needed: save it, from its original, as a palette (P) or 8-bit grey (L) PNG whose "
         "values are the indices, or name its colours in labelmap.txt (--dataset custom)"
@@ -136,7 +137,7 @@ def check_palette(path: Path, image: Image.Image, expected: list[int]) -> None:
     if None in meant or len(set(meant)) < len(meant) or meant == used:
         return
     index, other = next(pair for pair in zip(used, meant, strict=True) if pair[0] != pair[1])
-    raise ImageError(
+    raise UserError(
         f"{path}: the palette has the classes' colours under other indices (that of {other} under "
         f"{index}), as image editors leave it: save the mask in VOC's palette, or, if its indices "
         "are right, as grey"

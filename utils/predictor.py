@@ -134,7 +134,7 @@ class Predictor:
                 orientation is applied; everything is RGB.
 
         Raises:
-            ImageError: the file cannot be read.
+            UserError: the file cannot be read.
             TypeError: it is none of these, or not of bytes.
             ValueError: it has another shape.
         """

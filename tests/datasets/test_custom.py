@@ -75,20 +75,27 @@ def test_ignore_line_of_labelme_is_not_a_class(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("file", "text", "message"),
     [
-        ("\none\ntwo\n", "line 1 is blank"),
-        ("one\ntwo\n  \nthree", "line 3 is blank"),
-        ("one\n# animals\ntwo\n", "line 2 is blank, a comment"),
-        ("a\nb\na\n", "line 3 is blank, a comment or a name of a line before"),
-        ("", "0 classes, but from 2 to 254"),
-        ("one\n", "1 classes"),
-        ("\n".join(f"c{number}" for number in range(255)), "255 classes"),
+        ("class_names", "\none\ntwo\n", "line 1 is blank"),
+        ("class_names", "one\ntwo\n  \nthree", "line 3 is blank"),
+        ("class_names", "one\n# animals\ntwo\n", "line 2 is blank, a comment"),
+        ("class_names", "a\nb\na\n", "line 3 is blank, a comment or a name of a line before"),
+        ("class_names", "", "0 classes, but from 2 to 254"),
+        ("class_names", "\n".join(f"c{number}" for number in range(255)), "255 classes"),
+        ("labelmap", "cat\ndog:1,2,3::\n", r"line 1 is not name:R,G,B::"),
+        ("labelmap", "cat:1,2::\n", "line 1 is not"),
+        ("labelmap", "# x\n\ncat:1,2,256::\n", "line 3 is not"),
+        ("labelmap", "cat:1,2,-3::\n", "line 1 is not"),
+        ("labelmap", ":1,2,3::\n", "line 1 is not"),
+        ("labelmap", "cat:1,2,3::\ncat:1,2,4::\n", "line 2 is not .*no line before it has"),
+        ("labelmap", "cat:1,2,3::\ndog:1,2,3::\n", "line 2 is not .*no line before it has"),
+        ("labelmap", "cat:1,2,3::\nvoid:1,2,4::\n", "1 classes, but from 2 to 254"),
     ],
 )
-def test_bad_class_names_are_explained(folder, text, message):
-    (folder / "class_names.txt").write_text(text)
-    with pytest.raises(UserError, match=rf"class_names\.txt: {message}"):
+def test_bad_class_files_are_explained(folder, file, text, message):
+    (folder / f"{file}.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"{file}\.txt: {message}"):
         CustomSegmentation(folder, "train")
 
 
@@ -267,25 +274,6 @@ def test_labelmap_comes_before_class_names_which_is_said(cvat, capsys):
     assert f"{cvat / 'class_names.txt'} is not read" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"^--void_value and --obj.*do nothing.*labelmap\.txt"):
         CustomSegmentation(cvat, "trainval", void_value=4)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("cat\ndog:1,2,3::\n", r"line 1 is not name:R,G,B::"),
-        ("cat:1,2::\n", "line 1 is not"),
-        ("# x\n\ncat:1,2,256::\n", "line 3 is not"),
-        ("cat:1,2,-3::\n", "line 1 is not"),
-        (":1,2,3::\n", "line 1 is not"),
-        ("cat:1,2,3::\ncat:1,2,4::\n", "line 2 is not .*no line before it has"),
-        ("cat:1,2,3::\ndog:1,2,3::\n", "line 2 is not .*no line before it has"),
-        ("cat:1,2,3::\nvoid:1,2,4::\n", "1 classes, but from 2 to 254"),
-    ],
-)
-def test_bad_labelmaps_are_explained(cvat, text, message):
-    (cvat / "labelmap.txt").write_text(text)
-    with pytest.raises(UserError, match=rf"labelmap\.txt: {message}"):
-        CustomSegmentation(cvat, "trainval")
 
 
 def test_labelmap_may_have_spaces_and_no_end(tmp_path):

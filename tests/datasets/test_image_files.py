@@ -10,9 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.base import SegmentationDataset
-from datasets.image_files import ImageError, pixel_limit, read_image
+from datasets.image_files import pixel_limit, read_image
 from datasets.loader import worker_faults_explained
 from tests.conftest import save_mask
+from utils.common.errors import UserError
 
 RED, GREEN = (220, 30, 20), (10, 200, 60)
 
@@ -98,9 +99,9 @@ def test_unreadable_files_say_why(tmp_path):
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ImageError, match=rf"^{tmp_path / name}: {message}.*leave it out$"):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name}: {message}.*leave it out$"):
             read_image(tmp_path / name)
-    with pytest.raises(ImageError, match=rf"^{tmp_path}/nowhere.png: .*No such file"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/nowhere.png: .*No such file"):
         read_image(tmp_path / "nowhere.png")
 
 
@@ -108,7 +109,7 @@ def test_unreadable_files_say_why(tmp_path):
 def test_pixel_limit_is_exact_and_given_back(tmp_path):
     path = save(tmp_path / "a.png", Image.new("L", (100, 20)))
     before = Image.MAX_IMAGE_PIXELS
-    with pixel_limit(1999), pytest.raises(ImageError, match="--max_pixels"):
+    with pixel_limit(1999), pytest.raises(UserError, match="--max_pixels"):
         read_image(path)
     with pixel_limit(2000):
         assert read_image(path).shape == (3, 20, 100)
@@ -188,10 +189,10 @@ def test_sizes_are_compared_from_headers(tmp_path):
     path = save_turned(tmp_path, "jpg", 6, (20, 30))  # 30 wide and 20 high for a viewer
     path.write_bytes(path.read_bytes()[:-20])  # the pixels are not looked at
     assert one_pair(tmp_path, (20, 30)).image_sizes() == [(20, 30)]
-    with pytest.raises(ImageError, match=rf"a\.png: the mask is 21x20, .* {path} is 20x30: they"):
+    with pytest.raises(UserError, match=rf"a\.png: the mask is 21x20, .* {path} is 20x30: they"):
         one_pair(tmp_path, (20, 21))
     path.write_bytes(b"")
-    with pytest.raises(ImageError, match=rf"^{path}: the file is empty"):
+    with pytest.raises(UserError, match=rf"^{path}: the file is empty"):
         one_pair(tmp_path, (20, 30))
 
 
@@ -199,7 +200,7 @@ def test_image_that_no_longer_fits_its_mask_is_named(tmp_path):
     path = save_turned(tmp_path, "png", 1, (20, 30))
     dataset = one_pair(tmp_path, (30, 20))
     save(path, two_colours((20, 31)))
-    with pytest.raises(ImageError, match=rf"a\.png: the mask is 20x30, .* {path} is 20x31"):
+    with pytest.raises(UserError, match=rf"a\.png: the mask is 20x30, .* {path} is 20x31"):
         dataset[0]
 
 

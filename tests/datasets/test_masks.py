@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.image_files import ImageError
 from datasets.masks import UNKNOWN, ColourMasks, IndexMasks
 from datasets.voc import PALETTE
 from tests.datasets.test_image_files import chunk, png, save
+from utils.common.errors import UserError
 
 
 @pytest.mark.parametrize("bit_depth", [1, 2, 4, 8])
@@ -28,7 +28,7 @@ def test_masks_of_few_bits_hold_the_stored_values(tmp_path, bit_depth, colour_ty
 def test_what_is_no_mask_of_indices_is_refused(tmp_path, mode, kind):
     path = save(tmp_path / "a.png", Image.new(mode, (8, 8), 1), format=kind)
     message = rf"^{path}: the mask is stored as {mode} in a {kind} file.*PNG.*labelmap\.txt"
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(UserError, match=message):
         IndexMasks(21)(path)
 
 
@@ -42,10 +42,10 @@ def test_vocs_colours_under_other_indices_are_refused(tmp_path):
     path = tmp_path / "a.png"
     quantized = [PALETTE[15], PALETTE[0], PALETTE[255], PALETTE[3]]  # as an editor sorts them
     save_with_palette(path, [0, 0, 1, 1, 2], quantized)
-    with pytest.raises(ImageError, match=rf"^{path}: .*that of 15 under 0.*VOC's palette"):
+    with pytest.raises(UserError, match=rf"^{path}: .*that of 15 under 0.*VOC's palette"):
         IndexMasks(21)(path)
     save_with_palette(path, [0, 0, 0, 0], [PALETTE[15]])  # one class fills the mask
-    with pytest.raises(ImageError, match=r"that of 15 under 0"):
+    with pytest.raises(UserError, match=r"that of 15 under 0"):
         IndexMasks(21)(path)
 
 
@@ -74,7 +74,7 @@ def test_indices_stand_for_what_is_said(tmp_path):
     for wrong in (1, 3, 12, 254):
         Image.fromarray(np.uint8([[0, wrong, wrong]])).save(path)
         message = rf"2 pixels are neither .* value {wrong}: classes are 0 to 2, .* 255; mend it$"
-        with pytest.raises(ImageError, match=rf"^{path}: {message}"):
+        with pytest.raises(UserError, match=rf"^{path}: {message}"):
             masks(path)
 
 
@@ -110,5 +110,5 @@ def test_colour_without_a_name_is_one_line_with_its_pixels(tmp_path, mode):
     image = Image.fromarray(rgb)
     path = save(tmp_path / "a.png", image.quantize(8) if mode == "P" else image)
     message = rf"^{path}: 5 pixels are .* value 1,2,3: lists/labelmap.txt does not name this"
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(UserError, match=message):
         MASKS(path)
