@@ -12,17 +12,11 @@ import pytest
 import torch
 
 from main import main
-from tests.conftest import ROOT, make_voc
-from tests.test_main import assert_same_run, load
+from tests.conftest import ROOT, Finished, make_voc
+from tests.test_main import SMALL, assert_same_run, load
 
 pytestmark = pytest.mark.slow  # each test starts programs
-FLAGS = (
-    "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", "--crop_size", "48",
-    "--batch_size", "2", "--num_workers", "0", "--precision", "fp32", "--device", "cpu",
-    "--total_itrs", "24", "--val_interval", "4", "--save_interval", "1",
-)  # fmt: skip
-
-
+FLAGS = (*SMALL, "--total_itrs", "24", "--val_interval", "4", "--save_interval", "1")
 RUN_MAIN = "\nfrom main import main; from utils.common.errors import run_script; run_script(main)"
 
 
@@ -40,14 +34,7 @@ def start(data, runs, *more, before=""):
 
 def finish(process, timeout=600):  # of a busy machine
     output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
-
-
-def error_line(output):
-    """The one line that a user error gives."""
-    assert "Traceback" not in output
-    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    return error
+    return Finished(process.returncode, output, output)
 
 
 def wait_for(path, process, timeout=300):
@@ -83,8 +70,8 @@ def data(tmp_path_factory):
 def whole(tmp_path_factory, data):
     """The runs folder of a run that nothing disturbed."""
     runs = tmp_path_factory.mktemp("whole")
-    status, output = finish(start(data, runs))
-    assert status == 0, output
+    ended = finish(start(data, runs))
+    assert ended.status == 0, ended.stderr
     return runs
 
 
@@ -98,9 +85,9 @@ def test_signal_is_heard_saves_says_how_to_resume_and_exits(data, whole, tmp_pat
     process = start(data, runs, "--num_workers", "1")
     wait_for(run_folder(runs) / "last.pth", process)
     os.killpg(process.pid, number)  # the whole group, as a terminal and torchrun do
-    ended, output = finish(process)
-    assert ended == status, output
-    assert "Traceback" not in output and "error" not in output
+    ended = finish(process)
+    output = ended.stdout
+    assert ended.status == status and "Traceback" not in output and "error" not in output, output
     assert f"{signal.Signals(number).name}: saving after this iteration" in output
     hint = f"--resume --runs_dir '{runs}' --run_name {run_folder(runs).name}"
     assert "stopped at iteration" in output and hint in output
@@ -162,8 +149,7 @@ def test_second_signal_ends_at_once_and_leaves_whole_files(data, tmp_path):
     wait_for(run_folder(tmp_path) / "last.pth", process)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    status, _ = finish(process)
-    assert status in (-signal.SIGTERM, 143)
+    assert finish(process).status in (-signal.SIGTERM, 143)
     assert load(run_folder(tmp_path) / "last.pth")["cur_itrs"] >= 1
 
 
@@ -175,9 +161,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_says_so(data, whole, tmp_path):
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))"
     )
-    status, output = finish(start(data, tmp_path, "--resume", "--total_itrs", "27", before=limited))
-    assert status == 2, output
-    error = error_line(output)
+    error = finish(start(data, tmp_path, "--resume", "--total_itrs", "27", before=limited)).error
     assert "last.pth" in error and "previous file is kept" in error
     assert (run_folder(tmp_path) / "last.pth").read_bytes() == before
     assert not list(run_folder(tmp_path).glob(".*.partial"))
@@ -195,7 +179,7 @@ def test_run_killed_in_the_middle_of_a_write_resumes_to_the_same_end(data, whole
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.torch.save = save_and_die"
     )
-    assert finish(start(data, tmp_path, before=code))[0] == -signal.SIGKILL
+    assert finish(start(data, tmp_path, before=code)).status == -signal.SIGKILL
     assert load(run_folder(tmp_path) / "last.pth")["cur_itrs"] == 2
     assert len(list(run_folder(tmp_path).glob(".*.partial"))) == 1
     resume(data, tmp_path, "--num_workers", "1")
@@ -219,8 +203,6 @@ def test_memory_of_the_machine_that_runs_out_is_one_line(data, tmp_path):
         "    return step(network, batch, *others)\n"
         "main.train_step = step_in_tight_memory"
     )
-    status, output = finish(start(data, tmp_path, before=tight))
-    assert status == 2, output
-    error = error_line(output)
+    error = finish(start(data, tmp_path, before=tight)).error
     assert "out of memory" in error and "--batch_size" in error
     assert load(run_folder(tmp_path) / "last.pth")["cur_itrs"] == 1  # that of before is whole

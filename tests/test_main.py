@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +259,7 @@ def test_tensorboard_shows_losses_rates_and_scores(run, data, tmp_path):
 def test_tensorboard_that_is_not_there_is_one_line_before_the_training(
     run, data, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr("utils.run_folder.find_spec", lambda name: None)
     error = run(main, *flags(data, tmp_path, "--tensorboard")).error
     assert "--tensorboard: " in error and "pip install tensorboard" in error
     assert not list(tmp_path.iterdir())

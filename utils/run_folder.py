@@ -4,7 +4,8 @@ import contextlib
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ class RunFolder:
     def __init__(self, path: Path, tensorboard: bool = False) -> None:
         self.path = path
         self.best, self.last = path / BEST_FILE, path / LAST_FILE
-        self._build_writer = import_tensorboard() if tensorboard else None
-        self._writer: Any = None  # once the run has the folder
+        if tensorboard and find_spec("tensorboard") is None:
+            raise UserError("--tensorboard: pip install tensorboard, or leave it out")
+        self.tensorboard = tensorboard
+        self._writer: Any = None
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Make sure that no run is lost: a folder that holds one is only entered on demand.
@@ -129,8 +132,10 @@ class RunFolder:
         if records := read_log(self.path):
             kept = [json.dumps(r) + "\n" for r in records if r["iteration"] <= iteration]
             write_text(self.path / LOG_FILE, "".join(kept))
-        if self._build_writer:
-            self._writer = self._build_writer(str(self.path), purge_step=iteration + 1)
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path), purge_step=iteration + 1)
 
     def plot(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Show the numbers among these in TensorBoard, if that was asked for."""
@@ -139,17 +144,6 @@ class RunFolder:
                 if isinstance(value, float):
                     self._writer.add_scalar(name, value, iteration)
             self._writer.flush()
-
-
-def import_tensorboard() -> Callable[..., Any]:
-    """What writes TensorBoard's files; a `UserError` without that package."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "--tensorboard: the package is not there: pip install tensorboard, or leave it out"
-        ) from None
-    return SummaryWriter
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
