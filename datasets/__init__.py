@@ -52,6 +52,9 @@ class DataSource:
         return words
 
 
+CUSTOM_FLAGS = ("val_fraction", "split_seed", "void_value", "object_value")
+
+
 def build_dataset(
     source: DataSource, image_set: str, transform: Transform | None = None, **options: bool
 ) -> SegmentationDataset:
@@ -64,12 +67,7 @@ def build_dataset(
     if source.dataset == "voc":
         own = {"download": not source.no_download, "archive": source.voc_archive}
     elif source.dataset == "custom":
-        own = {
-            "val_fraction": source.val_fraction,
-            "seed": source.split_seed,
-            "void_value": source.void_value,
-            "object_value": source.object_value,
-        }
+        own = {name: getattr(source, name) for name in CUSTOM_FLAGS}
     build: Callable[..., SegmentationDataset] = DATASETS[source.dataset]
     return build(source.data_root, image_set, transform=transform, **own, **options)
 
@@ -77,10 +75,9 @@ def build_dataset(
 def build_val_set(
     source: DataSource, image_set: str, crop: int | None = None
 ) -> tuple[SegmentationDataset, list[tuple[int, int]]]:
-    """What an evaluation sees: whole images, or `--crop_val`'s centre squares of side `crop`.
+    """What an evaluation sees, and (height, width) of each sample.
 
-    Returns:
-        The data set, and (height, width) of each of its samples.
+    It sees whole images, or `--crop_val`'s centre squares of side `crop`.
     """
     dataset = build_dataset(source, image_set, ShortSideCenterCrop(crop) if crop else None)
     return dataset, [(crop, crop)] * len(dataset) if crop else dataset.image_sizes()
@@ -118,8 +115,7 @@ DATA_FLAGS = {field.name for field in dataclasses.fields(DataSource)}
 def add_data_args(parser: Parser) -> argparse._ArgumentGroup:
     """Add the flags that name a data set; every script has the same."""
     parser.needs |= dict.fromkeys(("no_download", "voc_archive"), ("dataset", "voc"))
-    of_custom = ("val_fraction", "split_seed", "void_value", "object_value")
-    parser.needs |= dict.fromkeys(of_custom, ("dataset", "custom"))
+    parser.needs |= dict.fromkeys(CUSTOM_FLAGS, ("dataset", "custom"))
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", choices=list(DATASETS), default="voc", help="data set")

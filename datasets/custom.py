@@ -36,7 +36,7 @@ class CustomSegmentation(SegmentationDataset):
         root: the folder.
         image_set: the name of a list; without lists `train`, `val` or `trainval`.
         val_fraction: the rough share of `val` where there are no lists, in (0, 1).
-        seed: with an image's name it decides that split.
+        split_seed: with an image's name it decides that split.
         void_value: what index masks hold for void besides 255.
         object_value: what masks of two classes hold for the second, in place of 1.
         options: transform and others, see `SegmentationDataset`.
@@ -52,7 +52,7 @@ class CustomSegmentation(SegmentationDataset):
         image_set: str = "train",
         *,
         val_fraction: float = 0.2,
-        seed: int = 0,
+        split_seed: int = 0,
         void_value: int | None = None,
         object_value: int | None = None,
         **options: Any,
@@ -60,7 +60,7 @@ class CustomSegmentation(SegmentationDataset):
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder: --data_root names the folder of the data set")
-        ids = find_ids(root, image_set, val_fraction, seed)
+        ids = find_ids(root, image_set, val_fraction, split_seed)
         path, labelmap = root / "class_names.txt", root / "labelmap.txt"
         if labelmap.exists():
             if void_value is not None or object_value is not None:
@@ -83,11 +83,7 @@ class CustomSegmentation(SegmentationDataset):
 def index_meanings(
     names: Sequence[str], void_value: int | None, object_value: int | None
 ) -> dict[int, int]:
-    """What the indices stand for that do not stand for the class of their number.
-
-    Raises:
-        UserError: a flag's value is that of a class, or there is no object among many classes.
-    """
+    """What the indices stand for that do not stand for the class of their number."""
     meanings = {}
     if void_value is not None:
         if void_value < len(names) and not is_void(names[void_value]):

@@ -97,10 +97,7 @@ def open_image(path: Path, load: bool = True) -> Image.Image:
             image.load()
         return image
     except Image.DecompressionBombError:
-        raise UserError(
-            f"{path}: has more pixels than the limit against decompression bombs: scale it down "
-            "(in predict.py --max_pixels raises the limit)"
-        ) from None
+        reason = "above the limit of pixels, which --max_pixels of predict.py raises"
     except Image.UnidentifiedImageError:
         is_empty = path.stat().st_size == 0
         reason = "the file is empty" if is_empty else "not an image that Pillow reads"

@@ -22,20 +22,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """A list of sample ids, one a line, as in `ImageSets/Segmentation/train.txt`.
-
-    Raises:
-        UserError: there is no such list, or it holds no ids.
-    """
+    """A list of sample ids, one a line, as in `ImageSets/Segmentation/train.txt`."""
     others = [other.name for other in list_lists(path.parent)]
     if others and not path.exists():
         raise UserError(f"{path}: there is no such list, but {', '.join(others)}: name one of them")
     ids = [line for line in read_lines(path) if line]
-    if not ids:
-        raise UserError(f"{path}: the list is empty")
-    for sample in ids:
-        if "/" in sample or "\\" in sample or "\0" in sample:
-            raise UserError(f"{path}: {sample!r} is not an id: give the file name without folders")
+    if not ids or any(char in sample for sample in ids for char in "/\\\0"):
+        raise UserError(f"{path}: is no list of ids: one file name a line, without its folder")
     return ids
 
 
@@ -50,12 +43,9 @@ def normalize(name: str) -> str:
 
 
 def list_files(folder: Path, kind: str) -> dict[str, list[Path]]:
-    """The files of each id in a folder, sorted: masks are PNGs, images whatever Pillow reads.
+    """The files of each id in a folder, sorted: a "mask" is a PNG, an "image" what Pillow reads.
 
-    Hidden files, folders and other files are left out. `kind` is "image" or "mask".
-
-    Raises:
-        UserError: the folder cannot be read.
+    Hidden files, folders and other files are left out.
     """
     suffixes = {".png"} if kind == "mask" else picture_suffixes()
     files: dict[str, list[Path]] = {}

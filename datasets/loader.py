@@ -92,9 +92,7 @@ class TrainBatches:
 def size_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[Key]]:
     """An evaluation's batches in this process, each of one size: nothing is padded.
 
-    Args:
-        sizes: (height, width) of each sample, after the data set's transform.
-        batch_size: at most so many samples a batch.
+    `sizes` are (height, width) of each sample, after the data set's transform.
     """
     by_size: dict[tuple[int, int], list[Key]] = defaultdict(list)
     for index, size in enumerate(sizes):
@@ -148,7 +146,7 @@ def build_loader(
     Args:
         dataset: the samples.
         batches: `TrainBatches`, or `size_batches`.
-        num_workers: processes that read samples; 0: the calling process reads them.
+        num_workers: processes that read samples; 0: the calling process does.
         pin_memory: for a GPU.
     """
     return DataLoader(
@@ -167,13 +165,10 @@ def build_loader(
 
 @contextlib.contextmanager
 def worker_faults_explained() -> Iterator[None]:
-    """Say in one line that a data worker was killed, or that there is no room to pass batches in.
+    """Say in one line that a data worker is gone (`WorkerError`), or what one raised (`UserError`).
 
-    torch raises that wherever the main process is just then; its message alone tells.
-
-    Raises:
-        WorkerError: so it is.
-        UserError: what a worker raised, without the traceback that torch puts before it.
+    torch raises the first wherever the main process is just then, and its message alone tells; it
+    puts a traceback before the second.
     """
     try:
         yield

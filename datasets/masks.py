@@ -83,16 +83,13 @@ class ColourMasks:
 
 
 def look_up(path: Path, codes: np.ndarray, table: np.ndarray, hint: str) -> Tensor:
-    """The classes of a mask's pixels.
+    """The classes of a mask's pixels: uint8 (H, W), classes and `IGNORE_INDEX` alone.
 
     Args:
         path: the mask.
         codes: its indices uint8 or colours uint32 (H, W): places in the table.
         table: uint8, the class, void or `UNKNOWN` that each code stands for.
         hint: what could be done about a pixel that is neither a class nor void.
-
-    Returns:
-        uint8 (H, W), classes and `IGNORE_INDEX` alone.
 
     Raises:
         UserError: a pixel is neither.

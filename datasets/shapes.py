@@ -86,9 +86,6 @@ def install_shapes(root: str | Path) -> Path:
 
     It is drawn in a temporary folder beside, and renamed: complete, or not at all. Of several
     processes one draws, and the others wait for it. Each version has a folder of its own.
-
-    Raises:
-        UserError: the folder cannot be written.
     """
     folder = Path(root) / f"shapes-v{VERSION}"
     if folder.exists():
@@ -153,7 +150,7 @@ def draw_radius(index: int, rng: np.random.Generator) -> float:
 def draw_sample(
     size: tuple[int, int], objects: Sequence[tuple[int, float]], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one image with objects, given by class (1 to 20) and radius in pixels.
+    """Draw objects, given by class (1 to 20) and radius in pixels.
 
     Returns:
         image uint8 (H, W, 3) and target uint8 (H, W).
@@ -195,7 +192,7 @@ def enlarge(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 def draw_object(
     image: Image.Image, name: str, centre: np.ndarray, radius: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw an object of the class `<texture>_<shape>` and its shadow onto `image`.
+    """Draw an object `<texture>_<shape>` and its shadow onto an image.
 
     Returns:
         bool (H, W): the pixels that it covers.

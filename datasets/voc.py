@@ -110,8 +110,7 @@ def install_voc2012(root: Path, archive: str | Path | None = None) -> Path:
         archive: `VOCtrainval_11-May-2012.tar` on disk, to extract in place of a download.
 
     Raises:
-        UserError: no mirror answers, the archive is another file, the disk is too full, or `root`
-            cannot be written.
+        UserError: no mirror answers, the archive is another file, or the disk cannot be written.
     """
     folder = root / "VOCdevkit" / "VOC2012"
     with disk_errors(root):
