@@ -75,7 +75,6 @@ def _balance(found: Findings) -> list[Block]:
             f"They are not balanced: {shares}, {smallest} {points(least / labelled)} %, "
             f"{most / least:,.0f} times fewer"
         )
-    absent = ", ".join(name for pixels, name in by_size if not pixels)
     rows = [
         [code(name), f"{pixels:,}", points(pixels / labelled), f"{number:,}"]
         for name, pixels, number in zip(found.class_names, counts, images, strict=True)
@@ -86,8 +85,7 @@ def _balance(found: Findings) -> list[Block]:
     )
     header = ["class", "pixels", "% of the labelled", "images"]
     return [
-        f"There are {len(counts)} classes. {answer}."
-        + (f" There is no pixel of {absent}." if absent else ""),
+        f"There are {len(counts)} classes. {answer}.",
         Table(caption, header, rows, "lrrr"),
     ]
 

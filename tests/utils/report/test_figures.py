@@ -205,13 +205,3 @@ def test_portraits_fit_a_page(tmp_path, run):
     check_layout(figure)
     road = portraits.colours[1].tolist()
     assert figure.axes[1].images[0].get_array()[0, 0].tolist() == road  # not black, not maroon
-
-
-def test_constant_prediction_scores_by_hand(tmp_path):
-    save_mask(
-        tmp_path / "SegmentationClass" / "a.png", np.repeat([0, 1, 3, 255], [80, 15, 5, 9])[None]
-    )
-    dataset = SegmentationDataset(tmp_path, ["a"], ["b", "c", "d", "e"], masks_only=True)
-    scores = figures.constant_scores(dataset, 0)
-    assert scores["pixel_acc"] == pytest.approx(0.8)
-    assert scores["miou"] == pytest.approx(0.8 / 3)  # the class that is nowhere does not count

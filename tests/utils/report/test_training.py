@@ -111,11 +111,12 @@ def test_the_other_loss_is_better_or_worse_or_neither(told, ce, focal, gain, ver
 
 def test_the_classes_that_gain_and_lose_most_are_named(told):
     ious = [{"a": 0.5, "b": 0.5, "c": 0.5, "d": None}, {"a": 0.6, "b": 0.4, "c": 0.52, "d": 0.9}]
-    text = told(((0.5,), CE), ((0.6,), FOCAL | {"lr": 0.02}), class_names="abcd", class_iou=ious)
+    other = FOCAL | {"lr": 0.02, "stored": {"data": {"train": {"ids": "x"}}}}
+    text = told(((0.5,), CE), ((0.6,), other), class_names="abcd", class_iou=ious)
     assert (
         "Most is gained for `a` (+10.00), `c` (+2.00), and most is lost for `b` (-10.00)." in text
     )
-    assert "The runs also differ in `lr`: what the loss alone changes, they do not tell." in text
+    assert "The runs also differ in `lr`, the images that they were trained on: what the" in text
 
 
 def test_the_models_that_are_compared_have_their_scores_there(told):
