@@ -284,15 +284,13 @@ def build_loss(args: Namespace, train_set: SegmentationDataset) -> nn.Module:
 
 def describe(args: Namespace, data: Data, device: torch.device) -> str:
     """What applies, defaults included."""
-    train_set, val_set = data.train_set, data.val_set
-    head = ", separable head" * args.separable_conv
     return (
-        f"{args.model}{head}, output stride {args.output_stride}, backbone weights "
+        f"{args.model}, output stride {args.output_stride}, backbone weights "
         f"{args.backbone_weights} (lr x{args.backbone_lr_factor:g}, BN momentum "
         f"{args.bn_momentum:g}), {describe_precision(args.precision, device)}\n"
-        f"{args.dataset}: {len(train_set)} images of {args.image_set}, evaluated on "
-        f"{len(val_set)} of {args.val_image_set} ({protocol(Evaluation.of(args).crop)}), "
-        f"{train_set.num_classes} classes\n"
+        f"{args.dataset}: {len(data.train_set)} images of {args.image_set}, evaluated on "
+        f"{len(data.val_set)} of {args.val_image_set} ({protocol(Evaluation.of(args).crop)}), "
+        f"{data.train_set.num_classes} classes\n"
         f"{args.loss}, SGD lr {args.lr:g}, {args.lr_policy}, {args.total_itrs} iterations of "
         f"{args.batch_size} images, crop {args.crop_size}, resized by {args.resize:g}"
     )

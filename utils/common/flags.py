@@ -99,14 +99,13 @@ class Parser(argparse.ArgumentParser):
             UserError: a value that its flag cannot have.
         """
         words: list[str] = []
-        for name in settings.keys() & self.defaults().keys():
-            value = settings[name]
-            if value is True:
-                words.append(f"--{name}")
-            elif isinstance(value, list):
+        for name, value in settings.items():
+            if name not in self.defaults() or value is None or value is False:
+                continue
+            if isinstance(value, list):
                 words += [f"--{name}", *map(str, value)]
-            elif value is not None and value is not False:
-                words.append(f"--{name}={value}")
+            else:
+                words.append(f"--{name}" if value is True else f"--{name}={value}")
         try:
             return self.given(words)
         except UserError as error:
