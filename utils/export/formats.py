@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,12 @@ FREE = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
 
 
 class Program(nn.Module):
-    """What the file computes.
-
-    Args:
-        model: with folded batch norms.
-        logits: give logits in place of classes.
-        float_input: take normalised floats in place of bytes.
-    """
+    """What the file computes, of bytes or of normalised floats: logits or classes."""
 
     def __init__(self, model: DeepLab, logits: bool, float_input: bool) -> None:
         super().__init__()
         self.model: DeepLab = model
-        self.logits = logits
-        self.float_input = float_input
+        self.logits, self.float_input = logits, float_input
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, 3, H, W) to classes uint8 (N, H, W), or to logits float32 (N, C, H, W)."""
@@ -44,13 +37,6 @@ class Program(nn.Module):
     def takes(self, image: Tensor) -> Tensor:
         """A uint8 image as the file takes it."""
         return self.model.normalize(image) if self.float_input else image
-
-
-class Format(NamedTuple):
-    """How a file is written (of a program, an example of its image, and metadata), and loaded."""
-
-    write: Callable[[Program, Tensor, dict[str, Any], Path], None]
-    load: Callable[[Path], Callable[[Tensor], Tensor]]
 
 
 def write_pt2(program: Program, image: Tensor, metadata: dict[str, Any], path: Path) -> None:
@@ -95,17 +81,15 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     """The file as a function."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-FORMATS = {".onnx": Format(write_onnx, load_onnx), ".pt2": Format(write_pt2, load_pt2)}
+FORMATS = {".onnx": (write_onnx, load_onnx), ".pt2": (write_pt2, load_pt2)}
 
 
-def choose_format(path: Path) -> Format:
-    """The format that a file's name asks for.
+def choose_format(path: Path) -> tuple[Callable, Callable]:
+    """What writes, and what loads, the kind of file that a name asks for.
 
     Raises:
         UserError: there is none, or torch is too old for it, or a package is missing.
