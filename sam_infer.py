@@ -31,7 +31,7 @@ from utils.checkpoint import load_checkpoint
 from utils.common.errors import UserError, run_script
 from utils.common.files import write_json
 from utils.common.progress import progress, say
-from utils.precision import choose_device, choose_precision, out_of_memory_explained
+from utils.precision import choose_device, out_of_memory_explained
 from utils.predict.photos import find_images, name_outputs
 from utils.predictor import Predictor
 from utils.report.image_choice import load_or_make_picks
@@ -150,7 +150,6 @@ def main(argv: list[str] | None = None) -> int:
     """Segment the images that the flags name, score the masks; returns the exit status."""
     args = parse_args(__doc__, argv)
     device, output_dir = choose_device(args.device), Path(args.output_dir)
-    choose_precision(args.precision, device)  # refused before all work
     source = DataSource.of(args)
     dataset, image_set, paths = find_samples(args, source)
     paths = dict(list(paths.items())[: args.limit])

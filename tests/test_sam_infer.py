@@ -4,12 +4,13 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segment_anything import sam_model_registry
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -19,6 +20,7 @@ from segment_anything.modeling import (
 )
 
 import sam_infer
+from datasets.image_files import image_size
 from network.modeling import build_model
 from tests.conftest import save_sample, write_list
 from utils.checkpoint import describe_model
@@ -32,6 +34,7 @@ from utils.sam.regions import Prompts, component_prompts
 from utils.sam.weights import WIDTH_KEY, SamModel, file_checksum, find_weights, load_sam
 
 WIDTH, SIDE = 32, 64  # of the small SAM: channels, and pixels of what it sees
+ALL_MASKS = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
 EVERYTHING = ("--pred_iou_thresh", 0, "--stability_score_thresh", 0, "--points_per_side", 3)
 CLASS_NAMES = ["background", "disc", "square"]
 
@@ -122,9 +125,8 @@ def infer(run, home, tmp_path):
 
 
 def make_maker(sam, side=4, batch=8, precision="fp32"):
-    thresholds = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
     points = {"points_per_side": side, "points_per_batch": batch}
-    return MaskMaker(sam, torch.device("cpu"), precision, **points, **thresholds)
+    return MaskMaker(sam, torch.device("cpu"), precision, **points, **ALL_MASKS)
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +136,9 @@ def photo():
 
 
 def test_masks_are_those_of_the_packages_generator(sam, photo):
-    from segment_anything import SamAutomaticMaskGenerator
-
-    reference = SamAutomaticMaskGenerator(
-        sam, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0
-    ).generate(photo.permute(1, 2, 0).numpy())
-    reference = [record for record in reference if record["area"]]
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=4, **ALL_MASKS)
+    records = generator.generate(photo.permute(1, 2, 0).numpy())
+    reference = [record for record in records if record["area"]]
     reference.sort(key=lambda record: -record["area"])
     masks = make_maker(sam)(photo)
     assert len(masks) == len(reference) >= 3
@@ -155,8 +154,6 @@ def test_masks_are_those_of_the_packages_generator(sam, photo):
 
 
 def test_prompts_give_one_mask_each_with_its_class(sam, photo):
-    from segment_anything import SamPredictor
-
     prompts = Prompts(
         boxes=torch.tensor([[2, 3, 20, 30], [25, 5, 50, 35], [1, 1, 58, 9], [2, 3, 20, 30]]),
         points=torch.tensor([[10, 12], [40, 20], [30, 4], [11, 12]]),
@@ -183,49 +180,33 @@ def test_prompts_give_one_mask_each_with_its_class(sam, photo):
 
 def test_large_image_takes_fewer_points_at_a_time(sam, photo, monkeypatch):
     monkeypatch.setattr(mask_maker, "MASK_BYTES", 3 * 4 * 40 * 60 * 3 + 1)
-    maker, asked = make_maker(sam), []
-    predict = maker.predictor.predict_torch
-
-    def count(points, *args, **options):
-        asked.append(len(points))
-        return predict(points, *args, **options)
-
-    monkeypatch.setattr(maker.predictor, "predict_torch", count)
-    expected = make_maker(sam, batch=1)(photo)
-    assert len(maker(photo)) == len(expected)
-    assert max(asked) == 3
+    maker, expected = make_maker(sam), make_maker(sam, batch=1)(photo)
+    predictor = maker.predictor
+    with patch.object(predictor, "predict_torch", wraps=predictor.predict_torch) as asked:
+        assert len(maker(photo)) == len(expected)
+    assert max(len(call.args[0]) for call in asked.call_args_list) == 3
 
 
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )
 def test_precision_is_that_of_the_image_encoder_alone(photo, precision, dtype):
-    torch.manual_seed(0)
-    sam = build_small_sam().eval()
-    found = {}
-    for name, module in (
-        ("encoder", sam.image_encoder.blocks[0].mlp.lin1),
-        ("decoder", sam.mask_decoder.iou_prediction_head.layers[0]),
-    ):
-        module.register_forward_hook(
-            lambda module, inputs, output, name=name: found.update({name: output.dtype})
-        )
+    sam, found = build_small_sam().eval(), {}
+    encoder, decoder = sam.image_encoder.blocks[0].mlp, sam.mask_decoder.iou_prediction_head
+    for layer in (encoder.lin1, decoder.layers[0]):
+        layer.register_forward_hook(lambda layer, _, output: found.update({layer: output.dtype}))
     make_maker(sam, 2, 4, precision=precision)(photo)
-    assert found == {"encoder": dtype, "decoder": torch.float32}
+    assert found == {encoder.lin1: dtype, decoder.layers[0]: torch.float32}
 
 
 @pytest.mark.parametrize("prompts", [None, component_prompts(torch.eye(60).int()[:40])])
 def test_points_and_boxes_are_in_fp32_as_a_device_may_lack_float64(photo, prompts):
-    sam = build_small_sam().eval()
-    types = []
-
-    def look(module, args, inputs):
-        tensors = [*inputs["points"], inputs["boxes"]]
-        types.extend(t.dtype for t in tensors if t is not None and t.is_floating_point())
-
-    sam.prompt_encoder.register_forward_pre_hook(look, with_kwargs=True)
-    make_maker(sam)(photo, prompts)
-    assert set(types) == {torch.float32}
+    maker = make_maker(build_small_sam().eval())
+    encoder = maker.predictor.model.prompt_encoder
+    with patch.object(encoder, "forward", wraps=encoder.forward) as asked:
+        maker(photo, prompts)
+    (points, _), boxes = (asked.call_args.kwargs[name] for name in ("points", "boxes"))
+    assert points.dtype == torch.float32 and (boxes is None or boxes.dtype == torch.float32)
 
 
 # Weights
@@ -275,8 +256,7 @@ def test_without_a_network_it_says_where_the_weights_may_be_put(tmp_path, monkey
 
 
 def test_published_sizes_are_those_of_the_package():
-    names = ["vit_b", "vit_l", "vit_h"]
-    assert list(weights.SAM_MODELS) == names
+    assert list(weights.SAM_MODELS) == ["vit_b", "vit_l", "vit_h"]
     with torch.device("meta"):
         huge = sam_model_registry["vit_h"]()
     assert huge.image_encoder.pos_embed.shape[-1] == weights.SAM_MODELS["vit_h"].width == 1280
@@ -303,12 +283,9 @@ def test_five_images_of_the_report_leave_pictures_masks_and_scores(infer, home, 
     assert list(scores["borders"]) == ["3", "5", "10"]
     counts = {}
     for name in picks["five"]:
-        with Image.open(home / "data" / "JPEGImages" / f"{name}.jpg") as image:
-            size = image.size
-        with Image.open(results / f"{name}.png") as picture:
-            assert picture.size == size
+        size = image_size(home / "data" / "JPEGImages" / f"{name}.jpg")
         masks = load_masks(results / f"{name}.npz")
-        assert masks.size == size[::-1]
+        assert masks.size == size == image_size(results / f"{name}.png")
         areas = [int(mask.sum()) for mask in masks]
         assert areas == sorted(areas, reverse=True)
         counts[name] = len(masks)
@@ -362,11 +339,11 @@ def test_masks_of_other_settings_weights_or_images_are_not_mixed_in(infer, home,
     state, key = sam.state_dict(), "mask_decoder.iou_token.weight"
     torch.save({**state, key: state[key] + 1}, other)
     assert "another sam_sha256: --overwrite" in infer(*first, checkpoint=other).error
-    Image.new("RGB", (64, 48)).save(tmp_path / "image_0.jpg")
-    error = infer(images=[tmp_path / "image_0.jpg"]).error
-    assert "made with another image_sha256: --overwrite" in error
+    image = tmp_path / "image_0.jpg"
+    Image.new("RGB", (64, 48)).save(image)
+    assert "made with another image_sha256: --overwrite" in infer(images=[image]).error
     assert path.read_bytes() == before
-    assert infer("--overwrite", images=[tmp_path / "image_0.jpg"]).status == 0
+    assert infer("--overwrite", images=[image]).status == 0
     assert path.read_bytes() != before
 
 
@@ -380,12 +357,10 @@ def test_prompts_from_deeplab_give_masks_with_its_classes(infer, home, tmp_path,
     finished = infer("--split", "val", "--prompts", "deeplab", everything=EVERYTHING[:4])
     assert finished.status == 0, finished.stderr
     masks = load_masks(tmp_path / "results" / "image_0.npz")
-    boxes = {
-        tuple(box): number for box, number in zip(masks.prompt_boxes, masks.classes, strict=True)
-    }
+    boxes = dict(zip(map(tuple, masks.prompt_boxes), masks.classes, strict=True))
     assert boxes.items() <= {(5, 5, 19, 19): 1, (30, 30, 44, 39): 2}.items() and boxes
-    checksum = masks.settings["made_with"]["deeplab_sha256"]
-    assert checksum == file_checksum(home / "runs" / "best" / "best.pth")
+    made_with = masks.settings["made_with"]
+    assert made_with["deeplab_sha256"] == file_checksum(home / "runs" / "best" / "best.pth")
     words = ("--split", "val", "--prompts", "deeplab", "--ckpt", home / "runs" / "worse/best.pth")
     assert "made with another deeplab_sha256" in infer(*words, everything=EVERYTHING[:4]).error
     published = sam_infer.load_checkpoint(home / "runs" / "best" / "best.pth")
@@ -466,15 +441,8 @@ def test_what_cannot_work_is_refused_before_all_work(infer, home, tmp_path, monk
         Image.new("L", Image.open(path).size).save(path)
     assert "holds an object: give --split" in infer("--data_root", tmp_path / "data").error
 
-    with monkeypatch.context() as context:
-        context.setitem(sys.modules, "segment_anything", None)
-        assert "segment_anything is missing: pip install" in infer("--split", "val").error
-
-    def refuse(name, device):
-        raise UserError(f"--precision {name}: {device} does not have it")
-
-    monkeypatch.setattr(sam_infer, "choose_precision", refuse)
-    assert "--precision fp32: cpu does not have it" in infer("--split", "val").error
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    assert "segment_anything is missing: pip install" in infer("--split", "val").error
 
 
 def test_each_image_fails_alone_and_is_listed(infer, tmp_path, monkeypatch):

@@ -157,10 +157,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     model = build_model(args.model, len(CLASS_NAMES)).to(args.device)
     with out_of_memory_explained("lower --batch_size or --crop_size"):
-        if args.only != "eval":
-            compare_training(model, args)
-        if args.only != "train":
-            compare_evaluation(model, args)
+        for name, compare_ways in (("train", compare_training), ("eval", compare_evaluation)):
+            if args.only in (None, name):
+                compare_ways(model, args)
 
 
 if __name__ == "__main__":

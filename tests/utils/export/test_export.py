@@ -130,15 +130,9 @@ def example(number):
     return re.findall(r"```python\n(.*?)```", text, re.S)[number]
 
 
-WITHOUT_PROJECT = """
-import sys
-for name in {missing}:
-    sys.modules[name] = None  # as if it were not installed
-"""
-
-
 def run_alone(code, folder, missing):
-    code = WITHOUT_PROJECT.format(missing=missing) + code
+    """Run code as if some packages were not installed."""
+    code = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300
     )

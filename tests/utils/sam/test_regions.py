@@ -1,12 +1,7 @@
 import pytest
 import torch
 
-from utils.sam.regions import (
-    border_band,
-    component_prompts,
-    connected_components,
-    paint_classes,
-)
+from utils.sam.regions import border_band, component_prompts, connected_components, paint_classes
 
 
 def flood_fill(classes: list[list[int]]) -> list[list[int]]:
