@@ -28,9 +28,7 @@ def _write(block: Block, suffix: str) -> str:
 
 def _table(table: Table) -> str:
     head, *body = ([_escape(cell) for cell in row] for row in (table.header, *table.rows))
-    # Pandoc makes the columns of a wide table as wide as their rules.
-    widths = [max(3, *map(len, column)) for column in zip(head, *body, strict=True)]
-    rules = ["-" * n + ":" * (side == "r") for n, side in zip(widths, table.align, strict=True)]
+    rules = ["---:" if side == "r" else "---" for side in table.align]
     lines = [f"| {' | '.join(row)} |" for row in (head, rules, *body)]
     return "\n".join([f"*{_escape(table.caption)}*", "", *lines])
 

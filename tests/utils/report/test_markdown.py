@@ -15,7 +15,7 @@ from utils.report.markdown import to_markdown
         (Code("a = b_c"), "```python\na = b_c\n```"),
         (
             Table("A table.", ["", "mIoU"], [["`a|b`", "66.1"], ["c_d", "7"]], "lr"),
-            "*A table.*\n\n|  | mIoU |\n| ------ | ----: |\n| `a\\|b` | 66.1 |\n| c\\_d | 7 |",
+            "*A table.*\n\n|  | mIoU |\n| --- | ---: |\n| `a\\|b` | 66.1 |\n| c\\_d | 7 |",
         ),
         (
             Picture("curves", "Curves of `a`."),
