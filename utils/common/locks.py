@@ -11,10 +11,6 @@ from utils.common.errors import UserError
 LOCK_TIMEOUT = 7200.0  # seconds
 
 
-class HeldError(UserError):
-    """Another process holds the lock."""
-
-
 @contextlib.contextmanager
 def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """Hold a lock file; while another process holds it, wait and say so.
@@ -26,7 +22,7 @@ def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     Where the folder has no working locks (some network file systems), that is said.
 
     Raises:
-        HeldError: the wait was in vain.
+        UserError: the wait was in vain.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -42,7 +38,9 @@ def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
                     print(f"{path}: no locks there ({error}): start nothing else in this folder")
                     break
                 if time.monotonic() - start > timeout:
-                    raise HeldError(f"{path}: another process holds it: end that one") from None
+                    raise UserError(
+                        f"{path}: another process holds it: wait for its end, or end it"
+                    ) from None
                 if not told:
                     print(f"{path}: held by another process, waiting for it to finish", flush=True)
                 told = True

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from tests.conftest import ROOT
-from utils.common.locks import HeldError, locked
+from utils.common.errors import UserError
+from utils.common.locks import locked
 
 
 def test_lock_ends_with_its_process_even_if_a_child_of_that_lives_on(tmp_path):
@@ -27,7 +28,7 @@ def test_lock_ends_with_its_process_even_if_a_child_of_that_lives_on(tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(HeldError, match="another process"), locked(path, timeout=0.3):
+        with pytest.raises(UserError, match="another process"), locked(path, timeout=0.3):
             pass
         process.kill()
         process.wait()
