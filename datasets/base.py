@@ -54,8 +54,10 @@ class SegmentationDataset(Dataset):
     ) -> None:
         self.folder = folder
         self.ids = list(dict.fromkeys(map(normalize, ids)))
-        if doubles := len(ids) - len(self.ids):
-            say_once(f"note: {folder}: {doubles} ids are listed once more: each is taken once")
+        if len(self.ids) < len(ids):
+            say_once(
+                f"note: {folder}: ids are listed again: {len(self.ids)} of {len(ids)} are taken"
+            )
         self.class_names = tuple(class_names)
         self.colours = default_colours(self.class_names)
         self.masks: IndexMasks | ColourMasks = IndexMasks(self.num_classes)

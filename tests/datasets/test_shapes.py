@@ -80,20 +80,6 @@ def test_shape_has_the_area_of_the_unit_disc(shape):
     assert np.hypot(*shapes.OUTLINES[shape].T).max() < 1.8 * np.exp(-0.06)
 
 
-@pytest.mark.parametrize(
-    ("texture", "part"),
-    [("plain", 0), ("striped", 0.5), ("checkered", 0.5), ("dotted", math.pi * 0.3**2)],
-)
-def test_texture_has_its_part_of_the_second_colour(texture, part):
-    tile = Image.new("RGB", (960, 960))  # 20 whole periods of the longest wave
-    colours = (10, 20, 30), (40, 50, 60)
-    shapes.draw_texture(tile, texture, colours, 24.0, np.array([13.0, 40.0]))
-    first, second = ((np.asarray(tile) == colour).all(2) for colour in colours)
-    assert (first | second).all()
-    share = second.mean()
-    assert share == pytest.approx(part, abs=0.05)  # Pillow draws a border's last pixel, too
-
-
 @pytest.mark.parametrize("name", ["plain_disc", "dotted_square", "checkered_star"])
 def test_object_lies_where_its_mask_says(name):
     picture = Image.new("RGB", (140, 100), (128, 128, 128))

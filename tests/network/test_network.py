@@ -325,12 +325,6 @@ def test_auxiliary_head_gives_logits_in_training_alone(name):
     assert model.eval()(image).shape == (2, 4, 33, 49)
 
 
-def test_training_on_a_batch_of_one_fails_in_batch_norm():
-    model = build_model("deeplabv3_mobilenet")
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        model(torch.randn(1, 3, 65, 65))
-
-
 @pytest.mark.parametrize("name", ["deeplabv3plus_resnet50", "deeplabv3_mobilenet"])
 @pytest.mark.parametrize(("given", "expected"), [(0.01, 0.01), (None, 0.1)])
 def test_bn_momentum_is_set_on_the_backbone_alone(name, given, expected):
