@@ -7,6 +7,7 @@ gradients where the batch has no valid pixel. A new loss is a class and a line i
 import inspect
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,23 @@ def falling_order(values: Tensor) -> Tensor:
     return (~values.float().view(torch.int32)).argsort()
 
 
+class Transposed(torch.autograd.Function):
+    """(P, C) to (C, P), and the gradient back, both as copies: so it stays channels last.
+
+    The softmax of the copy is twice as quick on a CPU as one of rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """Float (P, C) to (C, P)."""
+        return rows.t().contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Float (C, P) to (P, C)."""
+        return grad.t().contiguous()
+
+
 class RegionLoss(SegmentationLoss):
     """Base of losses that compare each class's region as a whole, over the pixels of the batch.
 
@@ -170,7 +188,7 @@ class RegionLoss(SegmentationLoss):
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean of `class_loss()`."""
         valid = target != self.ignore_index
-        probs = logits.softmax(dim=1).t().contiguous()  # (C, P)
+        probs = Transposed.apply(logits).softmax(dim=0)  # (C, P)
         inside = (target == torch.arange(len(probs), device=target.device)[:, None]) & valid
         present = inside.any(dim=1)
         if logits.device.type == "cpu":  # one class after the other takes little memory
