@@ -80,7 +80,7 @@ def predict_images(
     """Predict and save each image; reading and saving run beside the model.
 
     Args:
-        names: what the results of each image are called.
+        names: what the results of each image are called, in `folder`.
         folder: where results go.
         predictor: gives the classes.
         extras: what is left beside the masks: "overlay", "confidence".
@@ -137,11 +137,11 @@ def score_split(
         write_json(file, settings)
         names = dict(zip(dataset.image_paths, dataset.ids, strict=True))
         return predict_images(names, file.with_suffix(""), predictor)
-    if not save_predictions:
-        score_checkpoint(predictor, evaluation, folder)
-        return 0
     results = Results(predictor)
-    file = score_checkpoint(predictor, evaluation, folder, results.add)
+    keep = results.add if save_predictions else None
+    file = score_checkpoint(predictor, evaluation, folder, keep)
+    if not save_predictions:
+        return 0
     print(f"predictions in {predictions_folder(file)}")
     return results.end(predictions_folder(file))
 

@@ -102,6 +102,13 @@ class Finished:
         assert "Traceback" not in self.stderr
         return lines[0]
 
+    @property
+    def failed(self) -> list[str]:
+        """The lines on stderr about images that could not be done, without `failed: `."""
+        assert self.status == 1 and "Traceback" not in self.stderr
+        lines = self.stderr.splitlines()
+        return [line.removeprefix("failed: ") for line in lines if line.startswith("failed: ")]
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture) -> Callable[..., Finished]:

@@ -62,18 +62,12 @@ class LossMeter:
     """The sum of the losses since the last evaluation; one that is not finite ends the training.
 
     On a GPU the losses stay there until `check()`, so that training need not wait for each.
-
-    Args:
-        ids: the names of the samples.
-
-    Attributes:
-        total: the sum; set it to 0 to start anew.
-        latest: the newest loss that was read.
     """
 
     def __init__(self, ids: Sequence[str] = ()) -> None:
-        self.ids = ids
-        self.total, self.latest = 0.0, math.nan
+        self.ids = ids  # the names of the samples
+        self.total = 0.0  # set to 0 to start anew
+        self.latest = math.nan  # the newest loss that was read
         self._pending: list[tuple[Tensor, int, list[float], Tensor]] = []
 
     def add(self, loss: Tensor, iteration: int, lrs: list[float], indices: Tensor) -> None:

@@ -7,12 +7,7 @@ import torch
 
 
 class StreamSegMetrics:
-    """Counts predictions batch by batch, on the device, and scores them all at the end.
-
-    Args:
-        num_classes: C.
-        ignore_index: pixels with this target do not count.
-        device: where the confusion matrix lies; batches must be there too.
+    """Counts predictions batch by batch, on `device`, and scores them all at the end.
 
     Attributes:
         confusion: int64 (C, C), rows are targets and columns predictions, in pixels.

@@ -53,19 +53,14 @@ class Predictor:
         window: side in pixels of half the area of the largest part, at least 32; neighbouring parts
             share a quarter of it.
 
-    Attributes:
-        checkpoint: what the model is from, if `from_checkpoint` made it, as the next three.
-        class_names: one name per class.
-        palette: the colour of each class, uint8 (C, 3).
-        output_stride: that of the model.
-
     Raises:
         UserError: a scale or the window is out of range.
     """
 
+    # What `from_checkpoint` adds.
     checkpoint: Checkpoint
     class_names: Sequence[str] = ()
-    palette: np.ndarray
+    palette: np.ndarray  # the colour of each class, uint8 (C, 3)
     output_stride: int | None = None
 
     def __init__(
@@ -127,11 +122,9 @@ class Predictor:
         return predictor
 
     def predict_image(self, image: AnyImage) -> np.ndarray:
-        """Class indices, uint8 (H, W), of an image in one of the usual forms.
+        """Class indices, uint8 (H, W), of a file, a PIL image, an array or a tensor.
 
-        Args:
-            image: a file, a PIL image, an array uint8 (H, W, 3), or a tensor uint8 (3, H, W). EXIF
-                orientation is applied; everything is RGB.
+        Arrays are uint8 (H, W, 3), tensors uint8 (3, H, W), both RGB. EXIF orientation is applied.
 
         Raises:
             UserError: the file cannot be read.
@@ -141,27 +134,21 @@ class Predictor:
         return self(to_tensor(image)[None].to(self.device))[0].cpu().numpy()
 
     def predict_with_confidence(self, image: AnyImage) -> tuple[np.ndarray, np.ndarray]:
-        """What `predict_image` gives, and beside it the softmax of these classes.
+        """What `predict_image` gives, and the softmax of these classes, averaged over the views.
 
-        Returns:
-            Class indices, and their probabilities from 0 to 255 (averaged over the views), both
-            uint8 (H, W).
+        Both are uint8 (H, W); a probability of 1 is 255.
         """
         images = to_tensor(image)[None].to(self.device)
-        pred, confidence = self._predict(images, self._best_and_confidence)[0].cpu().numpy()
+        pred, confidence = self(images, self._best_and_confidence)[0].cpu().numpy()
         return pred, confidence
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Uint8 images (N, 3, H, W), RGB, to class indices uint8 (N, H, W).
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor, decide: Decide = best_class) -> torch.Tensor:
+        """Uint8 images (N, 3, H, W), RGB, to class indices uint8 (N, H, W), or what `decide` makes.
 
         Raises:
             TypeError: the images are not of bytes.
         """
-        return self._predict(images, best_class)
-
-    @torch.inference_mode()
-    def _predict(self, images: torch.Tensor, decide: Decide) -> torch.Tensor:
-        """Images as above to what `decide` makes of their scores."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 in [0, 255], not {images.dtype}")
         size = images.shape[-2:]
@@ -171,7 +158,6 @@ class Predictor:
         parts = images.split(max(2 * self.whole_pixels // size.numel(), 1))
         return torch.cat([decide(self._scores(part, size)) for part in parts])
 
-    @torch.inference_mode()
     def predict_in_windows(self, image: torch.Tensor, decide: Decide = best_class) -> torch.Tensor:
         """The same of one image (3, H, W), whatever its size."""
         size, (num_classes, stride) = image.shape[1:], self._grid

@@ -23,15 +23,8 @@ class Stopped(Exception):  # noqa: N818 (a wish of the user, not an error)
 class StopSignals:
     """Notes SIGINT (Ctrl-C), SIGTERM and SIGHUP and says so; a second one ends the process at once.
 
-    What is ignored (SIGHUP under nohup) stays so.
-
-    Use as a context manager around what must not be torn apart.
-
-    Args:
-        device: of the run.
-
-    Attributes:
-        received: the signal, or None so far.
+    What is ignored (SIGHUP under nohup) stays so. Use as a context manager around what must not be
+    torn apart; `received` is the signal, or None so far.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -16,9 +16,9 @@ def place_windows(size: Sequence[int], side: int, overlap: int) -> list[tuple[sl
     They start at multiples of 16, where a backbone's strides put the whole image's features too.
 
     Args:
-        size: height and width of the image.
-        side: of a square, a multiple of 16 pixels.
-        overlap: pixels that neighbours share, at least.
+        size: height and width of the image, in pixels as the rest.
+        side: of a square, a multiple of 16.
+        overlap: what neighbours share, at least.
 
     Returns:
         The rows and the columns of each window.
@@ -37,12 +37,7 @@ def place_windows(size: Sequence[int], side: int, overlap: int) -> list[tuple[sl
 def window_weights(size: Sequence[int], overlap: float) -> torch.Tensor:
     """The weight of each logit of a window: 1, and falling linearly over `overlap` at its borders.
 
-    Args:
-        size: height and width, in logits.
-        overlap: in logits.
-
-    Returns:
-        float (height, width), above 0.
+    `size` (height and width) and `overlap` are in logits; float (height, width), above 0.
     """
     sides = []
     for length in size:

@@ -57,16 +57,6 @@ def test_precision_recall_and_f1_by_hand():
     assert plain.items() <= scores.items() and "class_f1" not in plain
 
 
-def test_f1_is_what_iou_says_of_it():
-    stream = StreamSegMetrics(5)
-    generator = torch.Generator().manual_seed(1)
-    stream.update(*torch.randint(0, 5, (2, 3, 17, 19), generator=generator))
-    scores = scores_from_confusion(stream.confusion, detailed=True)
-    assert scores["class_f1"] == pytest.approx([2 * i / (1 + i) for i in scores["class_iou"]])
-    harmonic = zip(scores["class_precision"], scores["class_recall"], strict=True)
-    assert scores["class_f1"] == pytest.approx([2 * p * r / (p + r) for p, r in harmonic])
-
-
 def test_miou_over_the_classes_of_the_ground_truth_leaves_out_what_is_only_predicted():
     assert target_miou(CONFUSION) == (pytest.approx((5 / 7 + 0) / 2), 2)
     assert scores_from_confusion(CONFUSION)["miou"] == pytest.approx((5 / 7 + 0 + 0) / 3)

@@ -83,13 +83,6 @@ def test_image_of_one_pixel_has_a_class(model, precision):
     assert Predictor(model, precision)(draw_image(1, 1)).shape == (1, 1, 1)
 
 
-def test_flipped_image_gives_the_flipped_result(model, precision):
-    image = draw_image(65, 90)
-    plain, flipping = Predictor(model, precision), Predictor(model, precision, flip=True)
-    assert torch.equal(flipping(image.flip(-1)), flipping(image).flip(-1))
-    assert not torch.equal(plain(image.flip(-1)), plain(image).flip(-1))
-
-
 def mean_softmax(model, image, scales, flip):
     """Of each view, and at the image's size: (1, C, H, W)."""
     size, passes = image.shape[-2:], []

@@ -17,9 +17,8 @@ def locked(path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
 
     The lock is SQLite's on an empty file: on every system it ends with the process that holds it,
     so a killed run leaves nothing that would block the next one. The file stays: a lock on one that
-    was removed would exclude nobody.
-
-    Where the folder has no working locks (some network file systems), that is said.
+    was removed would exclude nobody. Where a folder has no working locks (some network file
+    systems), that is said.
 
     Raises:
         UserError: the wait was in vain.

@@ -17,11 +17,7 @@ LOG_SECONDS = 30  # between two lines where the bar is no terminal's but a file'
 def progress(items: Iterable | None, text: str, total: int | None = None, **options: Any) -> tqdm:
     """A bar over `items`; in a log file one short line every half a minute; in one process alone.
 
-    Args:
-        items: to go through; None for a bar that is moved by `update()`.
-        text: what is being done.
-        total: number of items, where `len(items)` does not say.
-        options: of tqdm.
+    Without items it is moved by `update()`; `options` are tqdm's.
     """
     options.setdefault("disable", not is_main())
     if not sys.stderr.isatty():

@@ -26,17 +26,13 @@ def draw_overlay(
 ) -> Image.Image:
     """The classes over the image, half and half with white borders, and below it their legend.
 
-    A background is left as it is.
+    A background is left as it is; narrow images are filled up, so that the longest name has room.
 
     Args:
         image: uint8 (3, H, W).
         pred: uint8 (H, W), class indices.
         class_names: one name per index.
         colours: uint8 (C, 3).
-
-    Returns:
-        RGB; the upper left (H, W) is the picture. Narrow images are filled up with white, so that
-        the longest name has room.
     """
     photo = Image.fromarray(image.permute(1, 2, 0).numpy())
     classes = palette_image(pred, colours)
@@ -69,12 +65,9 @@ def find_borders(pred: np.ndarray, thickness: int) -> np.ndarray:
 def draw_legend(
     entries: Sequence[tuple[str, tuple[int, int, int]]], image_width: int, files: Sequence[Path]
 ) -> Image.Image:
-    """A white panel with a coloured box and a name for each entry, in rows.
+    """A white panel, as wide as the image or a name, with a coloured box for each name, in rows.
 
-    Args:
-        entries: (name, RGB colour).
-        image_width: width in pixels to fill; the panel is wider if a name needs it.
-        files: of fonts, that have the letters of the names.
+    `files` are those of fonts that have the letters of the names.
     """
     size = max(12, image_width // 50)  # of the letters, in pixels
     fonts = [ImageFont.truetype(str(best_font(name, files)), size) for name, _ in entries]

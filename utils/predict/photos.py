@@ -22,11 +22,9 @@ OVERLAY_END = "_overlay.png"
 def find_images(inputs: Sequence[str | Path], output_dir: Path | None = None) -> list[Path]:
     """The images that the words of a command line name, in order, each once.
 
-    Args:
-        inputs: files, whatever their suffix, folders, and wildcards that no shell expanded. In a
-            folder, the files whose suffix is one of a format that Pillow reads, in any case; no
-            sub-folders, no hidden files. What is left out is said.
-        output_dir: where results go; those of an earlier run are no images.
+    Words are files, whatever their suffix, folders, and wildcards that no shell expanded. In a
+    folder it is the files whose suffix is one of a format that Pillow reads, in any case, but no
+    hidden ones, and no results of an earlier run in `output_dir`.
 
     Raises:
         UserError: a path does not exist, or a folder or a wildcard has no image.

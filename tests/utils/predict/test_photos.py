@@ -34,9 +34,6 @@ def test_outputs_overwrite_neither_each_other_nor_an_input(tmp_path):
     assert name_outputs(paths, tmp_path / "out") == ["x", "x_2", "X_3", "x_overlay_2"]
     paths = [tmp_path / "x.png", tmp_path / "y.jpg", tmp_path / "y_overlay.png"]
     assert name_outputs(paths, tmp_path) == ["x_2", "y_2", "y_overlay_2"]
-
-
-def test_input_behind_a_link_is_not_overwritten(tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     assert name_outputs([tmp_path / "link" / "x.png"], tmp_path) == ["x_2"]
