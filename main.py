@@ -165,7 +165,7 @@ def train(
             if state.average is not None:
                 state.average.update()
             state.cur_itrs += 1
-            state.losses.add(loss, state.cur_itrs, state.lrs, batch[2])
+            state.losses.add(loss, state.cur_itrs)
             folder.plot(state.cur_itrs, {"loss": state.losses.latest, "rate": state.lrs[-1]})
             epoch = state.cur_itrs / data.per_epoch
             bar.set_description_str(f"epoch {epoch:.1f}", refresh=False)
@@ -265,7 +265,7 @@ def build_state(args: Namespace, train_set: SegmentationDataset, model: DeepLab)
         build_scheduler(optimizer, *schedule),
         build_scaler(args.precision, model.mean.device),
         WeightAverage(model, args.ema_decay) if args.ema_decay else None,
-        LossMeter(train_set.ids),
+        LossMeter(),
         settings=vars(args),
         class_names=train_set.class_names,
         colours=train_set.colours,

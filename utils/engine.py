@@ -64,15 +64,14 @@ class LossMeter:
     On a GPU the losses stay there until `check()`, so that training need not wait for each.
     """
 
-    def __init__(self, ids: Sequence[str] = ()) -> None:
-        self.ids = ids  # the names of the samples
+    def __init__(self) -> None:
         self.total = 0.0  # set to 0 to start anew
         self.latest = math.nan  # the newest loss that was read
-        self._pending: list[tuple[Tensor, int, list[float], Tensor]] = []
+        self._pending: list[tuple[int, Tensor]] = []
 
-    def add(self, loss: Tensor, iteration: int, lrs: list[float], indices: Tensor) -> None:
-        """Add the loss of an iteration (counted from 1), its learning rates and its samples."""
-        self._pending.append((loss, iteration, lrs, indices))
+    def add(self, loss: Tensor, iteration: int) -> None:
+        """Add the loss of an iteration, counted from 1."""
+        self._pending.append((iteration, loss))
         if loss.device.type == "cpu" or len(self._pending) >= CHECK_EVERY:
             self.check()
 
@@ -82,17 +81,15 @@ class LossMeter:
         Raises:
             NonFiniteError: one of them is infinite or NaN.
         """
-        pending, self._pending = self._pending, []
-        if not pending:
+        if not self._pending:
             return
-        summed = all_reduce_sum(torch.stack([loss for loss, *_ in pending]))
-        values: list[float] = (summed / get_world_size()).tolist()
-        for value, (_, iteration, lrs, indices) in zip(values, pending, strict=True):
+        iterations, losses = zip(*self._pending, strict=True)
+        self._pending.clear()
+        values = (all_reduce_sum(torch.stack(losses)) / get_world_size()).tolist()
+        for iteration, value in zip(iterations, values, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteError(
-                    f"the loss is {value} at iteration {iteration} (learning rates "
-                    f"{', '.join(f'{lr:g}' for lr in lrs)}; samples "
-                    f"{', '.join(self.ids[index] for index in indices)}): lower --lr, or use "
+                    f"the loss is {value} at iteration {iteration}: lower --lr, or use "
                     "--precision fp32"
                 )
             self.total += value
@@ -104,7 +101,7 @@ def evaluate(
     predictor: Predictor,
     dataset: SegmentationDataset,
     loader: DataLoader,
-    visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+    visit: Callable[[int, Tensor, Tensor], None] | None = None,
     should_stop: Callable[[int], bool] = lambda _: False,
 ) -> StreamSegMetrics:
     """Count the predictions for the images of `dataset`, against targets of their own size.
@@ -113,8 +110,8 @@ def evaluate(
         predictor: maps uint8 (N, 3, H, W) on its `device` to classes uint8 (N, H, W).
         dataset: images and targets.
         loader: its batches, each of images of one size (`size_batches`).
-        visit: called with each sample's index, its image uint8 (3, H, W), its target and its
-            prediction, both uint8 (H, W); the prediction is on the device, the others are not.
+        visit: called with each sample's index, its target, and its prediction on the device, both
+            uint8 (H, W).
         should_stop: asked before each batch, with its number; all processes ask equally often.
 
     Returns:
@@ -137,7 +134,7 @@ def evaluate(
             preds = predict_batch(predictor, images.to(device, non_blocking=True))
             metrics.update(targets.to(device, non_blocking=True), preds)
             if visit:
-                for sample in zip(indices.tolist(), images, targets, preds, strict=True):
+                for sample in zip(indices.tolist(), targets, preds, strict=True):
                     visit(*sample)
     finally:
         torch.backends.cudnn.benchmark = searches

@@ -90,7 +90,7 @@ def score_checkpoint(
     batches = size_batches(sizes, evaluation.batch_size)
     loader = build_loader(val_set, batches, evaluation.num_workers, device.type == "cuda")
 
-    def visit(index: int, image: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
+    def visit(index: int, target: torch.Tensor, pred: torch.Tensor) -> None:
         if keep:
             sample = val_set.ids[index]
             keep(sample, predictions_folder(file) / f"{sample}.png", pred.cpu().numpy())

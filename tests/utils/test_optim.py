@@ -54,24 +54,6 @@ def test_warmup_multiplies_the_schedule_by_a_rising_factor(model, policy):
     assert torch.allclose(warm, plain * factors[:, None])
 
 
-def test_schedule_with_warmup_goes_on_from_its_state(model):
-    def build():
-        optimizer = build_optimizer(model, lr=0.01, backbone_lr_factor=0.1)
-        return optimizer, build_scheduler(optimizer, "poly", 1, 20, warmup_itrs=8)
-
-    optimizer, scheduler = build()
-    for _ in range(5):
-        optimizer.step()
-        scheduler.step()
-    other_optimizer, other = build()
-    other_optimizer.load_state_dict(optimizer.state_dict())
-    other.load_state_dict(scheduler.state_dict())
-    for _ in range(10):
-        for each in (scheduler, other):
-            each.step()
-        assert optimizer.param_groups[1]["lr"] == other_optimizer.param_groups[1]["lr"]
-
-
 def test_average_is_an_exponential_moving_one_of_weights_and_statistics():
     model = torch.nn.BatchNorm1d(1)
     average = WeightAverage(model, decay=0.75)

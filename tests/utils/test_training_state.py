@@ -70,7 +70,7 @@ def steps(state, count, first=0):
         if state.average is not None:
             state.average.update()
         state.cur_itrs += 1
-        state.losses.add(loss, state.cur_itrs, state.lrs, torch.tensor([]))
+        state.losses.add(loss, state.cur_itrs)
     return state
 
 

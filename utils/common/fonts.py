@@ -20,9 +20,10 @@ def find_fonts(texts: Iterable[str]) -> Sequence[Path]:
     return [dejavu()] if letters.isascii() else _find_fonts(frozenset("".join(letters.split())))
 
 
-def best_font(text: str, fonts: Sequence[Path]) -> Path:
-    """The font that has most letters of a text."""
-    return fonts[0] if len(fonts) == 1 else min(fonts, key=lambda font: len(missing(font, text)))
+def best_font(texts: Sequence[str]) -> Path:
+    """The one font that has most letters of some texts."""
+    fonts, letters = find_fonts(texts), "".join(texts)
+    return fonts[0] if len(fonts) == 1 else min(fonts, key=lambda font: len(missing(font, letters)))
 
 
 @functools.cache

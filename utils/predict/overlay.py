@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.colours import full_palette, has_background
-from utils.common.fonts import best_font, find_fonts
+from utils.common.fonts import best_font
 
 MIN_SHARE = 0.001  # of the pixels; a class that has less is not in the legend
 
@@ -43,7 +43,7 @@ def draw_overlay(
     counts = classes.histogram(painted)
     shown = [index for index, count in enumerate(counts) if count >= MIN_SHARE * pred.size]
     entries = [(class_names[index], tuple(colours[index].tolist())) for index in shown]
-    legend = draw_legend(entries, photo.width, find_fonts(class_names))
+    legend = draw_legend(entries, photo.width, best_font(class_names))
     canvas = Image.new("RGB", (legend.width, photo.height + legend.height), "white")
     canvas.paste(photo)
     canvas.paste(legend, (0, photo.height))
@@ -63,21 +63,18 @@ def find_borders(pred: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def draw_legend(
-    entries: Sequence[tuple[str, tuple[int, int, int]]], image_width: int, files: Sequence[Path]
+    entries: Sequence[tuple[str, tuple[int, int, int]]], image_width: int, font_file: Path
 ) -> Image.Image:
-    """A white panel, as wide as the image or a name, with a coloured box for each name, in rows.
-
-    `files` are those of fonts that have the letters of the names.
-    """
+    """A white panel, as wide as the image or a name, with a coloured box for each name, in rows."""
     size = max(12, image_width // 50)  # of the letters, in pixels
-    fonts = [ImageFont.truetype(str(best_font(name, files)), size) for name, _ in entries]
-    lengths = [font.getlength(name) for font, (name, _) in zip(fonts, entries, strict=True)]
-    cell = 3 * size + math.ceil(max(lengths, default=0))
+    font = ImageFont.truetype(str(font_file), size)
+    longest = max((font.getlength(name) for name, _ in entries), default=0)
+    cell = 3 * size + math.ceil(longest)
     columns = max(1, image_width // cell)
     rows = math.ceil(len(entries) / columns)
     panel = Image.new("RGB", (max(image_width, cell), 2 * size * rows), "white")
     draw = ImageDraw.Draw(panel)
-    for number, (font, (name, colour)) in enumerate(zip(fonts, entries, strict=True)):
+    for number, (name, colour) in enumerate(entries):
         row, column = divmod(number, columns)
         left, top = column * cell + size // 2, 2 * size * row + size // 2
         draw.rectangle((left, top, left + size, top + size), fill=colour, outline="black")

@@ -167,7 +167,7 @@ def analyse_errors(
     """
     mious: dict[int, float] = {}
 
-    def visit(index: int, _: torch.Tensor, target: torch.Tensor, pred: torch.Tensor) -> None:
+    def visit(index: int, target: torch.Tensor, pred: torch.Tensor) -> None:
         confusion = confusion_matrix(target, pred.cpu(), dataset.num_classes, IGNORE_INDEX)
         miou, number = target_miou(confusion)
         if number:

@@ -41,7 +41,7 @@ def installed(monkeypatch, tmp_path):
 def test_an_installed_font_helps_out(installed, capsys):
     found = fonts.find_fonts(["cat", "Ⓐ or b", "небо"])
     assert found == [fonts.dejavu(), OTHER] and capsys.readouterr().out == ""
-    best = [fonts.best_font(text, found) for text in ("cat", "Ⓐ or b", "небо")]
+    best = [fonts.best_font(names) for names in (["cat"], ["Ⓐ or b", "cat"], ["небо"])]
     assert best == [fonts.dejavu(), OTHER, fonts.dejavu()]
 
 
