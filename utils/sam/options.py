@@ -15,8 +15,7 @@ MASK_FLAGS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
 def build_parser(description: str) -> Parser:
     """All flags, in groups."""
     parser = Parser(description=description)
-    text = "images and folders, if not the report's five"
-    parser.add_argument("images", nargs="*", default=[], help=text)
+    parser.add_argument("images", nargs="*", default=[], help="images and folders of your own")
     data = add_data_args(parser)
     text = "decide images of the five yourself, as in visualize.py"
     data.add_argument("--pick", nargs="+", action="extend", metavar="CLASS=ID", help=text)

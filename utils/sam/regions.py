@@ -57,14 +57,16 @@ def component_prompts(classes: torch.Tensor, first_class: int = 0) -> Prompts:
     left_right = torch.minimum(*(_to_end(components, turns) for turns in (1, 3)))
     depth, spread = torch.minimum(up_down, left_right), up_down * left_right
     rating = depth * classes.numel() + spread  # the spread decides among equals
+    sizes = components.flatten().bincount().tolist()
     found = []  # left, top, right, bottom, column, row and class
-    for number in components[classes >= first_class].unique():
-        rows, columns = torch.nonzero(components == number, as_tuple=True)
-        best = rating[rows, columns].argmax()
-        row, column = rows[best], columns[best]
+    for pixels in components.flatten().argsort(stable=True).split(sizes):
+        rows, columns = pixels // classes.shape[1], pixels % classes.shape[1]
+        best = rating.flatten()[pixels].argmax()
         box = [columns.min(), rows.min(), columns.max(), rows.max()]
-        found.append([int(value) for value in (*box, column, row, classes[row, column])])
-    table = torch.tensor(found, dtype=torch.int64).reshape(-1, 7)
+        point_and_class = [columns[best], rows[best], classes.flatten()[pixels[0]]]
+        found.append([int(value) for value in box + point_and_class])
+    table = torch.tensor(found)
+    table = table[table[:, 6] >= first_class]
     return Prompts(table[:, :4], table[:, 4:6], table[:, 6])
 
 
