@@ -62,6 +62,7 @@ from utils.signals import Stopped, StopSignals
 from utils.training_state import TrainingState, kept_at_the_end
 
 SAVE_SECONDS = 300  # of training between two saves of last.pth that nobody asked for
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def train(
     batches = iter(build_loader(data.train_set, planned, args.num_workers, device.type == "cuda"))
     began = time.perf_counter() - state.seconds
     saved = state.seconds if state.cur_itrs else -math.inf
-    with progress(None, "train", args.total_itrs, initial=state.cur_itrs) as bar:
+    with progress(None, "train", args.total_itrs, initial=state.cur_itrs, bar_format=BAR) as bar:
         while True:
             at_end = state.cur_itrs == args.total_itrs
             is_due = at_end or state.cur_itrs % (data.per_epoch * args.val_interval) == 0
@@ -167,9 +168,9 @@ def train(
             state.cur_itrs += 1
             state.losses.add(loss, state.cur_itrs)
             folder.plot(state.cur_itrs, {"loss": state.losses.latest, "rate": state.lrs[-1]})
-            epoch = state.cur_itrs / data.per_epoch
-            bar.set_description_str(f"epoch {epoch:.1f}", refresh=False)
-            bar.set_postfix_str(f"loss {state.losses.latest:.3g}", refresh=False)
+            epoch, epochs = (n / data.per_epoch for n in (state.cur_itrs, args.total_itrs))
+            bar.set_description_str(f"epoch {epoch:.1f}/{round(epochs, 1):g}", refresh=False)
+            bar.set_postfix_str(losses_text(state), refresh=False)
             bar.update()
 
 
@@ -209,6 +210,12 @@ def validate(
         f"mIoU {100 * scores['miou']:.2f} (best {100 * state.best_score:.2f}), "
         f"pixel acc {100 * scores['pixel_acc']:.2f}, {record['seconds']:.0f} s"
     )
+
+
+def losses_text(state: TrainingState) -> str:
+    """What the bar ends with: the newest loss, and the best score if there is one."""
+    best = f", best {100 * state.best_score:.1f}" if state.evaluated_itrs else ""
+    return f"loss {state.losses.latest:.3g}{best}"
 
 
 def set_seed(seed: int, deterministic: bool) -> None:

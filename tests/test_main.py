@@ -4,13 +4,15 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from main import main, train_step
+from main import BAR, losses_text, main, train_step
 from tests.conftest import make_voc, save_mask, write_list
 from utils.options import parse_args
 from utils.run_folder import read_log
@@ -279,6 +281,16 @@ def test_overwrite_starts_again_once_the_new_run_can_start(run, finished, data, 
     del argv[2:4]  # --backbone_weights
     assert run(main, *argv, "--ckpt", folder / "best.pth").status == 0
     assert [record["iteration"] for record in read_log(folder)] == [1]
+
+
+def test_bar_fits_80_columns_and_names_no_best_before_there_is_one():
+    state = SimpleNamespace(best_score=0.0, evaluated_itrs=0, losses=SimpleNamespace(latest=1.2949))
+    assert losses_text(state) == "loss 1.29"
+    state.evaluated_itrs, state.best_score = 3, 0.2636
+    assert losses_text(state) == "loss 1.29, best 26.4"
+    parts = {"prefix": "epoch 12.5/25", "postfix": losses_text(state), "bar_format": BAR}
+    line = tqdm.format_meter(2250, 4500, 9000.0, ncols=80, ascii=True, **parts)
+    assert len(line) <= 80 and " 50%|##" in line and line.endswith("best 26.4]")
 
 
 def test_resume_refuses_other_classes(run, tmp_path):
