@@ -95,7 +95,7 @@ class SegmentationDataset(Dataset):
     @property
     def ids_hash(self) -> str:
         """Twelve hexadecimal digits that tell whether two sets hold the same ids, in any order."""
-        return hashlib.sha256("\n".join(sorted(set(self.ids))).encode()).hexdigest()[:12]
+        return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -134,10 +134,7 @@ def download_weights(
 ) -> StateDict:
     """Torchvision's published weights, cached below TORCH_HOME; shows a progress bar.
 
-    Args:
-        name: torchvision's name of the model.
-        version: name of its weights, in any case.
-        instead: the flags that make the download needless, for the message.
+    `instead` names the flags that make the download needless, for the message.
 
     Raises:
         UserError: the download fails, or the cached file is damaged.

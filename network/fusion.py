@@ -11,18 +11,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
-    """Fold batch norms into convolutions, and keep the convolutions in the type they compute in.
+    """A copy in evaluation mode, whose logits are those of the model but for rounding.
 
-    A batch norm is folded if its parent registers it right behind a convolution, which in every
-    model of `MODELS` means that it also runs right behind it. Others stay as they are.
+    A batch norm is folded into the convolution that its parent registers right before it, which in
+    every model of `MODELS` also runs right before it. Others stay as they are.
 
     Args:
         model: left as it is.
         dtype: of the convolutions' weights: that of the autocast which the copy will run in, so
             that they are not cast anew for every image.
-
-    Returns:
-        a copy in evaluation mode, whose logits are those of the model but for rounding.
     """
     model = copy.deepcopy(model).eval()
     for parent in list(model.modules()):

@@ -35,8 +35,7 @@ class MobileNetV2Backbone(nn.Module):
         """Image float (N, 3, H, W) to features.
 
         Returns:
-            "low_level" (stride 4), "out" (the output stride), and "aux", what the last four blocks
-            get.
+            "low_level" (stride 4), "out" (the output stride), and "aux", what the last blocks get.
         """
         low_level = self.low_level_features(image)
         aux = self.high_level_features[:10](low_level)

@@ -39,8 +39,7 @@ def build_model(
         num_classes: channels of the logits.
         output_stride: image size over size of the backbone's output, 8 or 16.
         separable_conv: separable 3x3 convolutions in the head.
-        backbone_weights: `none`, `imagenet1k_v1`, `imagenet1k_v2`, or the path of a published state
-            dict of the backbone's classification network.
+        backbone_weights: see `build_backbone`.
         bn_momentum: momentum of the backbone's batch norms; None leaves torch's 0.1. The head's
             keep 0.1: they have no ImageNet statistics to protect.
         aux_head: add a second head, torchvision's `FCNHead`, on what the last stage gets (PSPNet,

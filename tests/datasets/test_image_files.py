@@ -68,23 +68,6 @@ def save_turned(folder, suffix, orientation, size):
     return save(path, image, exif=exif)
 
 
-# For each EXIF orientation: where the stored image's upper left pixel is seen, (right?, bottom?).
-CORNERS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
-
-
-@pytest.mark.parametrize("orientation", CORNERS)
-def test_exif_orientation_is_applied(tmp_path, orientation):
-    photo = read_image(save_turned(tmp_path, "jpg", orientation, (64, 32)))
-    height, width = (32, 64) if orientation < 5 else (64, 32)
-    assert photo.shape == (3, height, width)
-    corners = {
-        (right, bottom): close(photo, [4, width - 4][right], [4, height - 4][bottom], RED, 40)
-        for right in (0, 1)
-        for bottom in (0, 1)
-    }
-    assert [corner for corner, is_red in corners.items() if is_red] == [CORNERS[orientation]]
-
-
 def test_unreadable_files_say_why(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     cut = {
