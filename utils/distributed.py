@@ -85,10 +85,14 @@ def fewest(count: int, device: torch.device) -> int:
 
 
 def sync_buffers(model: nn.Module) -> None:
-    """Give every process rank 0's running statistics, before an evaluation."""
+    """Give every process rank 0's running statistics, before an evaluation, in one piece."""
     if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, 0)
+        parts = flat.split([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def wrap_model(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
