@@ -1,9 +1,9 @@
 """How often each class occurs in the targets of a data set."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -22,31 +22,27 @@ class ClassStatistics:
     image_pixels: torch.Tensor  # int64 (C,), pixels that are not void in the images that hold it
 
 
-_counted: WeakKeyDictionary[SegmentationDataset, ClassStatistics] = WeakKeyDictionary()
-
-
+@functools.lru_cache(maxsize=8)
 def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     """Count the classes of all targets.
 
     Reads masks alone, on all cores, with a progress bar, and each data set once.
     """
-    if dataset not in _counted:
 
-        def count(index: int) -> torch.Tensor:
-            return torch.bincount(dataset.read_target(index).flatten(), minlength=256)
+    def count(index: int) -> torch.Tensor:
+        return torch.bincount(dataset.read_target(index).flatten(), minlength=256)
 
-        with ThreadPoolExecutor(available_cores()) as pool:
-            counts = pool.map(count, range(len(dataset)))
-            per_image = torch.stack(list(progress(counts, "count classes", len(dataset))))
-        classes = per_image[:, : dataset.num_classes]
-        present = classes > 0
-        _counted[dataset] = ClassStatistics(
-            pixel_counts=classes.sum(0),
-            void_pixels=int(per_image[:, IGNORE_INDEX].sum()),
-            image_counts=present.sum(0),
-            image_pixels=(present * classes.sum(1, keepdim=True)).sum(0),
-        )
-    return _counted[dataset]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        counts = pool.map(count, range(len(dataset)))
+        per_image = torch.stack(list(progress(counts, "count classes", len(dataset))))
+    classes = per_image[:, : dataset.num_classes]
+    present = classes > 0
+    return ClassStatistics(
+        pixel_counts=classes.sum(0),
+        void_pixels=int(per_image[:, IGNORE_INDEX].sum()),
+        image_counts=present.sum(0),
+        image_pixels=(present * classes.sum(1, keepdim=True)).sum(0),
+    )
 
 
 def present_and_absent(

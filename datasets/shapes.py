@@ -113,14 +113,15 @@ def draw_set(folder: Path) -> None:
     rng = np.random.default_rng(SEED)  # the same as (SEED, 0): images count from 1
     plan = plan_objects(NUM_TRAIN, rng) + plan_objects(NUM_VAL, rng)
     ids = [f"shapes_{number:06d}" for number in range(1, len(plan) + 1)]
-    for number, classes in enumerate(progress(plan, "shapes", leave=False), 1):
+    samples = zip(ids, progress(plan, "shapes", leave=False), strict=True)
+    for number, (sample, classes) in enumerate(samples, 1):
         rng = np.random.default_rng([SEED, number])
         size = SIZES[rng.integers(len(SIZES))]
         image, target = draw_sample(size, [(c, draw_radius(c, rng)) for c in classes], rng)
-        Image.fromarray(image).save(images / f"{ids[number - 1]}.jpg", quality=92, subsampling=0)
+        Image.fromarray(image).save(images / f"{sample}.jpg", quality=92, subsampling=0)
         mask = Image.fromarray(target)
         mask.putpalette(PALETTE.tobytes())
-        mask.save(masks / f"{ids[number - 1]}.png")
+        mask.save(masks / f"{sample}.png")
     sets = {"train": ids[:NUM_TRAIN], "val": ids[NUM_TRAIN:], "trainval": ids}
     for image_set, chosen in sets.items():
         (lists / f"{image_set}.txt").write_text("\n".join(chosen) + "\n")
