@@ -484,7 +484,7 @@ def test_spoiled_data_is_named(run, data, tmp_path, file, spoil, words, num_work
         (["--test_only", "--ckpt", "nowhere.pth"], ["nowhere.pth"]),
         (["--backbone_weights", "nowhere.pth"], ["nowhere.pth", "--backbone_weights"]),
         (["--image_set", "nowhere"], ["nowhere.txt"]),
-        (["--lr", 1e30], ["loss is", "iteration", "--lr", "2007_"]),
+        (["--lr", 1e30], ["loss is", "iteration", "--lr"]),
         (["--device", "cuda:77"], ["--device cuda:77"]),
     ],
 )

@@ -1,3 +1,4 @@
+import re
 from unittest.mock import patch
 
 import numpy as np
@@ -72,6 +73,7 @@ def test_profile_counts_by_hand():
     text = profile(lambda: [x.mm(x) for _ in range(6)], 3, CPU)
     row = next(line.split() for line in text.splitlines() if " aten::mm " in line)
     assert row[-5:] == ["18", "[[64,", "64],", "[64,", "64]]"] and text.startswith("3 rounds of ")
+    assert 0 < float(re.search(r"; cpu computes in (\d+)%", text)[1]) <= 100
 
 
 # The ancestor's way computes what this project computes.

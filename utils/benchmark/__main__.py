@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,15 +112,17 @@ def measure(works: Sequence[Work], repeats: int, device: torch.device) -> list[f
 
 
 def profile(work: Work, repeats: int, device: torch.device) -> str:
-    """The seconds of a round, and torch's table of what the device computes in all of them."""
+    """How long a round takes, in which share the device computes, and at what: torch's table."""
     is_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *is_cuda * [ProfilerActivity.CUDA]]
     work()  # as in `measure`
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
-        seconds = [timed(work, device) for _ in range(repeats)]
+        seconds = sum(timed(work, device) for _ in range(repeats))
     key = "self_device_time_total" if is_cuda else "self_cpu_time_total"
-    table = profiler.key_averages(group_by_input_shape=True).table(sort_by=key, row_limit=30)
-    return f"{repeats} rounds of {statistics.mean(seconds):.3f} s\n{table}"
+    rows = profiler.key_averages(group_by_input_shape=True)
+    busy = sum(getattr(row, key) for row in rows if (row.device_type == DeviceType.CPU) != is_cuda)
+    text = f"rounds of {seconds / repeats:.3f} s; {device} computes in {busy / 1e6 / seconds:.0%}"
+    return f"{repeats} {text}\n{rows.table(sort_by=key, row_limit=30)}"
 
 
 def timed(work: Work, device: torch.device) -> float:
@@ -150,9 +153,9 @@ def peak_flops(precision: str, device: torch.device) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Measure as the flags say."""
     args = parse_args(argv)
-    is_cuda, threads = args.device.type == "cuda", f"{torch.get_num_threads()} CPU threads"
-    machine = torch.cuda.get_device_name(args.device) if is_cuda else threads
-    print(f"{args.model} on {machine}, torch {torch.__version__}")
+    machine = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"{args.model} on {machine}, {threads}, torch {torch.__version__}")
     torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions: for the limit alone
     torch.manual_seed(0)
     model = build_model(args.model, len(CLASS_NAMES)).to(args.device)

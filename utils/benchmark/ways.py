@@ -1,9 +1,8 @@
 """What is timed: both ways to train and to evaluate, on drawn images, and the machine's limit.
 
-The public ancestor's way (VainF/DeepLabV3Plus-Pytorch): fp32 and NCHW, without cuDNN's search;
-images are normalised on the CPU, floats travel to the device, targets become int64 there; the loss
-is read after every iteration; evaluation goes image by image, its confusion matrix is NumPy's. This
-project's: the functions that `main.py` calls.
+The public ancestor's way (VainF/DeepLabV3Plus-Pytorch): fp32, NCHW, no search of cuDNN's; images
+are normalised on the CPU, floats travel, targets become int64 on the device; every loss is read;
+evaluation goes image by image into NumPy's confusion matrix. Ours: the functions of `main.py`.
 """
 
 import copy
