@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.colours import default_colours
-from datasets.image_files import check_fit, image_size, read_image
+from datasets.image_files import check_fit, image_size, misfit, read_image
 from datasets.lists import find_files, list_files, normalize
 from datasets.masks import IGNORE_INDEX as IGNORE_INDEX
 from datasets.masks import ColourMasks, IndexMasks
@@ -113,7 +113,8 @@ class SegmentationDataset(Dataset):
         target = self.read_target(index)
         image = read_image(self.image_paths[index], (target.shape[0], target.shape[1]))
         if image.shape[1:] != target.shape:  # the files are others than at the start
-            check_fit(self.image_paths[index], self.target_paths[index])
+            paths = self.image_paths[index], self.target_paths[index]
+            raise misfit(*paths, image.shape[1:], target.shape)
         if self.transform is not None:
             image, target = self.transform(image, target)
         return image, target

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +82,16 @@ def check_fit(path: Path, target_path: Path) -> bool:
             with contextlib.suppress(Exception):  # as broken as they may be, the pixels are not
                 turn = image.getexif()[ExifTags.Base.Orientation]
     if target_size != size and (target_size != size[::-1] or turn not in (5, 6, 7, 8)):
-        raise UserError(
-            f"{target_path}: the mask is {target_size[1]}x{target_size[0]}, but its image {path} "
-            f"is {size[1]}x{size[0]}: they must be of one size"
-        )
+        raise misfit(path, target_path, size, target_size)
     return target_size == size and turn in range(2, 9)
+
+
+def misfit(path: Path, target_path: Path, size: Sequence[int], target: Sequence[int]) -> UserError:
+    """What is to be said of an image and a mask whose sizes (height, width) differ."""
+    return UserError(
+        f"{target_path}: the mask is {target[1]}x{target[0]}, but its image {path} is "
+        f"{size[1]}x{size[0]}: they must be of one size"
+    )
 
 
 def open_image(path: Path, load: bool = True) -> Image.Image:

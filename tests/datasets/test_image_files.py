@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.base import SegmentationDataset
-from datasets.image_files import pixel_limit, read_image
+from datasets.image_files import image_size, pixel_limit, read_image
 from datasets.loader import worker_faults_explained
 from tests.conftest import save_mask
 from utils.common.errors import UserError
@@ -168,6 +168,15 @@ def test_image_is_turned_where_only_its_turned_size_fits_the_mask(tmp_path, caps
     assert "EXIF" not in capsys.readouterr().err
 
 
+def test_tags_behind_the_pixels_of_a_png_turn_it_too(tmp_path):
+    path = save_turned(tmp_path, "png", 6, (64, 32))
+    file = path.read_bytes()
+    start = file.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(file[start : start + 4], "big")
+    path.write_bytes(file[:start] + file[end:-12] + file[start:end] + file[-12:])
+    assert one_pair(tmp_path, (64, 32))[0][0].shape == (3, 64, 32)
+
+
 def test_sizes_are_compared_from_headers(tmp_path):
     path = save_turned(tmp_path, "jpg", 6, (20, 30))  # 30 wide and 20 high for a viewer
     path.write_bytes(path.read_bytes()[:-20])  # the pixels are not looked at
@@ -177,6 +186,14 @@ def test_sizes_are_compared_from_headers(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(UserError, match=rf"^{path}: the file is empty"):
         one_pair(tmp_path, (20, 30))
+
+
+@pytest.mark.parametrize(("suffix", "orientation"), [("jpg", 3), ("png", 1), ("tif", 6)])
+def test_mask_of_sides_that_no_tag_exchanges_is_refused(tmp_path, suffix, orientation):
+    path = save_turned(tmp_path, suffix, orientation, (20, 30))  # Pillow turns a TIFF itself
+    size = image_size(path)
+    with pytest.raises(UserError, match=rf"a\.png: the mask .* {path} is {size[1]}x{size[0]}: "):
+        one_pair(tmp_path, size[::-1])
 
 
 def test_image_that_no_longer_fits_its_mask_is_named(tmp_path):
