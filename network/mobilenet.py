@@ -12,9 +12,7 @@ from network.efficientnet_lite import StateDict, replace_stride_with_dilation
 class MobileNetV2Backbone(nn.Module):
     """torchvision's MobileNetV2 without its last 1x1 convolution and its classifier.
 
-    Args:
-        name: `mobilenet_v2`.
-        output_stride: 8 or 16.
+    `name` is `mobilenet_v2`, `output_stride` 8 or 16.
     """
 
     low_level_channels = 24
