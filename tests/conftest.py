@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
@@ -77,6 +80,24 @@ def as_process(rank: int, world_size: int) -> Iterator[None]:
         patch("datasets.loader.get_world_size", lambda: world_size),
     ):
         yield
+
+
+def run_python(
+    code: str, *argv: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)],
+        cwd=cwd, capture_output=True, text=True, timeout=600, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `--data_root` with a small VOC 2012 that the tests of a module share."""
+    root = tmp_path_factory.mktemp("voc")
+    make_voc(root, num_train=6, num_val=4)
+    return root
 
 
 @pytest.fixture

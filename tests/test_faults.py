@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from main import main
-from tests.conftest import ROOT, Finished, make_voc
+from tests.conftest import ROOT, Finished, run_python
 from tests.test_main import SMALL, assert_same_run, load
 
 pytestmark = pytest.mark.slow  # each test starts programs
@@ -57,13 +57,6 @@ def resume(data, runs, *more):
 
 def run_folder(runs):
     return Path(runs) / "voc_deeplabv3plus_mobilenet_ce"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_voc(root, num_train=6, num_val=3)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +117,10 @@ os.open = open_file
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 import main, predict, visualize
-data, runs = sys.argv[1:]
-flags = "--model deeplabv3plus_mobilenet --backbone_weights none --crop_size 48 --batch_size 2"
-flags += " --num_workers 0 --precision fp32 --device cpu --total_itrs 2"
-places = ["--data_root", data, "--runs_dir", runs]
-assert main.main([*flags.split(), *places]) == 0
-assert main.main([*flags.split(), *places, "--resume", "--total_itrs", "3"]) == 0
+data, runs, *flags = sys.argv[1:]
+flags += ["--data_root", data, "--runs_dir", runs]
+assert main.main([*flags, "--total_itrs", "2"]) == 0
+assert main.main([*flags, "--resume", "--total_itrs", "3"]) == 0
 images = data + "/VOCdevkit/VOC2012/JPEGImages"
 assert predict.main([images, "--runs_dir", runs, "--output_dir", runs + "/masks"]) == 0
 assert not visualize.main(["curves", "--runs_dir", runs, "--output_dir", runs + "/report"])
@@ -137,8 +128,7 @@ assert not visualize.main(["curves", "--runs_dir", runs, "--output_dir", runs + 
 
 
 def test_training_prediction_and_figures_need_nothing_that_posix_alone_has(data, tmp_path):
-    command = [sys.executable, "-c", OTHER_SYSTEM, str(data), str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    ended = run_python(OTHER_SYSTEM, data, tmp_path, *SMALL)
     assert ended.returncode == 0, ended.stderr
     assert len(list((tmp_path / "masks").rglob("*.png"))) >= 9
     assert list((tmp_path / "report").rglob("*.png"))

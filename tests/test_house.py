@@ -3,14 +3,13 @@
 import ast
 import importlib
 import os
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
 import utils
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 SCRIPTS = ("main", "predict", "visualize", "sam_infer")
 ROOMS = ("predict", "report", "sam", "benchmark", "export")
@@ -110,9 +109,7 @@ for script, argv in {AT_ONCE!r}:
     assert status == (0 if argv == ["--help"] else 2), (script, argv, status)
 print(*sorted(set(sys.modules) - before))
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    ended = run_python(code, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == len(AT_ONCE) - len(SCRIPTS), ended.stderr

@@ -1,10 +1,9 @@
-"""Training learns what the targets say, and nothing from void: the whole network, on the CPU."""
+"""Training learns what the targets say: the whole network, on the CPU."""
 
 import numpy as np
 import pytest
 import torch
 
-from datasets.base import IGNORE_INDEX
 from datasets.shapes import draw_sample
 from network.modeling import build_model
 from utils.engine import train_step
@@ -14,6 +13,7 @@ from utils.optim import build_optimizer, build_scheduler
 from utils.precision import build_scaler
 from utils.predictor import Predictor
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 NUM_IMAGES, SIDE, RADIUS = 8, 64, 18.0  # pixels
 LR = 0.05
@@ -32,31 +32,21 @@ def samples():
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))
 
 
-def build(seed=0):
+def build():
     """The quickest of the networks that see details."""
-    torch.manual_seed(seed)
-    model = build_model(
-        "deeplabv3plus_mobilenet",
-        num_classes=NUM_IMAGES + 1,
-        separable_conv=True,
-        backbone_weights="none",
-        bn_momentum=0.1,
-    )
+    torch.manual_seed(0)
+    model = build_model("deeplabv3plus_mobilenet", NUM_IMAGES + 1, separable_conv=True)
     return model.to(memory_format=torch.channels_last)
 
 
-def train(model, images, targets, iterations, weight_decay=1e-4):
-    """Train on all images in every iteration, as they are; returns the losses."""
-    optimizer = build_optimizer(model, LR, 1.0, weight_decay=weight_decay)
+def train(model, images, targets, iterations):
+    """Train on all images in every iteration, as they are."""
+    optimizer = build_optimizer(model, LR, 1.0)
     scheduler = build_scheduler(optimizer, "poly", 1000, iterations)
     scaler, criterion = build_scaler("fp32", CPU), build_criterion("ce")
-    losses = []
     for _ in range(iterations):
-        losses.append(
-            train_step(model.train(), (images, targets), criterion, optimizer, scaler, "fp32")
-        )
+        train_step(model.train(), (images, targets), criterion, optimizer, scaler, "fp32")
         scheduler.step()
-    return losses
 
 
 def score(model, images, targets):
@@ -65,14 +55,12 @@ def score(model, images, targets):
     return metrics.compute()["miou"]
 
 
-@pytest.mark.slow
 def test_eight_images_are_learned_by_heart_in_150_iterations(samples):
     model = build()
     train(model, *samples, iterations=150)
     assert score(model, *samples) >= 0.98
 
 
-@pytest.mark.slow
 def test_targets_of_other_images_destroy_the_score(samples):
     images, targets = samples
     model = build()
@@ -80,18 +68,3 @@ def test_targets_of_other_images_destroy_the_score(samples):
     train(model, images, others, iterations=75)
     assert score(model, images, others) >= 0.8  # it did learn: what it was told
     assert score(model, images, targets) <= 0.2
-
-
-def test_void_targets_change_no_parameter(samples):
-    images, targets = samples
-    model = build()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    # Weight decay alone would still shrink the weights.
-    void = torch.full_like(targets, IGNORE_INDEX)
-    losses = train(model, images, void, iterations=2, weight_decay=0)
-    assert losses == [0, 0]
-    parameters = dict(model.named_parameters())
-    for name, value in model.state_dict().items():
-        # The running statistics of batch norm are of the images, whatever the targets say.
-        is_statistic = name not in parameters
-        assert torch.equal(value, before[name]) != is_statistic, name

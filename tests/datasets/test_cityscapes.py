@@ -6,7 +6,6 @@ from PIL import Image
 from datasets import DataSource, build_dataset
 from datasets.cityscapes import Cityscapes
 from utils.common.errors import UserError
-from utils.options import parse_args
 
 IDS = {
     "train": ["aachen_000000_000019", "aachen_000001_000019", "bremen_000000_000019"],
@@ -64,8 +63,3 @@ def test_masks_alone_need_no_images(root):
 def test_missing_masks_say_what_to_unpack_where(tmp_path):
     with pytest.raises(UserError, match=r"gtFine/train: not there: unpack gtFine_trainvaltest"):
         Cityscapes(tmp_path)
-
-
-def test_recipe_of_the_data_set():
-    args = parse_args("", ["--dataset", "cityscapes"])
-    assert (args.crop_size, args.lr_policy) == ([769], "poly")

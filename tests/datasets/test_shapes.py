@@ -211,12 +211,6 @@ def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, small_set, m
 # Bad input.
 
 
-def test_unknown_image_set_names_those_that_are_there(tmp_path, small_set):
-    message = r"trainaug\.txt: there is no such list, but train\.txt, trainval\.txt, val\.txt:"
-    with pytest.raises(UserError, match=message):
-        ShapesSegmentation(tmp_path, "trainaug")
-
-
 def test_root_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file.*: cannot be used .*a writable folder"):

@@ -52,17 +52,6 @@ def test_names_of_other_classes_are_not_read_which_is_said(voc_root, capsys):
     assert said.startswith(f"note: {path}: not read") and "--dataset custom" in said
 
 
-def test_vocs_test_list_has_images_and_no_masks(voc_root):
-    folder = voc_root / "VOCdevkit" / "VOC2012"
-    write_list(folder, "test", ["2008_009999"])
-    Image.new("RGB", (40, 30)).save(folder / "JPEGImages" / "2008_009999.jpg")
-    with pytest.raises(UserError, match=r"2008_009999\.png: the mask of an id is missing"):
-        VOCSegmentation(voc_root, "test")
-    (folder / "SegmentationClass").rename(folder / "elsewhere")  # as the test archive alone has it
-    dataset = VOCSegmentation(voc_root, "test", masks_optional=True)
-    assert len(dataset.image_paths) == 1 and dataset.target_paths == []
-
-
 @pytest.mark.parametrize("inside", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
 def test_root_may_be_any_folder_of_the_tree(voc_root, inside):
     assert len(VOCSegmentation(voc_root / inside, "train")) == 6

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from network.backbone import build_backbone, packaged_weights
-from network.efficientnet_lite import DepthwiseConv2d, pad_same, replace_stride_with_dilation
+from network.efficientnet_lite import DepthwiseConv2d, pad_same
 from network.modeling import build_model
 from utils.common.errors import UserError
 
@@ -126,15 +126,6 @@ def test_gradients_under_autocast_are_those_of_fp32():
     with torch.autocast("cpu", torch.bfloat16):
         conv(x).float().sum().backward()
     torch.testing.assert_close(conv.weight.grad, plain.weight.grad)
-
-
-def test_a_convolution_that_loses_its_stride_keeps_the_dilation_before_it():
-    convs = [nn.Conv2d(1, 1, size, stride) for size, stride in [(3, 2), (5, 2), (3, 1), (5, 2)]]
-    convs += [nn.Conv2d(1, 1, 3, 1)]
-    replace_stride_with_dilation(convs, input_stride=2, output_stride=4)
-    assert [conv.stride[0] for conv in convs] == [2, 1, 1, 1, 1]
-    assert [conv.dilation[0] for conv in convs] == [1, 1, 2, 2, 4]
-    assert [conv.padding[0] for conv in convs] == [0, 2, 2, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,6 @@ def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_pa
 BN = "classifier.project.1"
 
 
-@pytest.mark.parametrize("is_own", [False, True])
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -142,11 +141,12 @@ BN = "classifier.project.1"
         (f"{BN}.weight", torch.ones(48, dtype=torch.int8)),
     ],
 )
-def test_weights_that_compute_nothing_of_use_are_refused(tmp_path, lite, is_own, key, value):
+def test_weights_that_compute_nothing_of_use_are_refused(lite, key, value):
     state = {**lite.state_dict(), key: value}
-    content = {**own(lite, LITE), "model_state": state} if is_own else state
-    with pytest.raises(UserError, match=rf"a\.pth: {key} is quantised, not finite, or a variance"):
-        load_checkpoint(save(tmp_path / "a.pth", content))
+    message = rf"a\.pth: {key} is quantised, not finite, or a variance"
+    for content in (state, {**own(lite, LITE), "model_state": state}):
+        with pytest.raises(UserError, match=message):
+            describe_checkpoint(Path("a.pth"), content)
 
 
 @pytest.mark.parametrize("num_classes", [1, 256])
@@ -318,7 +318,7 @@ def test_file_with_code_is_refused_and_nothing_runs(tmp_path, model, writer):
         load_checkpoint(path)
 
 
-def test_what_torch_cannot_read_is_one_line(tmp_path, lite):
+def test_what_is_no_checkpoint_of_a_deeplab_is_one_line(tmp_path, lite):
     whole = save(tmp_path / "whole.pth", lite.state_dict()).read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"\n<!DOCTYPE html><html>404</html>"):
         (tmp_path / "a.pth").write_bytes(content)
@@ -327,19 +327,10 @@ def test_what_torch_cannot_read_is_one_line(tmp_path, lite):
     for path in (tmp_path / "nowhere.pth", tmp_path):
         with pytest.raises(UserError, match=f"{path}: cannot be read .*--ckpt"):
             load_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"fc.weight": torch.zeros(3, 3)},  # a classifier of whole images
-        {"model_state": {}},
-        [torch.zeros(1)],
-    ],
-)
-def test_files_without_a_deeplab_are_named(tmp_path, content):
-    with pytest.raises(UserError, match=r"other\.pth: "):
-        load_checkpoint(save(tmp_path / "other.pth", content))
+    # A classifier of whole images, nothing, and a list.
+    for other in ({"fc.weight": torch.zeros(3, 3)}, {"model_state": {}}, [torch.zeros(1)]):
+        with pytest.raises(UserError, match=r"a\.pth: "):
+            load_checkpoint(save(tmp_path / "a.pth", other))
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,14 @@ from torch import nn
 
 from main import main
 from tests.conftest import ROOT, make_voc
+from tests.test_main import SMALL
 from utils.common.errors import UserError
 from utils.common.files import read_json
 from utils.distributed import init_distributed
 from utils.loss import LOSSES, AuxiliaryLoss, build_criterion
 from utils.run_folder import read_log
 
-FLAGS = (
-    "--model", "deeplabv3plus_mobilenet", "--backbone_weights", "none", "--crop_size", "48",
-    "--batch_size", "4", "--num_workers", "0", "--precision", "fp32", "--device", "cpu",
-    "--val_interval", "2",
-)  # fmt: skip
+FLAGS = (*SMALL, "--batch_size", 4, "--val_interval", 2)
 
 GRADIENTS = """
 import sys, torch

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from datasets.loader import build_loader, size_batches
-from datasets.transforms import ShortSideCenterCrop
 from datasets.voc import VOCSegmentation
 from network.modeling import build_model
 from tests.conftest import as_process, make_voc
@@ -59,13 +58,6 @@ def test_evaluation_is_against_native_targets(model, val_set):
                 if t != 255:
                     expected[t, p] += 1
     assert torch.equal(confusion(model, val_set, val_set.image_sizes(), 3), expected)
-
-
-def test_crop_val_is_another_protocol(model, val_set):
-    crops = VOCSegmentation(val_set.folder, "val", transform=ShortSideCenterCrop(65))
-    counted = confusion(model, crops, [(65, 65)] * len(crops), batch_size=4)
-    valid = sum(int((crops[index][1] != 255).sum()) for index in range(len(crops)))
-    assert int(counted.sum()) == valid
 
 
 def test_evaluation_that_runs_out_of_memory_halves_its_batch(model, val_set, capsys):

@@ -1,8 +1,6 @@
 """The README's lines of Python, and what other packages of the same names do to them."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 
 from network.modeling import build_model
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 from utils.checkpoint import describe_model
 
 MODEL = "deeplabv3plus_mobilenet"
@@ -21,13 +19,6 @@ def lines_of_the_readme():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (code,) = (block for block in blocks if "Predictor" in block)
     return code
-
-
-def run_python(code, *folders, cwd=ROOT):
-    code = f"import sys\nsys.path[:0] = {[str(folder) for folder in folders]}\n{code}"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
 
 
 def test_three_lines_of_the_readme_predict(tmp_path):
@@ -41,7 +32,7 @@ def test_three_lines_of_the_readme_predict(tmp_path):
     code = lines_of_the_readme()
     assert len(code.splitlines()) == 3
     shown = "print(classes.shape, classes.dtype, predictor.class_names, predictor.palette.shape)"
-    ended = run_python(code + shown, ROOT, cwd=tmp_path)
+    ended = run_python(code + shown, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split("\n")[-2] == "(33, 47) uint8 ['ground', 'cat'] (2, 3)"
 
@@ -52,7 +43,8 @@ def test_another_package_of_the_same_name_is_named(tmp_path, name, is_imported):
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("")
     before = f"import {name}; del sys.path[0]" if is_imported else ""
-    ended = run_python(f"{before}\nfrom utils.predictor import Predictor", tmp_path, ROOT)
+    path = f"import sys; sys.path[:0] = {[str(tmp_path), str(ROOT)]}"
+    ended = run_python(f"{path}\n{before}\nfrom utils.predictor import Predictor")
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: '{name}' is {tmp_path / name}, not this repository's")

@@ -145,15 +145,6 @@ def test_resize_multiplies_all_scales(model, precision):
     assert torch.equal(both, Predictor(model, precision, scales=[0.5, 1.0])(image))
 
 
-@pytest.mark.parametrize("views", [{}, {"scales": [0.5, 1.0], "flip": True}])
-def test_large_image_passes_through_a_real_model_in_windows(model, precision, views):
-    """A DeepLab, whose weights are of the precision, and not a stand-in."""
-    image = draw_image(100, 180)
-    pred = Predictor(model, precision, window=64, **views)(image)
-    expected = Predictor(model, "fp32", window=64, **views)(image)
-    assert share(pred, expected) >= LEAST[precision]
-
-
 def test_predictor_keeps_its_weights_while_training_goes_on(model, precision):
     image, model = draw_image(33, 33), copy.deepcopy(model)
     predictor = Predictor(model.train(), precision)

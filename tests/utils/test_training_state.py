@@ -87,13 +87,6 @@ def test_one_step_is_sgd_on_the_mean_cross_entropy():
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
-def test_steps_lower_loss_and_learning_rate():
-    state = steps(build(), 6)
-    assert state.losses.latest < state.losses.total / 6
-    assert state.lrs == pytest.approx([0.1 * 0.1**2] * 2)  # what the last one used
-    assert state.scheduler.get_last_lr() == pytest.approx([0.1 * 0.1**3] * 2)
-
-
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )

@@ -1,20 +1,14 @@
 """How a script ends: its status, and the one line that a user reads."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 from utils.common.errors import UserError, run_script
 
-
-def run_code(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", f"from utils.common.errors import *\n{code}"],
-        cwd=ROOT, capture_output=True, env={**os.environ, **environment},
-    )  # fmt: skip
+IMPORT = "from utils.common.errors import *\n"
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, None), (0, 0), (3, 3)])
@@ -35,8 +29,8 @@ def test_user_error_is_one_line_and_status_2(capsys):
 
 
 def test_fault_of_the_program_keeps_its_traceback():
-    ended = run_code("def main(argv): 1 / 0\nrun_script(main)")
-    assert ended.returncode == 1 and b"ZeroDivisionError" in ended.stderr
+    ended = run_python(IMPORT + "def main(argv): 1 / 0\nrun_script(main)")
+    assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
 
 
 def test_ctrl_c_is_one_line_and_status_130():
@@ -47,10 +41,10 @@ def test_ctrl_c_is_one_line_and_status_130():
         "    time.sleep(30)\n"
         "run_script(main)"
     )
-    ended = run_code(code)
+    ended = run_python(IMPORT + code)
     assert ended.returncode == 130
-    assert b"Traceback" not in ended.stderr
-    assert ended.stderr.decode().split("\n")[1:] == [
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.split("\n")[1:] == [
         "stopped: files that are complete are kept, none is half-written", ""
     ]  # fmt: skip
 
@@ -62,7 +56,7 @@ def test_output_that_nobody_reads_on_ends_a_script_quietly():
         "        print(number)\n"
         "run_script(main)"
     )
-    command = [sys.executable, "-c", f"from utils.common.errors import *\n{code}"]
+    command = [sys.executable, "-c", IMPORT + code]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         assert process.stdout.readline() == b"0\n"
@@ -78,7 +72,7 @@ def test_name_that_the_output_cannot_print_is_escaped(encoding):
         "    raise UserError('\\u65e5.png: is no image')\n"
         "run_script(main)"
     )
-    ended = run_code(code, PYTHONIOENCODING=encoding)
+    ended = run_python(IMPORT + code, PYTHONIOENCODING=encoding)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stdout.split() == [rb"\u65e5.png"]
-    assert ended.stderr.startswith(rb"error: \u65e5.png: is no image")
+    assert ended.stdout.split() == [r"\u65e5.png"]
+    assert ended.stderr.startswith(r"error: \u65e5.png: is no image")

@@ -1,15 +1,12 @@
 """Names in any script are drawn in a font that has their letters."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib
 import pytest
 from PIL import ImageFont
 
-from tests.conftest import ROOT
+from tests.conftest import run_python
 from utils.common import fonts
 
 BUNDLED = Path(matplotlib.get_data_path()) / "fonts/ttf"
@@ -54,6 +51,5 @@ def test_letters_that_no_font_has_are_said_once_in_one_line(installed, capsys):
 
 def test_a_notebooks_backend_does_not_stop_matplotlib():
     code = "from utils.common.fonts import find_fonts; print(find_fonts(['небо'])[0].name)"
-    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
-    assert ended.stdout.strip() == b"DejaVuSans.ttf", ended.stderr
+    ended = run_python(code, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert ended.stdout.strip() == "DejaVuSans.ttf", ended.stderr

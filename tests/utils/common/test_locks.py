@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -37,21 +36,3 @@ def test_lock_ends_with_its_process_even_if_a_child_of_that_lives_on(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
-
-
-def test_lock_lets_one_thread_in_at_a_time(tmp_path):
-    inside, most = [], []
-
-    def enter():
-        for _ in range(20):
-            with locked(tmp_path / "x.lock"):
-                inside.append(1)
-                most.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=enter) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(most) == 80 and max(most) == 1

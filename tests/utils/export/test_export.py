@@ -3,18 +3,16 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import predict
 from network.modeling import build_model
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
+from tests.utils.test_checkpoint import randomize
 from utils.checkpoint import describe_model
 from utils.export import __main__ as export
 from utils.export import formats
@@ -32,11 +30,7 @@ def save_checkpoint(folder, name="deeplabv3plus_mobilenet", **settings):
     torch.manual_seed(0)
     args = {"model": name, "output_stride": 16, "separable_conv": True, **settings}
     network = {key: args[key] for key in ("output_stride", "separable_conv")}
-    model = build_model(name, num_classes=3, **network)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.5)
+    model = randomize(build_model(name, num_classes=3, **network))
     args |= {"dataset": "custom", "data_root": "/home/somebody/pets"}
     torch.save(describe_model(model, args, NAMES, COLOURS), folder / "best.pth")
     return folder / "best.pth"
@@ -133,9 +127,7 @@ def example(number):
 def run_alone(code, folder, missing):
     """Run code as if some packages were not installed."""
     code = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n{code}"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    return run_python(code, cwd=folder)
 
 
 @needs_onnx

@@ -13,7 +13,6 @@ from tests.utils.report.test_image_grid import LONG, check_layout
 from utils.common.errors import UserError
 from utils.report.charts import plot_confusion, plot_distribution
 from utils.report.heads import draw_heads
-from utils.report.image_grid import MAX_HEIGHT, PAGE_WIDTH
 
 
 def statistics(pixel_counts, void=0, images=None):
@@ -81,20 +80,12 @@ def test_confusion_is_normalised_by_row_and_its_diagonal_framed():
 def test_confusion_fits_a_page_and_does_not_overlap(names):
     number = len(names)
     figure = plot_confusion(names, np.eye(number, dtype=int), LONG * 2)
-    figure.draw_without_rendering()
-    width, height = figure.get_size_inches()
-    assert width <= PAGE_WIDTH and height <= MAX_HEIGHT
-    title = figure.findobj(lambda artist: artist is figure._suptitle)[0].get_window_extent()
-    assert title.x0 >= 0 and title.x1 <= figure.bbox.x1
     axes = figure.axes[0]
+    for text in axes.texts:  # the numbers in the cells
+        text.set_visible(False)
+    check_layout(figure, smallest=7 if number <= 21 else 3)
     if names is CLASS_NAMES:  # all are shown
         assert [tick.get_text() for tick in axes.get_xticklabels()] == list(CLASS_NAMES)
-    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert all(tick.get_fontsize() >= (7 if number <= 21 else 3) for tick in ticks)
-        boxes = [tick.get_window_extent() for tick in ticks]
-        for one, other in zip(boxes, boxes[1:], strict=False):
-            assert not one.overlaps(other)
-        assert all(box.x0 >= -1 and box.y0 >= -1 for box in boxes)
 
 
 def test_the_drawing_of_both_heads_has_the_boxes_of_the_network():
@@ -105,10 +96,6 @@ def test_the_drawing_of_both_heads_has_the_boxes_of_the_network():
     )
     for number in (6, 12, 18):
         assert f"3x3, rate {number}" in three
-    assert sorted(set(plus) - set(three)) == [
-        "1x1, 48",
-        "concat",
-        "low-level\nfeatures, 1/4",
-        "upsample\nx 4",
-    ]
+    more = ["1x1, 48", "concat", "low-level\nfeatures, 1/4", "upsample\nx 4"]
+    assert sorted(set(plus) - set(three)) == more
     assert set(three) - set(plus) == {"upsample\nx 16"}

@@ -1,8 +1,5 @@
 """Pictures, read back from the figures: what is drawn where, and that nothing overlaps."""
 
-import os
-import subprocess
-import sys
 import warnings
 from itertools import combinations
 
@@ -17,7 +14,7 @@ from PIL import Image
 
 from datasets.colours import PALETTE, default_colours
 from datasets.voc import CLASS_NAMES
-from tests.conftest import ROOT
+from tests.conftest import run_python
 from tests.utils.common.test_fonts import OTHER
 from utils.common.fonts import dejavu
 from utils.report import image_grid as image_grid_module
@@ -203,9 +200,8 @@ def test_the_same_figure_gives_the_same_bytes_whatever_matplotlibrc_says(tmp_pat
 @pytest.mark.slow
 def test_a_notebooks_backend_does_not_stop_the_figures():
     code = "import utils.report.image_grid, visualize; print('there')"
-    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
-    assert ended.stdout.strip() == b"there", ended.stderr
+    ended = run_python(code, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert ended.stdout.strip() == "there", ended.stderr
 
 
 def test_letters_that_the_usual_font_has_not_come_from_another_without_a_warning(
