@@ -149,18 +149,19 @@ def choose_compared(found: Findings, args: argparse.Namespace) -> list[Run]:
     Raises:
         UserError: those that are named are too many, or their scores do not compare.
     """
-    chosen = found.runs if args.runs else runs_to_compare(found.runs)
+    is_named = args.runs and (args.figure == "compare" or len(found.runs) <= MAX_COMPARED)
+    chosen = found.runs if is_named else runs_to_compare(found.runs)
     if len(chosen) > MAX_COMPARED:
         raise UserError(f"--runs: {len(chosen)} given: compare has room for {MAX_COMPARED}")
     unlike = ", ".join(run.name for run in found.runs if not are_alike(run, chosen[0]))
-    if args.runs and unlike:
+    if is_named and unlike:
         raise UserError(
             f"--runs: evaluated otherwise than {chosen[0].name} (images, --crop_val, --resize): "
             f"{unlike}: name runs whose scores compare"
         )
     if unlike:
         found.notes.append(f"not compared, since evaluated otherwise: {unlike}")
-    if not args.runs and len(chosen) == 1:
+    if not is_named and len(chosen) == 1:
         what, reason = "a model trained with another loss", f"no such run beside {chosen[0].name}"
         found.miss(what, reason, second_loss_command(chosen[0], found.source))
     return chosen
@@ -174,7 +175,7 @@ def find_sam(
     pictures = [folder / f"{name}.png" for name in ids]
     try:
         found.sam = read_sam_scores(folder, found.source.dataset, dataset.class_names)
-        if not all(path.with_suffix(".npz").exists() for path in pictures):
+        if not all(path.exists() and path.with_suffix(".npz").exists() for path in pictures):
             raise UserError(f"{folder} does not hold masks of all the images compared")
         return pictures
     except UserError as error:

@@ -124,6 +124,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = (grey * np.float32(255 / most)).round().clip(0, 255)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image  # else it cannot be RGBA
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")

@@ -29,7 +29,7 @@ from utils.common.errors import UserError
 from utils.common.files import write_json
 from utils.sam import mask_maker, weights
 from utils.sam.mask_files import load_masks
-from utils.sam.mask_maker import MaskMaker
+from utils.sam.mask_maker import MaskMaker, _Resize
 from utils.sam.regions import Prompts, component_prompts
 from utils.sam.weights import WIDTH_KEY, SamModel, file_checksum, find_weights, load_sam
 
@@ -176,6 +176,10 @@ def test_prompts_give_one_mask_each_with_its_class(sam, photo):
         assert (mask.numpy() != expected[0]).mean() < 1e-3
         assert masks.predicted_iou[index] == pytest.approx(iou[0], abs=1e-4)
     assert len(maker(photo, Prompts(*(part[:0] for part in prompts)))) == 0
+
+
+def test_the_narrowest_image_has_a_pixel_for_the_encoder():
+    assert _Resize.get_preprocess_shape(1, 500, 64) == (1, 64)
 
 
 def test_large_image_takes_fewer_points_at_a_time(sam, photo, monkeypatch):

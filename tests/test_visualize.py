@@ -291,9 +291,12 @@ def test_bad_input_is_named(show, argv, words):
 
 
 def test_too_many_runs_to_compare(show, monkeypatch):
-    monkeypatch.setattr(visualize, "MAX_COMPARED", 1)
-    error = show("compare", "--runs", "voc_ce", "voc_focal").error
-    assert "--runs: 2 given: compare has room for 1" in error
+    monkeypatch.setattr(visualize, "MAX_COMPARED", 2)
+    names = ("voc_ce", "voc_focal", "voc_ce")
+    error = show("compare", "--runs", *names).error
+    assert "--runs: 3 given: compare has room for 2" in error
+    # A report has other parts for them, and chooses by itself.
+    assert "missing: predictions of one to four" not in show("report", "--runs", *names).stdout
 
 
 def test_runs_evaluated_otherwise_are_not_compared(show, undrawn, runs_dir, tmp_path):

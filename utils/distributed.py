@@ -26,10 +26,17 @@ def init_distributed(name: str) -> torch.device:
     Each process takes the GPU of its own number, before it touches any.
 
     Raises:
-        UserError: there is no such device, or there are more processes than GPUs.
+        UserError: there is no such device, torchrun's variables are there in part, or there are
+            more processes than GPUs.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return choose_device(name)
+    names = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [variable for variable in names if variable not in os.environ]:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
+            "unset them (env -u RANK -u WORLD_SIZE python ...)"
+        )
     if torch.cuda.is_available() and name.startswith(("auto", "cuda")):
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if index >= count:

@@ -11,6 +11,7 @@ from utils.common.errors import UserError
 # Where files keep their weights, the averaged ones first; "model_state" is the public ancestor's.
 EMA_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
 PLAIN_KEYS = ("model_state", "model_state_dict", "state_dict", "model", "net", "weights")
+MAX_NESTING = 3  # as in {"model": {"state_dict": ...}}
 
 AUX_HEAD = "aux_classifier."  # a head that training alone uses; nothing that predicts has it
 MAX_CLASSES = 255  # predictions are bytes, and 255 is void
@@ -38,11 +39,14 @@ def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torc
     Raises:
         UserError: there are no weights, or each is there twice.
     """
-    held = [key for key in EMA_KEYS + PLAIN_KEYS if isinstance(content.get(key), dict)]
-    weights = content[held[0]] if held else content
-    note = ""
-    if held and held[0] in EMA_KEYS and held[-1] in PLAIN_KEYS:
-        note = f"takes the averaged weights ({held[0]}), not {held[-1]}"
+    weights, note = content, ""
+    for _ in range(MAX_NESTING):
+        held = [key for key in EMA_KEYS + PLAIN_KEYS if isinstance(weights.get(key), dict)]
+        if not held:
+            break
+        if held[0] in EMA_KEYS and held[-1] in PLAIN_KEYS:
+            note = f"takes the averaged weights ({held[0]}), not {held[-1]}"
+        weights = weights[held[0]]
     kept = {key: value for key, value in weights.items() if _is_weight(key, value)}
     if not kept:
         raise UserError(f"{path}: holds no weights of a model: give another file")
@@ -53,9 +57,11 @@ def find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, torc
 
 
 def _is_weight(key: Any, value: Any) -> bool:
-    """Not a number, such as the count that an average keeps (`n_averaged`)."""
+    """Not a number of an average (`n_averaged`), nor a counter that thop puts into a model."""
     is_tensor = isinstance(key, str) and isinstance(value, torch.Tensor)
-    return is_tensor and (value.dim() > 0 or key.endswith("num_batches_tracked"))
+    if not is_tensor or key.endswith(("total_ops", "total_params")):
+        return False
+    return value.dim() > 0 or key.endswith("num_batches_tracked")
 
 
 def check_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -127,6 +127,8 @@ class TrainingState:
             self.best_score, self.seconds = content["best_score"], content["seconds"]
             self.lrs = content.get("lrs", self.scheduler.get_last_lr())  # older files have none
             self.losses.total = content["loss_total"]
+            if "rng" in content:
+                say(f"note: {path} is of older code: dropout draws other numbers from here on")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: cannot be resumed from ({error!r}): use --ckpt for its weights alone"

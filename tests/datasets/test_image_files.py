@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.base import SegmentationDataset
-from datasets.image_files import image_size, pixel_limit, read_image
+from datasets.image_files import image_size, pixel_limit, read_image, to_rgb
 from datasets.loader import worker_faults_explained
 from tests.conftest import save_mask
 from utils.common.errors import UserError
@@ -133,6 +133,11 @@ def test_grey_deep_and_transparent_pixels_are_bytes_in_three_channels(
 ):
     photo = read_image(save(tmp_path / name, image, **options))
     assert photo.tolist() == [[expected]] * 3 and photo.dtype == torch.uint8
+
+
+def test_premultiplied_grey_lies_on_white_too():
+    image = Image.frombytes("La", (2, 1), bytes([0, 0, 8, 255]))
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [255, 8]
 
 
 # An image and its mask.

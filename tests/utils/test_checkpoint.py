@@ -115,10 +115,11 @@ def test_colours_are_the_files_own_or_else_the_default_ones(tmp_path, lite):
 def test_weights_are_found_in_every_usual_wrapper(tmp_path, lite, beside, key, prefix):
     state = lite.state_dict()
     wrapped = {prefix + name: value for name, value in state.items()}
-    wrapped |= {"n_averaged": torch.tensor(7), "epoch": 3}
+    wrapped |= {"n_averaged": torch.tensor(7), "epoch": 3, "total_ops": torch.zeros(1)}
     content = {**beside, key: wrapped} if key else wrapped
-    checkpoint = load_checkpoint(save(tmp_path / "a.pth", content))
-    assert checkpoint.model == LITE and list(checkpoint.state_dict) == list(state)
+    for nested in (content, {"model": content}):
+        checkpoint = load_checkpoint(save(tmp_path / "a.pth", nested))
+        assert checkpoint.model == LITE and list(checkpoint.state_dict) == list(state)
 
 
 def test_averaged_weights_are_taken_where_there_are_both_and_that_is_said(tmp_path, lite, capsys):

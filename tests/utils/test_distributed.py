@@ -149,8 +149,23 @@ def test_process_that_fails_ends_the_others_long_before_their_timeout(data, tmp_
     assert ended.returncode != 0 and "rank 1 fails" in ended.stderr
 
 
-def test_each_process_touches_its_own_gpu_alone(monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
+@pytest.fixture
+def torchrun_variables(monkeypatch):
+    """What torchrun tells the second of two processes."""
+    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "h", "MASTER_PORT": 1}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_variables_of_torchrun_that_are_missing_are_named(torchrun_variables, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UserError, match="RANK and WORLD_SIZE are set, but not MASTER_ADDR: start"):
+        init_distributed("cpu")
+    monkeypatch.delenv("RANK")  # a cluster's own, without torchrun
+    assert init_distributed("cpu") == torch.device("cpu")
+
+
+def test_each_process_touches_its_own_gpu_alone(torchrun_variables, monkeypatch):
     touched = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -48,7 +48,9 @@ def load_or_make_picks(
     stored = read_json(path) if path.exists() else {}
     image_set = image_set or stored.get("image_set", "train")
     dataset = build_dataset(source, image_set, masks_only=True)
-    picks = {"dataset": source.dataset, "data_root": source.data_root, "image_set": image_set}
+    root = str(stored.get("data_root", ""))  # which may spell the same folder otherwise
+    root = root if Path(root).resolve() == Path(source.data_root).resolve() else source.data_root
+    picks = {"dataset": source.dataset, "data_root": root, "image_set": image_set}
     if stored and not fixed:
         try:
             names, ids = set(stored["classes"]), {*stored["classes"].values(), *stored["five"]}

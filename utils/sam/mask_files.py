@@ -114,7 +114,8 @@ def is_done(path: Path, made_with: dict[str, Any]) -> bool:
     except UserError as error:
         say(f"{error}; making it again")
         return False
-    if other := sorted({name for name, _ in before.items() ^ made_with.items()}):
+    # What an older file does not know is no difference.
+    if other := sorted(k for k, value in made_with.items() if before.get(k, value) != value):
         raise UserError(
             f"{path}: holds masks made with another {' and '.join(other)}: --overwrite makes them "
             "again, --output_dir DIR puts them elsewhere"

@@ -24,7 +24,12 @@ MASK_BYTES = 2**31  # what the logits of one batch of points may take at the ima
 
 
 class _Resize(ResizeLongestSide):
-    """For devices without float64."""
+    """For images of every shape, and for devices without float64."""
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(height, 1), max(width, 1)
 
     def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
         return super().apply_coords(coords, original_size).astype(np.float32)

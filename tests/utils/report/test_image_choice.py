@@ -1,5 +1,6 @@
 """The choice of images, on hand-made masks."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -155,6 +156,8 @@ def test_stored_picks_are_read_again_unless_there_is_a_wish(source, tmp_path):
     wanted = load_or_make_picks(path, source, fixed={"cat": "c"})
     assert wanted["classes"] == {"cat": "c", "dog": "b"} and wanted["five"] == ["c", "b"]
     assert load_or_make_picks(path, source) == wanted
+    same = dataclasses.replace(source, data_root=f"{source.data_root}/../data")
+    assert load_or_make_picks(path, same) == wanted
 
 
 @pytest.mark.parametrize(

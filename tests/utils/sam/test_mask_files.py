@@ -5,7 +5,7 @@ from segment_anything.utils.amg import mask_to_rle_pytorch, rle_to_mask
 
 from datasets.colours import distinct_colours
 from utils.common.errors import UserError
-from utils.sam.mask_files import Masks, draw_masks, load_masks, save_masks
+from utils.sam.mask_files import Masks, draw_masks, is_done, load_masks, save_masks
 
 LARGE = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]) > 0
 SMALL = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]) > 0
@@ -68,6 +68,16 @@ def test_broken_mask_file_is_named(tmp_path, spoil):
     spoil(path)
     with pytest.raises(UserError, match=r"a\.npz: .*sam_infer\.py"):
         load_masks(path)
+
+
+def test_what_older_masks_do_not_know_is_no_difference(tmp_path):
+    path, made_with = tmp_path / "a.npz", {"points_per_side": 32, "given_up": 1}
+    save_masks(path, masks_of([SMALL], made_with=made_with))
+    assert not is_done(path, {"points_per_side": 32})  # there is no picture
+    path.with_suffix(".png").touch()
+    assert is_done(path, {"points_per_side": 32, "added": 2})
+    with pytest.raises(UserError, match=r"a\.npz: .* another points_per_side: --overwrite"):
+        is_done(path, {"points_per_side": 16})
 
 
 def test_picture_has_colours_inside_borders_between_and_the_image_outside():
