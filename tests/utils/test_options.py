@@ -82,18 +82,14 @@ def test_every_number_has_bounds_and_keeps_to_them_in_one_line(run, script):
     [
         ("main.py", "--lr", "1e-9 1e30", "0 inf nan much"),
         ("main.py", "--seed", f"0 {2**63 - 1}", f"{2**63} -1 1.5"),
-        ("main.py", "--num_workers", "0 64", "65"),
         ("main.py", "--batch_size", "2 64", "0 1 1000000000"),
         ("main.py", "--crop_size", "1 2048", "0 1000000000"),
         ("main.py", "--momentum", "0 0.99", "1"),
-        ("main.py", "--focal_gamma", "0 5", "1e30"),
         ("main.py", "--ema_decay", "0 0.9999", "1"),
         ("main.py", "--resize", "0.5 16", "0 17"),
         ("main.py", "--val_fraction", "0.1", "0 1"),
         ("predict.py", "--scales", "0.5", "0 1e30"),
         ("predict.py", "--window", "513", "31 1000000000"),
-        ("visualize.py classes", "--dpi", "75 600", "0 1000000"),
-        ("sam_infer.py", "--pred_iou_thresh", "0 1", "1.5"),
     ],
 )
 def test_bounds_are_these(script, flag, taken, not_taken):
@@ -105,19 +101,6 @@ def test_bounds_are_these(script, flag, taken, not_taken):
         message = f"^must be a( whole)? number {bounds}, not {word}$"
         with pytest.raises(argparse.ArgumentTypeError, match=message):
             number(word)
-
-
-def test_numbers_at_their_bounds_train(run, tmp_path):
-    make_voc(tmp_path, num_train=2, num_val=2)
-    flags = {"step_size", "warmup_itrs", "val_interval", "save_interval", "seed", "val_batch_size"}
-    actions = [action for action in build_parser("")._actions if action.dest in flags]
-    most = [word for action in actions for word in (f"--{action.dest}", action.type.most)]
-    ended = run(
-        main.main, *SMALL, *most, "--crop_size", 1, "--total_itrs", 1, "--data_root", tmp_path,
-        "--runs_dir", tmp_path / "runs", "--bn_momentum", 1, "--color_jitter", 1,
-        "--backbone_lr_factor", 0, "--weight_decay", 0,
-    )  # fmt: skip
-    assert ended.status == 0, ended.stderr
 
 
 # Help, and one line for what is wrong
