@@ -13,8 +13,6 @@ import sam_infer
 import utils.benchmark.__main__ as benchmark
 import utils.export.__main__ as export
 import visualize
-from tests.conftest import make_voc
-from tests.test_main import SMALL
 from utils.common.errors import UserError
 from utils.common.flags import Number
 from utils.options import (
