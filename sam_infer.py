@@ -125,18 +125,21 @@ def plan(
     return todo
 
 
+def find_prompts(kind: str, deeplab: Predictor | None, pred: torch.Tensor | None) -> Prompts | None:
+    """What SAM is asked about: the regions of a prediction (H, W), or None for a grid."""
+    if kind == "grid" or deeplab is None or pred is None:
+        return None
+    return component_prompts(pred, first_class=int(has_background(deeplab.class_names)))
+
+
 def segment(
     image: torch.Tensor,
-    deeplab: Predictor | None,
+    prompts: Prompts | None,
     maker: Callable[[torch.Tensor, Prompts | None], Masks],
     made_with: dict[str, Any],
     path: Path,
 ) -> None:
-    """Make the masks of an image, a grid's or of what `deeplab` finds, and leave the two files."""
-    prompts = None
-    if deeplab:
-        pred = torch.from_numpy(deeplab.predict_image(image))
-        prompts = component_prompts(pred, first_class=int(has_background(deeplab.class_names)))
+    """Make the masks of an image, those of a grid without prompts, and leave the two files."""
     start = time.perf_counter()
     masks = maker(image, prompts)
     masks.settings = {"made_with": made_with, "seconds": time.perf_counter() - start}
@@ -163,7 +166,6 @@ def main(argv: list[str] | None = None) -> int:
         flags = {name: getattr(args, name) for name in ("points_per_batch", *MASK_FLAGS)}
         maker = MaskMaker(load_sam(args.sam_model, weights), device, args.precision, **flags)
 
-    asked = deeplab if args.prompts == "deeplab" else None
     scores, seconds, failures = RegionScores(dataset.num_classes if dataset else 0), {}, {}
     for name, path in progress(paths.items(), "SAM", len(paths)):
         file = output_dir / f"{name}.npz"
@@ -173,11 +175,13 @@ def main(argv: list[str] | None = None) -> int:
                     image, target = dataset[dataset.ids.index(name)]
                 else:
                     image = read_image(path)
+                needed = deeplab if dataset or name in todo else None
+                pred = torch.from_numpy(needed.predict_image(image)) if needed else None
                 if name in todo:
-                    segment(image, asked, maker, todo[name], file)
+                    prompts = find_prompts(args.prompts, deeplab, pred)
+                    segment(image, prompts, maker, todo[name], file)
                 masks = load_masks(file)
                 if dataset:
-                    pred = torch.from_numpy(deeplab.predict_image(image)) if deeplab else None
                     scores.update(target, masks, pred)
             seconds[name] = masks.settings["seconds"]
         except UserError as error:
