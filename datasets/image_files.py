@@ -1,6 +1,7 @@
 """Reading images and masks, with errors that name the file."""
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,6 +132,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
 
 
+@functools.cache
 def picture_suffixes() -> set[str]:
     """The suffixes of all formats that Pillow reads, in lower case."""
     formats = Image.registered_extensions().items()

@@ -157,8 +157,7 @@ def build_loader(
         collate_fn=_collate,
         persistent_workers=num_workers > 0,
         worker_init_fn=_init_worker,
-        # Its own generator: a DataLoader draws a seed from the default one, which would make
-        # dropout depend on how often a run was resumed.
+        # Its own generator: a DataLoader draws a seed, and the default one is the caller's.
         generator=torch.Generator(),
     )
 
