@@ -37,7 +37,7 @@ from utils.report.latex import to_latex
 from utils.report.markdown import to_markdown
 from utils.report.options import FIGURES, parse_args, parse_wishes
 from utils.report.runs import are_alike, measured_on, read_sam_scores, runs_to_compare
-from utils.run_records import Run, find_runs, load_named_runs, second_loss_command
+from utils.run_records import Run, best_run, find_runs, load_named_runs, second_loss_command
 
 if TYPE_CHECKING:  # matplotlib is slow to import: what draws comes where it is used
     from matplotlib.figure import Figure
@@ -193,7 +193,7 @@ def draw_errors(found: Findings, args: argparse.Namespace) -> Drawn:
 
     if args.figure == "errors" and args.runs and len(args.runs) > 1:
         raise UserError(f"--runs: {len(args.runs)} given: errors looks at one run")
-    run = max(runs_to_compare(found.runs), key=lambda run: run.best["miou"])
+    run = best_run(runs_to_compare(found.runs))
     dataset, on = build_dataset(found.source, args.val_image_set), args.val_image_set
     if 0 < args.limit < len(dataset):
         on = f"{args.limit:,} of {len(dataset):,} images of {on}"

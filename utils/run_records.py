@@ -180,9 +180,9 @@ def _folders(runs_dir: Path) -> list[Path]:
     return sorted(path.parent for path in runs_dir.glob(f"*/{ARGS_FILE}"))
 
 
-def best_run(runs: Sequence[Run]) -> Run | None:
-    """The run with the highest mIoU, the first of equals."""
-    return max(runs, key=lambda run: run.best["miou"], default=None)
+def best_run(runs: Sequence[Run]) -> Run:
+    """The run with the highest mIoU, the first of equals, of at least one."""
+    return max(runs, key=lambda run: run.best["miou"])
 
 
 def default_checkpoint(
@@ -204,7 +204,7 @@ def default_checkpoint(
         return None, f"no finished run{on} in {runs_dir}"
     newest = max(runs, key=lambda run: run.best_checkpoint.stat().st_mtime)
     rivals = [run for run in runs if run.compares_with(newest)]
-    best, source = max(rivals, key=lambda run: run.best["miou"]), newest.source
+    best, source = best_run(rivals), newest.source
     data = f"custom data in {source.data_root}" if source.dataset == "custom" else source.dataset
     reason = f"mIoU {100 * best.best['miou']:.2f}, the best of {len(rivals)} on {data}"
     if others := len(runs) - len(rivals):

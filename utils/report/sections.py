@@ -93,7 +93,8 @@ def _balance(found: Findings) -> list[Block]:
 def _accuracy_table(found: Findings) -> list[Block]:
     """Both metrics of a constant prediction and of the best run."""
     rows = [found.constant] if found.constant else []
-    if run := best_run(found.runs):
+    if found.runs:
+        run = best_run(found.runs)
         scores = points(run.best["pixel_acc"]), points(run.best["miou"])
         rows.append([f"{code(run.name)}, the best run", measured_on(run), *scores])
     caption = "Pixel accuracy and mIoU in percent."
@@ -102,7 +103,7 @@ def _accuracy_table(found: Findings) -> list[Block]:
 
 def _network(found: Findings, answers: Answers) -> list[Block]:
     """What differs between the heads, and their sizes with the backbone of the best run."""
-    run, number = best_run(found.runs), len(found.class_names)
+    run, number = best_run(found.runs) if found.runs else None, len(found.class_names)
     backbone = str(run.setting("model") if run else "_resnet50").partition("_")[2]
     rows = []
     for name in (f"deeplabv3_{backbone}", f"deeplabv3plus_{backbone}"):

@@ -17,7 +17,7 @@ from utils.report.runs import (
     runs_to_compare,
     special_settings,
 )
-from utils.run_records import Run
+from utils.run_records import Run, best_run
 
 Groups = dict[str, list[Run]]  # runs that differ in the seed alone, by what tables call them: R1
 SCORES = {"mIoU": "miou", "pixel acc.": "pixel_acc", "mean acc.": "mean_acc", "fw IoU": "fw_iou"}
@@ -110,7 +110,7 @@ def _schedule(run: Run) -> str:
 
 def _best(runs: Sequence[Run]) -> str:
     """The best run, beside what the course asks for on VOC."""
-    run = max(runs, key=lambda run: run.best["miou"])
+    run = best_run(runs)
     epoch = f"epoch {run.best['epoch']:g}, " if math.isfinite(run.best["epoch"]) else ""
     text = (
         f"The best run is {code(run.name)} ({loss_name(run)}) with {points(run.best['miou'])} % "
